@@ -1,0 +1,111 @@
+"""One row of one node's answer: a study, a series or an instance in DICOM terms, with its patient and its origin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.errors import Unmappable
+from gateway.model.dataset import Dataset, attribute, text
+from gateway.model.patient import PatientKey, other_keys, patient_of
+from gateway.model.vocabulary import INSTANCE_UID, ISSUER, SERIES_UID, STUDY_UID, Level, keyword
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one node said about one study, series or instance.
+
+    `attributes` is the DICOM JSON model (upper-case tags) as the node gave it, patient and study attributes included; it
+    always carries (0010,0021) = `patient.issuer` and the UIDs of its own level and above. `linked` are the patient's other
+    identifiers by (0010,1002), `patient` not among them. `children` are rows of lower levels that the node gave in the same
+    answer; an empty tuple says nothing about what exists. Treat `attributes` as frozen: copy before changing.
+    """
+
+    level: Level
+    node: str
+    patient: PatientKey
+    study: str
+    series: str = ""
+    instance: str = ""
+    attributes: Dataset = field(default_factory=dict)
+    linked: frozenset[PatientKey] = frozenset()
+    children: tuple[Row, ...] = ()
+
+    @property
+    def uid(self) -> str:
+        """The UID of the row's own level."""
+        return {Level.STUDY: self.study, Level.SERIES: self.series, Level.IMAGE: self.instance}[self.level]
+
+    @property
+    def uids(self) -> tuple[str, str, str]:
+        """(study, series, instance), '' for the levels below: the row's place in the hierarchy, whatever its node."""
+        return self.study, self.series, self.instance
+
+
+def row_of(
+    level: Level,
+    node: str,
+    attributes: Dataset,
+    issuer: str,
+    *,
+    study: str = "",
+    series: str = "",
+    children: tuple[Row, ...] = (),
+) -> Row:
+    """A row from a data set, which is not changed. `issuer` is the node's `patient_id_issuer`.
+
+    `study` and `series` are the UIDs asked under, used where the data set leaves them out. Raises Unmappable when a UID of
+    `level` or above is missing.
+    """
+    patient = patient_of(attributes, issuer)
+    uids = _uids(level, attributes, study, series)
+    given = {ISSUER: patient.issuer, STUDY_UID: uids[0], SERIES_UID: uids[1]}
+    missing = {tag: attribute(tag, [value]) for tag, value in given.items() if value and text(attributes, tag) != value}
+    if missing:
+        attributes = {**attributes, **missing}
+    linked = other_keys(attributes)
+    return Row(level, node, patient, *uids, attributes=attributes, linked=linked - {patient}, children=children)
+
+
+def _uids(level: Level, attributes: Dataset, study: str, series: str) -> tuple[str, str, str]:
+    found = [text(attributes, STUDY_UID) or study, "", ""]
+    needed = [STUDY_UID]
+    if level is not Level.STUDY:
+        found[1] = text(attributes, SERIES_UID) or series
+        needed.append(SERIES_UID)
+    if level is Level.IMAGE:
+        found[2] = text(attributes, INSTANCE_UID)
+        needed.append(INSTANCE_UID)
+    for tag, uid in zip(needed, found, strict=False):
+        if not uid:
+            raise Unmappable(f"a {level} record has no {keyword(tag)}")
+    return found[0], found[1], found[2]
+
+
+def to_plain(row: Row) -> dict[str, Any]:
+    """The row as plain JSON values, for the cache; `from_plain` is its inverse."""
+    return {
+        "level": row.level.value,
+        "node": row.node,
+        "patient": [row.patient.issuer, row.patient.id],
+        "uids": list(row.uids),
+        "attributes": row.attributes,
+        "linked": sorted([key.issuer, key.id] for key in row.linked),
+        "children": [to_plain(child) for child in row.children],
+    }
+
+
+def from_plain(plain: dict[str, Any]) -> Row:
+    """Raises KeyError, TypeError or ValueError for anything `to_plain` did not make."""
+    study, series, instance = plain["uids"]
+    return Row(
+        level=Level(plain["level"]),
+        node=plain["node"],
+        patient=PatientKey(*plain["patient"]),
+        study=study,
+        series=series,
+        instance=instance,
+        attributes=plain["attributes"],
+        linked=frozenset(PatientKey(*key) for key in plain["linked"]),
+        children=tuple(from_plain(child) for child in plain["children"]),
+    )
