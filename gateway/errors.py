@@ -1,0 +1,142 @@
+"""The error tree: one stable code per kind, no HTTP in it; texts carry our own identifiers only, never patient data."""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """Anything the gateway refuses or fails to do.
+
+    `code` is stable and documented in gateway/README.md. `detail` is safe to show to the caller: it names parameters,
+    nodes and UIDs, never patient data and never a library's own message. `parameter` names the request parameter at fault.
+    """
+
+    code = "GW000"
+    title = "Gateway error"
+
+    def __init__(self, detail: str, *, parameter: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.parameter = parameter
+
+
+class RequestError(GatewayError):
+    """The caller's request cannot be served as it stands."""
+
+    code, title = "GW100", "Bad request"
+
+
+class InvalidQuery(RequestError):
+    code, title = "GW101", "Invalid query"
+
+
+class NotAcceptable(RequestError):
+    code, title = "GW102", "Not acceptable"
+
+
+class Unauthenticated(RequestError):
+    code, title = "GW103", "Not authenticated"
+
+
+class Forbidden(RequestError):
+    code, title = "GW104", "Forbidden"
+
+
+class NotFound(RequestError):
+    code, title = "GW105", "Not found"
+
+
+class Conflict(RequestError):
+    """The identifier names more than one patient's data; `choices` are the addresses that name just one."""
+
+    code, title = "GW106", "Ambiguous: more than one patient"
+
+    def __init__(self, detail: str, *, parameter: str | None = None, choices: tuple[str, ...] = ()) -> None:
+        super().__init__(detail, parameter=parameter)
+        self.choices = choices
+
+
+class MethodNotAllowed(RequestError):
+    code, title = "GW107", "Method not allowed"
+
+
+class TooLarge(RequestError):
+    code, title = "GW108", "Too large"
+
+
+class NodeError(GatewayError):
+    """One node failed. `transient` errors are the only ones that may be retried; `retry_after` is in seconds."""
+
+    code, title = "GW200", "Node failed"
+    transient = False
+
+    def __init__(self, node: str, detail: str, *, retry_after: float | None = None) -> None:
+        super().__init__(f"node {node}: {detail}")
+        self.node = node
+        self.reason = detail
+        self.retry_after = retry_after
+
+
+class NodeUnreachable(NodeError):
+    code, title, transient = "GW201", "Node unreachable", True
+
+
+class NodeTimeout(NodeError):
+    code, title, transient = "GW202", "Node timed out", True
+
+
+class NodeBusy(NodeError):
+    code, title, transient = "GW203", "Node busy", True
+
+
+class NodeRefused(NodeError):
+    code, title = "GW204", "Node refused"
+
+
+class NodeProtocolError(NodeError):
+    code, title = "GW205", "Node answered out of protocol"
+
+
+class Unsupported(NodeError):
+    code, title = "GW206", "Not supported by the node"
+
+
+class BudgetExceeded(NodeError):
+    """The node cannot match a key and the descent below its rows would cost more than its budget."""
+
+    code, title = "GW207", "Search too broad for the node"
+
+
+class NoNodeAnswered(NodeError):
+    """Every selected node failed; `failures` holds each node's own error."""
+
+    code, title, transient = "GW208", "No node answered", True
+
+    def __init__(self, failures: tuple[NodeError, ...]) -> None:
+        names = ", ".join(failure.node for failure in failures)
+        GatewayError.__init__(self, "no selected node answered: " + "; ".join(f.detail for f in failures))
+        self.node = names
+        self.reason = "no answer"
+        self.failures = failures
+        self.retry_after = max((f.retry_after or 0.0 for f in failures), default=0.0) or None
+
+
+class MappingError(GatewayError):
+    code, title = "GW300", "Mapping error"
+
+
+class InvalidMapping(MappingError):
+    """A mapping file is wrong: the gateway does not start. The text names the file and the key."""
+
+    code, title = "GW301", "Invalid mapping"
+
+
+class Unmappable(MappingError):
+    """A record cannot be read by its mapping; it is reported, not silently lost."""
+
+    code, title = "GW302", "Unmappable record"
+
+
+class SettingsError(GatewayError):
+    """A setting or the node file is wrong: the gateway does not start. The text names the file and the key."""
+
+    code, title = "GW900", "Settings error"

@@ -1,0 +1,166 @@
+"""A search in DICOM terms: what is matched, at which level, under which parents, and what is asked back (PS3.4 C.2.2.2)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from gateway.errors import InvalidQuery
+from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level, path_name, vr
+
+_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+_DATE = re.compile(r"\d{8}")
+_TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
+_WILDCARD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
+
+
+class Operator(StrEnum):
+    """The kinds of matching of PS3.4 C.2.2.2 (universal matching is the absence of a Match)."""
+
+    EXACT = "exact"
+    WILDCARD = "wildcard"
+    RANGE = "range"
+    LIST = "list"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One key. `path` is tags from the root (sequence matching has more than one); `values` by operator:
+
+    EXACT one text; WILDCARD one text with * or ?; RANGE (low, high), either end '' for open; LIST one or more texts, any fits.
+    """
+
+    path: tuple[str, ...]
+    operator: Operator
+    values: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return path_name(self.path)
+
+    @property
+    def vr(self) -> str:
+        return vr(self.path[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A search. `matches` are ANDed. `parents` restricts by the UIDs above; `return_` are extra attribute paths to give back.
+
+    `combined_datetime` says that StudyDate and StudyTime ranges mean one span of time (PS3.4 C.2.2.2.5.4).
+    `all_attributes` is `includefield=all`. Paging and sorting are not part of what nodes are asked.
+    """
+
+    level: Level
+    matches: tuple[Match, ...] = ()
+    study: str | None = None
+    series: str | None = None
+    return_: tuple[tuple[str, ...], ...] = ()
+    all_attributes: bool = False
+    fuzzy: bool = False
+    nodes: tuple[str, ...] = field(default=())
+
+    def match_on(self, *path: str) -> Match | None:
+        """The key on exactly this path, if the query has one."""
+        return next((m for m in self.matches if m.path == path), None)
+
+    def adding(self, *matches: Match) -> Query:
+        return replace(self, matches=(*self.matches, *matches))
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """What a retrieve asks for: a study, one of its series, or one instance; frames are 1-based."""
+
+    study: str
+    series: str | None = None
+    instance: str | None = None
+
+    @property
+    def level(self) -> Level:
+        if self.instance:
+            return Level.IMAGE
+        return Level.SERIES if self.series else Level.STUDY
+
+    @property
+    def path(self) -> str:
+        """The WADO-RS path below the service root: 'studies/1.2/series/3.4'."""
+        steps = [("studies", self.study), ("series", self.series), ("instances", self.instance)]
+        return "/".join(f"{name}/{uid}" for name, uid in steps if uid)
+
+
+def check_uid(uid: str, parameter: str) -> str:
+    """The UID itself. Raises InvalidQuery unless it is at most 64 characters of digits and dots (PS3.5 9.1)."""
+    if len(uid) > 64 or not _UID.fullmatch(uid):
+        raise InvalidQuery(f"{parameter} is not a DICOM UID", parameter=parameter)
+    return uid
+
+
+def parse_match(path: tuple[str, ...], raw: str) -> Match | None:
+    """A key from its QIDO-RS text (PS3.18 8.3.4.1). None is universal matching (an empty value, or '*' alone).
+
+    Raises InvalidQuery for a malformed UID, date, time or number.
+    """
+    name = path_name(path)
+    vr_ = vr(path[-1])
+    if vr_ == "SQ":
+        raise InvalidQuery(f"{name} is a sequence: match one of its attributes, as in {name}.<attribute>", parameter=name)
+    if raw in ("", "*", '""'):
+        return None
+    if vr_ == "UI":
+        uids = tuple(check_uid(uid.strip(), name) for uid in re.split(r"[,\\]", raw))
+        return Match(path, Operator.LIST if len(uids) > 1 else Operator.EXACT, uids)
+    if vr_ in ("DA", "TM", "DT"):
+        return _temporal(path, name, vr_, raw)
+    if vr_ in ("IS", "DS"):
+        return Match(path, Operator.EXACT, (_checked_number(raw, name),))
+    if vr_ in _WILDCARD_VRS and ("*" in raw or "?" in raw):
+        return Match(path, Operator.WILDCARD, (raw,))
+    return Match(path, Operator.EXACT, (raw,))
+
+
+def _temporal(path: tuple[str, ...], name: str, vr_: str, raw: str) -> Match:
+    low, dash, high = _split_range(vr_, raw)
+    for end in filter(None, (low, high)):
+        _check_moment(vr_, end, name)
+    if not dash:
+        return Match(path, Operator.EXACT, (low,))
+    if not (low or high):
+        raise InvalidQuery(f"{name}: a range needs at least one end", parameter=name)
+    if low and high and low > high and vr_ != "DT":
+        raise InvalidQuery(f"{name}: the range ends before it begins", parameter=name)
+    return Match(path, Operator.RANGE, (low, high))
+
+
+def _split_range(vr_: str, raw: str) -> tuple[str, str, str]:
+    """(low, '-' or '', high). A DT may carry a negative offset, so only a dash that is not an offset separates."""
+    if vr_ != "DT":
+        return raw.partition("-")
+    separators = [m.start() for m in re.finditer("-", raw) if not re.match(r"-\d{4}(-|$)", raw[m.start() :])]
+    if not separators:
+        return raw, "", ""
+    return raw[: separators[0]], "-", raw[separators[0] + 1 :]
+
+
+def _check_moment(vr_: str, value: str, name: str) -> None:
+    if vr_ == "DA":
+        good = bool(_DATE.fullmatch(value)) and "01" <= value[4:6] <= "12" and "01" <= value[6:8] <= "31"
+    elif vr_ == "TM":
+        good = bool(_TIME.fullmatch(value)) and value[:2] < "24" and value[2:4] < "60" and value[4:6] < "61"
+    else:
+        good = bool(re.fullmatch(r"\d{4,14}(\.\d{1,6})?([+-]\d{4})?", value))
+    if not good:
+        form = {"DA": "YYYYMMDD", "TM": "HHMMSS", "DT": "YYYYMMDDHHMMSS"}[vr_]
+        raise InvalidQuery(f"{name} is not a {form} value or range", parameter=name)
+
+
+def _checked_number(raw: str, name: str) -> str:
+    try:
+        float(raw)
+    except ValueError:
+        raise InvalidQuery(f"{name} is not a number", parameter=name) from None
+    return raw
+
+
+__all__ = ["INSTANCE_UID", "SERIES_UID", "STUDY_UID", "Match", "Operator", "Query", "Ref", "check_uid", "parse_match"]
