@@ -1,4 +1,4 @@
-"""When something happened: DICOM dates, times and offsets as one moment with an offset, or as a date only (PS3.5 6.2)."""
+"""When something happened: DICOM date, time and offset as one moment, or as a date only (PS3.5 6.2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OFFSET = re.compile(r"([+-])(\d{2})(\d{2})")
 def started(
     attributes: Dataset, time_zone: str | None = None, *, date_tag: str = STUDY_DATE, time_tag: str = STUDY_TIME
 ) -> str | None:
-    """FHIR `started`: '2026-03-01T10:15:00+01:00', a date only where no offset or no time is known, None without a date.
+    """FHIR `started`: '2026-03-01T10:15:00+01:00', a date where no offset or no time is known, None without a date.
 
     The offset is (0008,0201), else that of the node's IANA `time_zone` on that very date. A malformed value counts as
     absent.

@@ -60,6 +60,7 @@ class Query:
     all_attributes: bool = False
     fuzzy: bool = False
     nodes: tuple[str, ...] = field(default=())
+    combined_datetime: bool = False
 
     def match_on(self, *path: str) -> Match | None:
         """The key on exactly this path, if the query has one."""

@@ -15,10 +15,10 @@ from gateway.model.vocabulary import INSTANCE_UID, ISSUER, SERIES_UID, STUDY_UID
 class Row:
     """What one node said about one study, series or instance.
 
-    `attributes` is the DICOM JSON model (upper-case tags) as the node gave it, patient and study attributes included; it
-    always carries (0010,0021) = `patient.issuer` and the UIDs of its own level and above. `linked` are the patient's other
-    identifiers by (0010,1002), `patient` not among them. `children` are rows of lower levels that the node gave in the same
-    answer; an empty tuple says nothing about what exists. Treat `attributes` as frozen: copy before changing.
+    `attributes` is the DICOM JSON model (upper-case tags) as the node gave it, patient and study attributes included;
+    it always carries (0010,0021) = `patient.issuer` and the UIDs of its own level and above. `linked` are the patient's
+    other identifiers by (0010,1002), `patient` not among them. `children` are rows of lower levels that the node gave
+    in the same answer; none says nothing about what exists. Treat `attributes` as frozen: copy before changing.
     """
 
     level: Level
@@ -54,8 +54,8 @@ def row_of(
 ) -> Row:
     """A row from a data set, which is not changed. `issuer` is the node's `patient_id_issuer`.
 
-    `study` and `series` are the UIDs asked under, used where the data set leaves them out. Raises Unmappable when a UID of
-    `level` or above is missing.
+    `study` and `series` are the UIDs asked under, used where the data set leaves them out. Raises Unmappable when a UID
+    of `level` or above is missing.
     """
     patient = patient_of(attributes, issuer)
     uids = _uids(level, attributes, study, series)
