@@ -1,0 +1,270 @@
+"""HTTP towards one node: credentials, redirects by hand, deadlines and ceilings, refusals as the gateway's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlencode
+
+import orjson
+
+from gateway.adapters._address import AllowList
+from gateway.adapters._auth import HttpAuth, authorizer
+from gateway.adapters._transport import Connections, Content, Reply, TlsOptions
+from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, NodeTimeout, NodeUnreachable
+
+MAX_CHUNK = 1024 * 1024
+_MAX_REDIRECTS = 3
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_AGENT = "imaging-gateway"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. `total` bounds whole searches; bodies have only `first_byte` and `idle`, because they may be large."""
+
+    connect: float = 5.0
+    first_byte: float = 30.0
+    idle: float = 30.0
+    total: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The head of an answer, and its body as chunks of at most 1 MiB, decompressed. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    url: str
+    body: AsyncIterator[bytes]
+
+    @property
+    def content_type(self) -> str:
+        return self.headers.get("content-type", "")
+
+
+@dataclass(frozen=True, slots=True)
+class JsonAnswer:
+    """`document` is None for an answer without a body, as 204 is, and for one with another status than 2xx."""
+
+    status: int
+    headers: Mapping[str, str]
+    url: str
+    document: Any
+
+
+class HttpClient:
+    """One node's HTTP service. `base_url` is where relative paths start; open() before use, close() after.
+
+    Every method raises NodeError: unreachable, timed out, busy (429, 503), refused (401, 403, an address outside
+    `allow`), or out of protocol. A status in `expect` is handed to the caller instead. The node's credentials go to
+    its own origin and to the `trusted` places; the other places of `allow` are asked without.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        base_url: str,
+        auth: HttpAuth = None,
+        tls: TlsOptions | None = None,
+        timeouts: Timeouts | None = None,
+        allow: Sequence[str] = (),
+        trusted: Sequence[str] = (),
+        max_connections: int = 16,
+        json_ceiling: int = 64 * 1024 * 1024,
+    ) -> None:
+        self.node = node
+        self.base_url = base_url.rstrip("/")
+        self.timeouts = timeouts or Timeouts()
+        self._connections = Connections(node, tls or TlsOptions(), self.timeouts.connect, max_connections)
+        self._addresses = AllowList(node, self.base_url, allow, trusted)
+        self._authorizer = authorizer(node, auth, self._post_form)
+        self._json_ceiling = json_ceiling
+
+    async def open(self) -> None:
+        """Reads the certificates; connects to nobody yet. Raises SettingsError for certificates that cannot be read."""
+        await self._connections.open()
+
+    async def close(self) -> None:
+        await self._authorizer.close()
+        await self._connections.close()
+
+    def url(self, path: str, query: str = "") -> str:
+        """The address below the base URL. Both go out as they are: the caller has percent-encoded them."""
+        return f"{self.base_url}/{path.lstrip('/')}" + (f"?{query}" if query else "")
+
+    def check_address(self, url: str, *, base: str = "") -> str:
+        """An address that the node handed out, made absolute. Raises NodeRefused when it leads outside `allow`."""
+        return self._addresses.check(url, base or self.base_url + "/")
+
+    async def get_json(
+        self,
+        url: str,
+        *,
+        accept: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+        expect: Collection[int] = (),
+        within: float | None = None,
+        ceiling: int | None = None,
+    ) -> JsonAnswer:
+        """One JSON document, read whole within `within` seconds (`timeouts.total`) and `ceiling` bytes."""
+        seconds = self.timeouts.total if within is None else within
+        asked = {"Accept": accept, "Accept-Encoding": "gzip, deflate", **(headers or {})}
+        with _deadline_named(self.node, f"did not complete its answer within {seconds:g} s"):
+            async with asyncio.timeout(seconds), self.stream("GET", url, headers=asked, expect=expect) as answer:
+                raw = await self.read(answer, ceiling)
+        document = self._parsed(raw) if 200 <= answer.status < 300 and raw else None
+        return JsonAnswer(answer.status, answer.headers, answer.url, document)
+
+    async def read(self, answer: Answer, ceiling: int | None = None) -> bytes:
+        """A whole body. Raises NodeProtocolError when it is larger than the ceiling."""
+        most = self._json_ceiling if ceiling is None else ceiling
+        chunks, size = [], 0
+        async for chunk in answer.body:
+            size += len(chunk)
+            if size > most:
+                raise NodeProtocolError(self.node, f"sent a document larger than {most} bytes")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: Content = None,
+        expect: Collection[int] = (),
+    ) -> AsyncIterator[Answer]:
+        """An answer whose body streams. Leaving the block before its end closes the connection."""
+        reply, final_url = await self._follow(method, url, dict(headers or {}), content)
+        try:
+            if not (200 <= reply.status < 300 or reply.status in expect):
+                raise _refusal(self.node, reply)
+            yield Answer(reply.status, reply.headers, final_url, self._chunks(reply))
+        finally:
+            await reply.aclose()
+
+    async def _follow(self, method: str, url: str, headers: dict[str, str], content: Content) -> tuple[Reply, str]:
+        """The final answer and its address. Only a GET is redirected, and each step stays inside the allow list."""
+        for _ in range(_MAX_REDIRECTS + 1):
+            reply = await self._send_authorized(method, url, headers, content)
+            if reply.status not in _REDIRECTS:
+                return reply, url
+            await reply.aclose()
+            if method != "GET":
+                raise NodeRefused(self.node, "redirected an upload")
+            url = self.check_address(reply.headers.get("location", ""), base=url)
+        raise NodeProtocolError(self.node, f"redirected more than {_MAX_REDIRECTS} times")
+
+    async def _send_authorized(self, method: str, url: str, headers: dict[str, str], content: Content) -> Reply:
+        """With the credentials where they belong; after a 401 once more with a new token if the body allows."""
+        if not self._addresses.trusts(url):
+            return await self._send(method, url, headers, content)
+        proof = await self._authorizer.headers()
+        reply = await self._send(method, url, headers | proof, content)
+        if reply.status != 401 or not self._authorizer.renewable:
+            return reply
+        self._authorizer.reject(proof)
+        if content is not None and not isinstance(content, bytes):
+            return reply
+        await reply.aclose()
+        return await self._send(method, url, headers | await self._authorizer.headers(), content)
+
+    async def _send(self, method: str, url: str, headers: dict[str, str], content: Content) -> Reply:
+        """The first-byte deadline runs from the last byte sent: a long upload that moves is not a late answer."""
+        seconds = self.timeouts.first_byte
+        identified = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **headers}
+        with _deadline_named(self.node, f"did not begin to answer within {seconds:g} s"):
+            async with asyncio.timeout(seconds) as deadline:
+                if content is not None and not isinstance(content, bytes):
+                    content = _moving(content, deadline, seconds)
+                return await self._connections.send(method, url, identified, content)
+
+    async def _chunks(self, reply: Reply) -> AsyncIterator[bytes]:
+        seconds = self.timeouts.idle
+        while True:
+            with _deadline_named(self.node, f"went silent for {seconds:g} s"):
+                async with asyncio.timeout(seconds):
+                    piece = await reply.piece()
+            if piece is None:
+                return
+            for start in range(0, len(piece), MAX_CHUNK):
+                yield piece if len(piece) <= MAX_CHUNK else piece[start : start + MAX_CHUNK]
+
+    async def _post_form(self, url: str, form: dict[str, str]) -> Any:
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+        reply = await self._send("POST", url, headers, urlencode(form).encode())
+        try:
+            if reply.status != 200:
+                raise NodeRefused(self.node, f"got no token: the token endpoint answered {reply.status}")
+            return self._parsed(await self.read(Answer(200, reply.headers, url, self._chunks(reply)), MAX_CHUNK))
+        finally:
+            await reply.aclose()
+
+    def _parsed(self, raw: bytes) -> Any:
+        try:
+            return orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            raise NodeProtocolError(self.node, "answered with something that is not JSON") from None
+
+
+async def _moving(content: AsyncIterator[bytes], deadline: asyncio.Timeout, seconds: float) -> AsyncIterator[bytes]:
+    """Puts the deadline off at every chunk that the connection takes; filling a chunk is on its source's own clock."""
+    loop = asyncio.get_running_loop()
+
+    def postpone(until: float | None) -> None:
+        with contextlib.suppress(RuntimeError):  # answered before the upload was read: the deadline has done its work
+            deadline.reschedule(until)
+
+    postpone(None)
+    async for chunk in content:
+        postpone(loop.time() + seconds)
+        yield chunk
+        postpone(None)
+    postpone(loop.time() + seconds)
+
+
+@contextlib.contextmanager
+def _deadline_named(node: str, text: str) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise NodeTimeout(node, text) from None
+
+
+_REFUSALS: dict[int, Callable[[str, Reply], NodeError]] = {
+    401: lambda node, _: NodeRefused(node, "does not accept the gateway's credentials (401)"),
+    403: lambda node, _: NodeRefused(node, "forbids the request (403)"),
+    407: lambda node, _: NodeRefused(node, "is behind a proxy that asks for credentials (407)"),
+    429: lambda node, reply: NodeBusy(node, "is busy (429)", retry_after=_retry_after(reply)),
+    502: lambda node, _: NodeUnreachable(node, "is not reached by its own front (502)"),
+    503: lambda node, reply: NodeBusy(node, "is busy (503)", retry_after=_retry_after(reply)),
+    504: lambda node, _: NodeTimeout(node, "is not reached in time by its own front (504)"),
+}
+
+
+def _refusal(node: str, reply: Reply) -> NodeError:
+    refusal = _REFUSALS.get(reply.status)
+    return refusal(node, reply) if refusal else NodeProtocolError(node, f"answered with status {reply.status}")
+
+
+def _retry_after(reply: Reply) -> float | None:
+    """Retry-After in seconds, from seconds or an HTTP date (RFC 9110 10.2.3); None when absent or unreadable."""
+    raw = reply.headers.get("retry-after", "")
+    if raw.isascii() and raw.isdecimal():
+        return float(raw)
+    try:
+        return max(0.0, parsedate_to_datetime(raw).timestamp() - time.time())
+    except (ValueError, TypeError, IndexError):
+        return None
+
+
+__all__ = ["Answer", "Content", "HttpAuth", "HttpClient", "JsonAnswer", "Timeouts", "TlsOptions"]
