@@ -1,0 +1,82 @@
+"""FHIRPath over one resource, with references followed."""
+
+import pytest
+from fhirpathpy import evaluate
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import InvalidMapping, Unmappable
+from gateway.wire.fhirjson import FhirRecord, compiled
+
+PATIENT = {"resourceType": "Patient", "id": "p", "identifier": [{"system": "a", "value": "1"}, {"value": "2"}]}
+STUDY = {
+    "resourceType": "ImagingStudy",
+    "contained": [PATIENT],
+    "subject": {"reference": "#p"},
+    "basedOn": [{"reference": "ServiceRequest/9"}, {"display": "no reference"}],
+    "modality": [{"code": "CT"}, {"code": "SR"}],
+    "series": [{"uid": "1.1", "number": 1}, {"uid": "1.2", "bodySite": {"code": "b"}}],
+}
+
+
+def test_one_value_comes_alone_several_as_a_list_and_none_as_none():
+    record = FhirRecord(STUDY)
+    assert record.value("resourceType") == "ImagingStudy"
+    assert record.value("modality.code") == ["CT", "SR"]
+    assert record.value("description") is None
+    assert record.value("subject") is None, "a complex value is no value"
+
+
+def test_children_keep_what_belongs_together():
+    series = list(FhirRecord(STUDY).children("series"))
+    assert [(one.value("uid"), one.value("bodySite.code")) for one in series] == [("1.1", None), ("1.2", "b")]
+
+
+def test_contained_resources_are_followed_from_the_elements_below_too():
+    record = FhirRecord(STUDY)
+    assert record.value("subject.resolve().identifier.where(system = 'a').value") == "1"
+    (subject,) = record.children("subject")
+    assert subject.value("resolve().id") == "p"
+
+
+def test_other_references_are_followed_by_the_callers_function_and_else_left_out():
+    asked = []
+
+    def resolve(reference: str):
+        asked.append(reference)
+        return {"identifier": [{"value": "A-1"}]}
+
+    assert FhirRecord(STUDY, resolve).value("basedOn.resolve().identifier.value") == "A-1"
+    assert asked == ["ServiceRequest/9"]
+    assert FhirRecord(STUDY).value("basedOn.resolve().identifier.value") is None
+
+
+def test_a_primitive_child_is_read_by_this():
+    assert [child.value("$this") for child in FhirRecord(STUDY).children("modality.code")] == ["CT", "SR"]
+
+
+@pytest.mark.parametrize("path", ["a..b", "where(", "a.where(x='1'", "identifier.where(system=)", "a b", ""])
+def test_what_is_no_fhirpath_is_refused_rather_than_repaired(path: str):
+    with pytest.raises(InvalidMapping):
+        compiled(path)
+
+
+def test_a_resource_of_another_shape_is_unmappable_and_does_not_show_its_content():
+    with pytest.raises(Unmappable) as caught:
+        FhirRecord({"a": ["secret", "secret"]}).value("a.toInteger() + 1 + a.single()")
+    assert "secret" not in str(caught.value)
+
+
+NAMES = st.sampled_from(["a", "b", "c"])
+TREES = st.recursive(
+    st.text(max_size=3) | st.integers(),
+    lambda t: st.dictionaries(NAMES, t | st.lists(t, max_size=3), max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(NAMES, TREES, max_size=3), st.lists(NAMES, min_size=1, max_size=3))
+def test_plain_paths_read_as_the_interpreter_reads_them(resource, steps):
+    path = ".".join(steps)
+    oracle = [item for item in evaluate(resource, path) if item is not None]
+    assert list(compiled(path)(resource)) == oracle
