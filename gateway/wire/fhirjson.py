@@ -59,8 +59,8 @@ class FhirRecord:
             return [item for item in compiled(path)(self.resource) if item is not None]
         except (Unmappable, InvalidMapping):
             raise
-        except Exception as error:  # fhirpathpy raises bare Exceptions on data it did not expect
-            raise Unmappable(f"a FHIR resource has an unexpected shape at '{path}'") from error
+        except Exception:  # noqa: BLE001  # fhirpathpy raises bare Exceptions on data it did not expect
+            raise Unmappable(f"a FHIR resource has an unexpected shape at '{path}'") from None
         finally:
             _root.reset(token)
 
