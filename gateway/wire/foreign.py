@@ -1,0 +1,132 @@
+"""Makes sound DICOM JSON of what a foreign server sent: its small mistakes are mended, a wrong shape is refused."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from gateway.model.dataset import NUMERIC_VRS, PN_GROUPS, Attribute, Dataset
+from gateway.model.vocabulary import SPECIFIC_CHARACTER_SET
+from gateway.wire.charset import UTF_8
+from gateway.wire.valuefields import BINARY_VRS, VRS, dictionary_vr, number, person_name, plain, trimmed
+
+_TAG = re.compile(r"[0-9A-Fa-f]{8}")
+_WORDS = frozenset({"NaN", "Infinity", "-Infinity"})
+
+
+def sanitize(dataset: object) -> Dataset:
+    """The same attributes with upper-case tags, a VR, values of the right type, and no Value where there is none.
+
+    Mends `{"vr": "DA"}`, `"Value": null`, `[""]`, a value without its list, PN as text, numbers as text (and the other
+    way round), a missing VR. Raises ValueError for any other shape; its text names the tag at most, never a value.
+    """
+    try:
+        return _dataset(dataset)
+    except RecursionError:
+        raise ValueError("sequences are nested too deeply") from None
+
+
+def _dataset(dataset: object) -> Dataset:
+    if not isinstance(dataset, dict):
+        raise ValueError("a data set is not a JSON object")
+    mended: Dataset = {}
+    for name, attribute in dataset.items():
+        if not isinstance(name, str) or not _TAG.fullmatch(name):
+            raise ValueError("an attribute name is not an 8-digit hexadecimal tag")
+        tag = name.upper()
+        if not tag.endswith("0000"):
+            mended[tag] = _attribute(tag, attribute)
+    if SPECIFIC_CHARACTER_SET in mended:
+        mended[SPECIFIC_CHARACTER_SET] = {"vr": "CS", "Value": [UTF_8]}
+    return mended
+
+
+def _attribute(tag: str, attribute: object) -> Attribute:
+    if attribute is None:
+        attribute = {}
+    if not isinstance(attribute, dict):
+        raise ValueError(f"{tag} is not a JSON object")
+    for key in ("InlineBinary", "BulkDataURI"):
+        if attribute.get(key) is not None:
+            return _binary(tag, key, attribute)
+    content = attribute.get("Value")
+    many = [] if content is None else content if isinstance(content, list) else [content]
+    is_empty = not any(one not in (None, "") for one in many)
+    vr = _vr(tag, attribute.get("vr"))
+    if vr == "UN" and not is_empty:
+        vr = "LO"
+    if vr in BINARY_VRS:
+        if not is_empty:
+            raise ValueError(f"{tag} is binary and has a Value")
+        return {"vr": vr}
+    mended = trimmed([_value(tag, vr, one) for one in many])
+    return {"vr": vr, "Value": mended} if any(one is not None for one in mended) else {"vr": vr}
+
+
+def _binary(tag: str, key: str, attribute: dict[str, Any]) -> Attribute:
+    if not isinstance(attribute[key], str):
+        raise ValueError(f"{tag} has a {key} that is not text")
+    sent = attribute.get("vr")
+    return {"vr": sent if isinstance(sent, str) and sent in VRS else dictionary_vr(tag), key: attribute[key]}
+
+
+def _vr(tag: str, sent: object) -> str:
+    """The VR sent, unless PS3.6 gives another. Raises ValueError where only one of them is SQ."""
+    listed = dictionary_vr(tag)
+    vr = sent.upper() if isinstance(sent, str) and sent.upper() in VRS else "UN"
+    if vr == "UN" or vr == listed:
+        return listed
+    if listed == "UN" or _interchangeable(vr, listed):
+        return vr
+    if "SQ" in (vr, listed):
+        raise ValueError(f"{tag} is not a {vr}")
+    return listed
+
+
+def _interchangeable(vr: str, listed: str) -> bool:
+    """Pairs that the dictionary lists as alternatives ('US or SS', 'OB or OW')."""
+    return {vr, listed} <= {"US", "SS", "OW"} or {vr, listed} <= {"OB", "OW"}
+
+
+def _value(tag: str, vr: str, value: Any) -> Any:
+    if vr == "SQ":
+        return _dataset({} if value is None else value)
+    if value is None or value == "" or value == {}:
+        return None
+    if isinstance(value, bool | list):
+        raise ValueError(f"{tag} has a value of the wrong type")
+    if vr == "PN":
+        return _person_name(tag, value)
+    if isinstance(value, dict):
+        raise ValueError(f"{tag} has a value of the wrong type")
+    if vr == "AT":
+        return _tag_value(tag, value)
+    if vr in NUMERIC_VRS:
+        return _numeric(tag, vr, value)
+    return str(value).strip(" \x00") or None
+
+
+def _person_name(tag: str, value: Any) -> dict[str, str] | None:
+    if isinstance(value, str):
+        return person_name(value)
+    if not isinstance(value, dict) or not all(isinstance(part, str | None) for part in value.values()):
+        raise ValueError(f"{tag} is not a person name")
+    groups = {group: str(value.get(group) or "").strip(" \x00") for group in PN_GROUPS}
+    return {group: text for group, text in groups.items() if text} or None
+
+
+def _tag_value(tag: str, value: Any) -> str:
+    text = f"{value:08X}" if isinstance(value, int) else str(value)
+    if not _TAG.fullmatch(text):
+        raise ValueError(f"{tag} has a value that is not a tag")
+    return text.upper()
+
+
+def _numeric(tag: str, vr: str, value: Any) -> int | float | str | None:
+    """IS and DS may keep text that is no number, as in the files they come from; binary numbers may not."""
+    found = number(value.strip(" \x00")) if isinstance(value, str) else value
+    if isinstance(found, str) and vr not in ("IS", "DS") and found not in _WORDS:
+        raise ValueError(f"{tag} is not a number")
+    if isinstance(found, int) and not -(2**63) <= found < 2**64:
+        raise ValueError(f"{tag} is out of range")
+    return None if found == "" else plain(found)
