@@ -20,7 +20,7 @@ from gateway.simulators.examinations import SCALES, Setting
 from gateway.simulators.hospitals import EXAMINATIONS, HOSPITALS, Examination, Hospital
 from gateway.simulators.iod import study_uid
 
-VERSION = "1"
+VERSION = "2"
 _STAMP = "corpus-version"
 
 ScaleName = Literal["demo", "small"]
