@@ -62,9 +62,26 @@ def to_json(
     return dict(sorted(written.items()))
 
 
+def element_at(dataset: pydicom.Dataset, tag: int) -> DataElement | RawDataElement | None:
+    """The element as it was read: nothing is converted, a value that was left in the file stays there."""
+    return cast(DataElement | RawDataElement | None, dataset.get_item(tag, keep_deferred=True))
+
+
+def sequence_items(dataset: pydicom.Dataset, tag: int) -> Sequence[pydicom.Dataset]:
+    """The items of a sequence, parsed now if they are still bytes. Raises KeyError, or what broken bytes provoke."""
+    element = element_at(dataset, tag)
+    if isinstance(element, RawDataElement) and element.value is not None:
+        # Inside UN everything is Implicit VR Little Endian (PS3.5 6.2.2).
+        is_unknown = element.VR == "UN"
+        implicit, little_endian = element.is_implicit_VR or is_unknown, element.is_little_endian or is_unknown
+        return convert_SQ(element.value, implicit, little_endian, ["iso8859"], element.value_tell)
+    found = dataset[tag].value
+    return found if isinstance(found, Items) else ()
+
+
 def _declared(dataset: pydicom.Dataset) -> str | Sequence[str] | None:
     """The values of (0008,0005) as they stand."""
-    found = dataset.get_item(0x00080005, keep_deferred=True)
+    found = element_at(dataset, 0x00080005)
     if found is None or not found.value:
         return None
     if isinstance(found.value, bytes):
@@ -87,7 +104,7 @@ class _Scope:
             return str(given)
         if int(tag[3], 16) % 2 == 0:
             return valuefields.dictionary_vr(tag, signed=self.signed)
-        creator = self.source.get_item(int(tag[:4] + "00" + tag[4:6], 16), keep_deferred=True)
+        creator = element_at(self.source, int(tag[:4] + "00" + tag[4:6], 16))
         name = creator.value if creator is not None else b""
         return valuefields.private_vr(tag, decode(name, ()).strip(" \x00") if isinstance(name, bytes) else str(name))
 
@@ -133,15 +150,9 @@ class _Writer:
         """An element whose value field is still bytes; where it is None the value was left in the file."""
         if not raw.length:
             return {"vr": vr}
-        # Inside UN everything is Implicit VR Little Endian (PS3.5 6.2.2).
         little_endian = raw.is_little_endian or raw.VR == "UN"
         if vr == "SQ":
-            if raw.value is None:
-                return self._sequence(scope, tag, scope.source[raw.tag].value)
-            implicit = raw.is_implicit_VR or raw.VR == "UN"
-            return self._sequence(
-                scope, tag, convert_SQ(raw.value, implicit, little_endian, ["iso8859"], raw.value_tell)
-            )
+            return self._sequence(scope, tag, sequence_items(scope.source, raw.tag))
         if tag == PIXEL_DATA and raw.VR not in valuefields.VRS and raw.length == _UNDEFINED_LENGTH:
             vr = "OB"
         if raw.value is None:
@@ -152,7 +163,8 @@ class _Writer:
         if self._bulk and self._is_long(vr, len(value), scope.prefix + tag):
             return {"vr": vr, "BulkDataURI": self._bulk(scope.prefix + tag)}
         if vr in valuefields.BINARY_VRS:
-            return _inline(vr, value if little_endian else valuefields.little_endian_words(vr, value))
+            # The web is little endian (PS3.18 8.7.3).
+            return _inline(vr, value if little_endian else valuefields.turned(value, valuefields.word_size(vr)))
         self.wide = self.wide or not value.isascii() or b"\x1b" in value
         return _valued(vr, valuefields.values(vr, value, scope.character_sets, little_endian=little_endian))
 
@@ -179,7 +191,7 @@ class _Writer:
 
 def _is_signed(source: pydicom.Dataset, inherited: bool) -> bool:
     """Whether 'US or SS' means SS: (0028,0103) of this data set, else of those above."""
-    found = source.get_item(_PIXEL_REPRESENTATION)
+    found = element_at(source, _PIXEL_REPRESENTATION)
     if found is None or found.value in (None, "", b""):
         return inherited
     return found.value not in (0, b"\x00\x00")

@@ -122,14 +122,18 @@ def person_name(text: str) -> dict[str, str] | None:
     return {name: group for name, group in zip(PN_GROUPS, groups, strict=False) if group} or None
 
 
-def little_endian_words(vr: str, field: bytes) -> bytes:
-    """A binary value of Explicit VR Big Endian in the byte order of the web (PS3.18 8.7.3)."""
-    size = _WORD_SIZES.get(vr, 1)
-    if size == 1 or len(field) % size:
+def word_size(vr: str) -> int:
+    """The bytes of one number of a VR, which is what byte order turns round; 1 for text and OB."""
+    return _WORD_SIZES.get(vr) or struct.calcsize("=" + _FORMATS.get(vr, "B"))
+
+
+def turned(field: bytes, word: int) -> bytes:
+    """Each word of `word` bytes in the other byte order; what fills no whole number of words stays."""
+    if word == 1 or len(field) % word:
         return field
     swapped = bytearray(len(field))
-    for at in range(size):
-        swapped[at::size] = field[size - 1 - at :: size]
+    for at in range(word):
+        swapped[at::word] = field[word - 1 - at :: word]
     return bytes(swapped)
 
 
