@@ -118,9 +118,13 @@ class HttpClient:
         asked = {"Accept": accept, "Accept-Encoding": "gzip, deflate", **(headers or {})}
         with _deadline_named(self.node, f"did not complete its answer within {seconds:g} s"):
             async with asyncio.timeout(seconds), self.stream("GET", url, headers=asked, expect=expect) as answer:
-                raw = await self.read(answer, ceiling)
-        document = self._parsed(raw) if 200 <= answer.status < 300 and raw else None
+                document = await self.read_json(answer, ceiling) if 200 <= answer.status < 300 else None
         return JsonAnswer(answer.status, answer.headers, answer.url, document)
+
+    async def read_json(self, answer: Answer, ceiling: int | None = None) -> Any:
+        """The document of an answer; None for an empty body. Raises NodeProtocolError for no JSON or too much."""
+        raw = await self.read(answer, ceiling)
+        return self._parsed(raw) if raw else None
 
     async def read(self, answer: Answer, ceiling: int | None = None) -> bytes:
         """A whole body. Raises NodeProtocolError when it is larger than the ceiling."""

@@ -1,11 +1,19 @@
-"""A peer whose every byte the test writes, for what well-behaved servers never do."""
+"""Peers for the tests of the HTTP adapters: one whose every byte the test writes, and a real Orthanc."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +96,58 @@ async def scripted() -> AsyncIterator[Callable[[Script], Awaitable[ScriptedPeer]
     yield start
     for server in servers:
         server.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def needs(program: str) -> str:
+    """The path of a program. Skips the test where it is missing, and fails it where CI promises that nothing is skipped."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/bin")
+    if path is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{program} is not installed")
+    return path
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
+    ends = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > ends:
+                pytest.fail(f"{process.args} does not answer")
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of an empty Debian Orthanc of the tests' own; its DICOMweb is at /dicom-web."""
+    program = needs("Orthanc")
+    plugin = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+    if not plugin.exists():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("orthanc-dicomweb is not installed")
+    home, port = tmp_path_factory.mktemp("orthanc"), _free_port()
+    settings = {
+        "StorageDirectory": str(home),
+        "IndexDirectory": str(home),
+        "HttpPort": port,
+        "DicomServerEnabled": False,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "Plugins": [str(plugin)],
+    }
+    (home / "orthanc.json").write_text(json.dumps(settings))
+    with open(home / "log", "wb") as log:
+        process = subprocess.Popen([program, str(home / "orthanc.json")], stdout=log, stderr=log)
+    try:
+        wait_until_it_answers(f"http://127.0.0.1:{port}/system", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)

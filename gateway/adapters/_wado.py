@@ -1,0 +1,159 @@
+"""WADO-RS and STOW-RS bodies: the parts of an answer as instances or frames, instances as the parts of an upload."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from gateway.adapters._http import Answer
+from gateway.errors import NodeProtocolError
+from gateway.model.dataset import Dataset, items, text, values
+from gateway.model.query import Ref
+from gateway.model.seam import FramePart, Part, StoreOutcome
+from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, tag
+from gateway.wire import multipart
+from gateway.wire.elements import Part10Error
+from gateway.wire.foreign import sanitize
+from gateway.wire.media import MediaType, parse_media_type
+from gateway.wire.multipart import MultipartError, MultipartPart
+from gateway.wire.part10 import AFTER_UIDS, Part10Stream, identify, open_part10
+
+DICOM, OCTETS = "application/dicom", "application/octet-stream"
+
+# What a part is in when it does not say: PS3.18 Tables 8.7.3-2 to 8.7.3-5.
+_DEFAULT_SYNTAX = {
+    OCTETS: "1.2.840.10008.1.2.1",
+    "image/jpeg": "1.2.840.10008.1.2.4.70",
+    "image/jls": "1.2.840.10008.1.2.4.80",
+    "image/jp2": "1.2.840.10008.1.2.4.90",
+    "image/jpx": "1.2.840.10008.1.2.4.92",
+    "image/jphc": "1.2.840.10008.1.2.4.201",
+    "image/dicom-rle": "1.2.840.10008.1.2.5",
+    "video/mpeg2": "1.2.840.10008.1.2.4.100",
+    "video/mp4": "1.2.840.10008.1.2.4.102",
+}
+_REFERENCED, _FAILED = tag("ReferencedSOPSequence"), tag("FailedSOPSequence")
+_REFERENCED_UID, _REASON = tag("ReferencedSOPInstanceUID"), tag("FailureReason")
+_PROCESSING_FAILURE = 0x0110  # PS3.18 Table 10.5.3-1
+
+
+async def answer_parts(node: str, answer: Answer, single: str) -> AsyncGenerator[MultipartPart, None]:
+    """The parts of a multipart/related answer, or the whole of one in the media type `single` ('' takes any).
+
+    Raises NodeProtocolError for another type and for a body that ends before its closing delimiter.
+    """
+    kind = parse_media_type(answer.content_type)
+    try:
+        if kind.essence == "multipart/related":
+            async for part in multipart.parts(answer.body, kind.parameters.get("boundary", "")):
+                yield MultipartPart(_inherited(part, kind), honest(node, part.body))
+        elif kind.subtype and single in ("", kind.essence):
+            yield MultipartPart(dict(answer.headers), answer.body)
+        else:
+            raise NodeProtocolError(node, "answered in another media type than asked for")
+    except MultipartError:
+        raise NodeProtocolError(node, "sent a multipart body that is cut short or malformed") from None
+
+
+def _inherited(part: MultipartPart, whole: MediaType) -> dict[str, str]:
+    """The headers of a part. One without a type has that of the whole; Orthanc says the transfer syntax only there."""
+    kind = part.media_type if "content-type" in part.headers else parse_media_type(whole.parameters.get("type", ""))
+    if "transfer-syntax" in kind.parameters or "transfer-syntax" not in whole.parameters:
+        return {**part.headers, "content-type": str(kind)}
+    parameters = {**kind.parameters, "transfer-syntax": whole.parameters["transfer-syntax"]}
+    return {**part.headers, "content-type": str(MediaType(kind.type, kind.subtype, parameters))}
+
+
+async def honest(node: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same chunks, a broken body being the node's fault."""
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except (MultipartError, Part10Error):
+        raise NodeProtocolError(node, "sent a body that is cut short or no DICOM") from None
+
+
+async def instance_part(node: str, ref: Ref, part: MultipartPart, *, framed: bool) -> Part:
+    """One instance, identified by its own first bytes. Raises NodeProtocolError for another study than asked for.
+
+    Where nothing but the connection frames the body, its elements are followed to notice that it is cut short.
+    """
+    try:
+        stream = await open_part10(part.body, until=AFTER_UIDS)
+    except Part10Error:
+        raise NodeProtocolError(node, "sent something else than a DICOM file") from None
+    found = identify(stream)
+    check_asked(node, ref, found)
+    return Part(
+        text(found, INSTANCE_UID) or str(stream.file_meta.get("MediaStorageSOPInstanceUID", "")),
+        stream.transfer_syntax,
+        honest(node, _whole(stream, checked=not framed)),
+        text(found, SERIES_UID),
+        _length(part.headers),
+    )
+
+
+async def _whole(stream: Part10Stream, *, checked: bool) -> AsyncIterator[bytes]:
+    async for chunk in stream.raw(checked=checked):
+        yield chunk
+
+
+def check_asked(node: str, ref: Ref, found: Dataset) -> None:
+    """Raises NodeProtocolError when an instance belongs to another study, series or instance than the one asked for."""
+    for tag_, wanted in ((STUDY_UID, ref.study), (SERIES_UID, ref.series), (INSTANCE_UID, ref.instance)):
+        if wanted and text(found, tag_) not in ("", wanted):
+            raise NodeProtocolError(node, "sent another study, series or instance than the one asked for")
+
+
+def frame_part(node: str, number: int, part: MultipartPart) -> FramePart:
+    """Raw bytes in the media type and transfer syntax that the part names, else in the default one of its type."""
+    kind = part.media_type
+    syntax = kind.parameters.get("transfer-syntax") or _DEFAULT_SYNTAX.get(kind.essence, "")
+    return FramePart(number, kind.essence, syntax, honest(node, part.body), _length(part.headers))
+
+
+def _length(headers: Mapping[str, str]) -> int | None:
+    raw = headers.get("content-length", "")
+    return int(raw) if raw.isascii() and raw.isdecimal() else None
+
+
+class Upload:
+    """A multipart body out of parts, and which instances went into it, in order."""
+
+    def __init__(self, parts: AsyncIterator[Part]) -> None:
+        self._parts = parts
+        self.boundary = multipart.boundary()
+        self.sent: list[str] = []
+
+    @property
+    def content_type(self) -> str:
+        return multipart.content_type(self.boundary, DICOM)
+
+    async def body(self) -> AsyncIterator[bytes]:
+        async for chunk in multipart.write(self._items(), self.boundary):
+            yield chunk
+
+    async def _items(self) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[bytes]]]:
+        async for part in self._parts:
+            self.sent.append(part.sop_instance_uid)
+            yield {"Content-Type": DICOM}, part.body  # Orthanc refuses a part that names its transfer syntax here, too
+
+
+def outcomes(node: str, sent: Sequence[str], document: Any) -> list[StoreOutcome]:
+    """One outcome per sent instance (PS3.18 Table 10.5.3-1); what the response does not mention was not stored."""
+    try:
+        response = sanitize(document[0] if isinstance(document, list) and len(document) == 1 else document)
+    except ValueError:
+        raise NodeProtocolError(node, "answered a store with something else than a store response") from None
+    told: dict[str, StoreOutcome] = {}
+    for sequence in (_REFERENCED, _FAILED):
+        for item in items(response, sequence):
+            outcome = _outcome(item, failed=sequence == _FAILED)
+            told[outcome.sop_instance_uid] = outcome
+    return [told.get(uid) or StoreOutcome("", uid, _PROCESSING_FAILURE) for uid in sent]
+
+
+def _outcome(item: Dataset, *, failed: bool) -> StoreOutcome:
+    reason = next((value for value in values(item, _REASON) if isinstance(value, int)), _PROCESSING_FAILURE)
+    class_uid = text(item, tag("ReferencedSOPClassUID"))
+    return StoreOutcome(class_uid, text(item, _REFERENCED_UID), reason if failed else 0)

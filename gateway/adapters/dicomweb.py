@@ -1,0 +1,289 @@
+"""DICOMweb nodes: QIDO-RS, WADO-RS and STOW-RS as PS3.18 has them and as products answer them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+from urllib.parse import urljoin
+
+from gateway.adapters import _qido as qido
+from gateway.adapters._http import Answer, HttpClient, JsonAnswer
+from gateway.adapters._quirks import DICOM_JSON, NO_ANY_SYNTAX, Learned, examine, learn
+from gateway.adapters._wado import DICOM, OCTETS, Upload, answer_parts, check_asked, frame_part, instance_part, outcomes
+from gateway.errors import InvalidQuery, NodeProtocolError, NodeTimeout, Unsupported
+from gateway.model.dataset import Dataset, text, values
+from gateway.model.query import Operator, Ref
+from gateway.model.seam import FramePart, NativeMatch, NativeQuery, Part, Probe, Record, Report, StoreOutcome
+from gateway.model.vocabulary import UID_OF_LEVEL, keyword, tag
+from gateway.wire.dicomjson import DicomRecord, sanitize
+
+_ABSENT = frozenset({404, 410})
+_CANNOT = frozenset({405, 501})
+_NEGOTIABLE = frozenset({400, 406, 415})  # Orthanc says 400 where PS3.18 8.7.5 says 406
+_NO = _ABSENT | _CANNOT | _NEGOTIABLE
+_INSTANCES = f'multipart/related; type="{DICOM}"'
+_FRAMES = f'multipart/related; type="{OCTETS}"; transfer-syntax=*'
+_BULK = f'multipart/related; type="{OCTETS}", {OCTETS}, */*;q=0.1'
+_MORE = re.compile("additional results", re.IGNORECASE)  # the text of PS3.18 8.3.4.4
+_NUMBER_OF_FRAMES = tag("NumberOfFrames")
+_LEARNING_SECONDS = 3.0
+_LEARN_AGAIN_AFTER = 60.0
+
+
+class DicomwebAdapter:
+    """One DICOMweb service. `quirks` None: they are learned from the node at its first search.
+
+    The prefixes stand between the base URL and the resources of each service.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        http: HttpClient,
+        qido_prefix: str = "",
+        wado_prefix: str = "",
+        stow_prefix: str = "",
+        quirks: frozenset[str] | None = None,
+    ) -> None:
+        self.node = node
+        self._http = http
+        self._qido, self._wado, self._stow = (p.strip("/") for p in (qido_prefix, wado_prefix, stow_prefix))
+        self._configured = quirks
+        self._learned: Learned | None = None
+        self._learning: asyncio.Task[Learned] | None = None
+        self._learn_after = 0.0
+        self._needs_plain_accept = quirks is not None and NO_ANY_SYNTAX in quirks
+
+    async def open(self) -> None:
+        await self._http.open()
+
+    async def close(self) -> None:
+        if self._learning is not None:
+            self._learning.cancel()
+            await asyncio.gather(self._learning, return_exceptions=True)
+        await self._http.close()
+
+    async def probe(self) -> Probe:
+        """Learns the node anew; what the node file says about quirks stays in force."""
+        learned = await learn(self._http, self._qido)
+        if learned.sure:
+            self._learned = learned
+        return await examine(self._http, self._qido, self._wado, learned)
+
+    # --- QIDO-RS
+
+    async def find(self, query: NativeQuery) -> AsyncGenerator[Record | Report, None]:
+        """Rows page by page, until the node has no more, the limit is reached or paging turns out not to work."""
+        ends = time.monotonic() + self._http.timeouts.total
+        quirks = await self._quirks()
+        search = qido.build(query, quirks)
+        if qido.NO_RELATIONAL in quirks and search.is_relational:
+            raise Unsupported(self.node, f"searches {search.resource} of one study only")
+        seen: set[str] = set()
+        offset, truncated, has_more = 0, False, True
+        while has_more:
+            left = None if query.limit is None else query.limit - len(seen)
+            answer = await self._page(search, offset, left, ends)
+            rows = self._rows(answer)
+            fresh = _unseen(rows, UID_OF_LEVEL[query.level], seen)
+            for row in fresh[:left]:
+                yield DicomRecord(row)
+            offset += len(rows)
+            has_more = (query.limit is None or len(seen) < query.limit) and _goes_on(answer, len(rows))
+            if has_more and (not fresh or qido.IGNORES_OFFSET in quirks):
+                truncated, has_more = True, False
+        yield search.report(truncated=truncated)
+
+    async def _page(self, search: qido.Search, offset: int, limit: int | None, ends: float) -> JsonAnswer:
+        within = max(0.01, ends - time.monotonic())
+        url = self._url(self._qido, search.resource, search.page(offset, limit))
+        answer = await self._http.get_json(url, accept=DICOM_JSON, expect=_NO, within=within)
+        if answer.status not in _NO or (answer.status in _ABSENT and search.has_parent):
+            return answer
+        if search.is_relational or answer.status in _CANNOT:
+            raise Unsupported(self.node, f"does not search {search.resource}")
+        raise NodeProtocolError(self.node, f"answered a search with status {answer.status}")
+
+    def _rows(self, answer: JsonAnswer) -> list[Dataset]:
+        if answer.document is None:
+            return []
+        return list(self._datasets(answer.document, "a search"))
+
+    def _datasets(self, document: Any, asked: str) -> Iterator[Dataset]:
+        if not isinstance(document, list):
+            raise NodeProtocolError(self.node, f"answered {asked} with something else than a list of data sets")
+        for dataset in document:
+            try:
+                yield sanitize(dataset)
+            except ValueError:
+                raise NodeProtocolError(self.node, f"answered {asked} with malformed data sets") from None
+
+    async def _exists(self, ref: Ref) -> bool:
+        """Whether a search finds it; for nodes whose refusal does not say if the thing or the service is missing."""
+        own = UID_OF_LEVEL[ref.level]
+        uid = ref.instance or ref.series or ref.study
+        key = NativeMatch(keyword(own), Operator.EXACT, (uid,))
+        study, series = ref.study if ref.series else None, ref.series if ref.instance else None
+        async with aclosing(self.find(NativeQuery(ref.level, (key,), study, series))) as found:
+            async for row in found:
+                if isinstance(row, DicomRecord) and text(row.dataset, own) == uid:
+                    return True
+        return False
+
+    # --- WADO-RS
+
+    async def retrieve(self, ref: Ref) -> AsyncGenerator[Part, None]:
+        async with self._instances(ref) as answer:
+            status = answer.status
+            if status not in _NO:
+                framed = "content-length" in answer.headers or "multipart" in answer.content_type.lower()
+                async with aclosing(answer_parts(self.node, answer, DICOM)) as parts:
+                    async for part in parts:
+                        yield await instance_part(self.node, ref, part, framed=framed)
+        if status == 206:
+            raise NodeProtocolError(self.node, "could not give every instance (206)")
+        if status in _NO:
+            await self._explain(ref, status, "instances")
+
+    @asynccontextmanager
+    async def _instances(self, ref: Ref) -> AsyncIterator[Answer]:
+        """As stored where the node can say so, else as it likes; what it understood is remembered."""
+        url = self._url(self._wado, ref.path)
+        if not self._needs_plain_accept:
+            accept = {"Accept": _INSTANCES + "; transfer-syntax=*"}
+            async with self._http.stream("GET", url, headers=accept, expect=_NO) as answer:
+                if answer.status not in _NEGOTIABLE:
+                    yield answer
+                    return
+        async with self._http.stream("GET", url, headers={"Accept": _INSTANCES}, expect=_NO) as answer:
+            self._needs_plain_accept = self._needs_plain_accept or answer.status not in _NO
+            yield answer
+
+    async def _explain(self, ref: Ref, status: int, what: str) -> None:
+        """Comes back when the node does not have it. Raises Unsupported or NodeProtocolError when it does."""
+        if status in _CANNOT:
+            raise Unsupported(self.node, f"does not serve {what}")
+        if await self._exists(ref):
+            if status in _ABSENT:
+                raise Unsupported(self.node, f"does not serve {what} of a {ref.level.lower()}")
+            raise NodeProtocolError(self.node, f"answered a request for {what} with status {status}")
+
+    async def describe(self, ref: Ref) -> AsyncGenerator[Dataset, None]:
+        url = self._url(self._wado, f"{ref.path}/metadata")
+        headers = {"Accept": DICOM_JSON, "Accept-Encoding": "gzip, deflate"}
+        async with self._http.stream("GET", url, headers=headers, expect=_NO) as answer:
+            status, base = answer.status, answer.url
+            document = await self._http.read_json(answer) if status not in _NO else None
+        if status in _NO:
+            await self._explain(ref, status, "metadata")
+        for dataset in self._datasets(document or [], "a request for metadata"):
+            check_asked(self.node, ref, dataset)
+            _make_absolute(dataset, base)
+            yield dataset
+
+    async def frames(self, ref: Ref, numbers: Sequence[int]) -> AsyncGenerator[FramePart, None]:
+        listed = ",".join(map(str, numbers))
+        url = self._url(self._wado, f"{ref.path}/frames/{listed}")
+        async with self._http.stream("GET", url, headers={"Accept": _FRAMES}, expect=_NO) as answer:
+            status, given = answer.status, 0
+            if status not in _NO:
+                async with aclosing(answer_parts(self.node, answer, "")) as parts:
+                    async for part in parts:
+                        if given == len(numbers):
+                            raise NodeProtocolError(self.node, "sent more frames than asked for")
+                        yield frame_part(self.node, numbers[given], part)
+                        given += 1
+        if status in _NO:
+            await self._explain_frames(ref, status, max(numbers))
+        elif given < len(numbers):
+            raise NodeProtocolError(self.node, "sent fewer frames than asked for")
+
+    async def _explain_frames(self, ref: Ref, status: int, highest: int) -> None:
+        """As `_explain`. Raises InvalidQuery for a frame that the instance does not have; Orthanc says 400 to that."""
+        async with aclosing(self.describe(ref)) as found:
+            async for instance in found:
+                count = next((v for v in values(instance, _NUMBER_OF_FRAMES) if isinstance(v, int)), 1)
+                if highest > count:
+                    raise InvalidQuery(f"frame {highest} of an instance that has {count}", parameter="frames")
+        await self._explain(ref, status, "frames")
+
+    async def bulkdata(self, ref: Ref, address: str) -> AsyncGenerator[FramePart, None]:
+        """The address is followed inside the allow list only. Pixel data may come as one part per frame."""
+        url = self._http.check_address(address, base=self._url(self._wado, ref.path) + "/")
+        async with self._http.stream("GET", url, headers={"Accept": _BULK}, expect=_ABSENT) as answer:
+            if answer.status not in _ABSENT:
+                async with aclosing(answer_parts(self.node, answer, "")) as parts:
+                    async for part in parts:
+                        yield frame_part(self.node, 0, part)
+
+    # --- STOW-RS
+
+    async def store(self, parts: AsyncIterator[Part]) -> Sequence[StoreOutcome]:
+        upload = Upload(parts)
+        headers = {"Content-Type": upload.content_type, "Accept": DICOM_JSON}
+        url = self._url(self._stow, "studies")
+        expect = {400, 409, *_CANNOT}  # Orthanc says 400 as soon as one instance fails, with a full store response
+        async with self._http.stream("POST", url, headers=headers, content=upload.body(), expect=expect) as answer:
+            if answer.status in _CANNOT:
+                raise Unsupported(self.node, "does not store instances")
+            return outcomes(self.node, upload.sent, await self._http.read_json(answer))
+
+    # --- what the node is like
+
+    def _url(self, prefix: str, path: str, query: str = "") -> str:
+        return self._http.url(f"{prefix}/{path}" if prefix else path, query)
+
+    async def _quirks(self) -> frozenset[str]:
+        if self._configured is not None:
+            return self._configured
+        if self._learned is None and time.monotonic() >= self._learn_after:
+            if self._learning is None or self._learning.done():
+                self._learning = asyncio.create_task(self._learn())
+                self._learning.add_done_callback(lambda task: task.cancelled() or task.exception())
+            return (await asyncio.shield(self._learning)).quirks
+        return self._learned.quirks if self._learned else frozenset()
+
+    async def _learn(self) -> Learned:
+        """Nothing learned, from an empty or a slow node, is tried again later; a node that is down is an error now."""
+        try:
+            async with asyncio.timeout(min(_LEARNING_SECONDS, self._http.timeouts.total / 2)):
+                learned = await learn(self._http, self._qido)
+        except (TimeoutError, NodeTimeout):
+            learned = Learned(frozenset(), sure=False)
+        if learned.sure:
+            self._learned = learned
+        self._learn_after = time.monotonic() + _LEARN_AGAIN_AFTER
+        return learned
+
+
+def _unseen(rows: list[Dataset], uid_tag: str, seen: set[str]) -> list[Dataset]:
+    """The rows with a UID not seen before, which is then seen. A row without UID is seen once."""
+    fresh = []
+    for row in rows:
+        uid = text(row, uid_tag)
+        if uid not in seen:
+            seen.add(uid)
+            fresh.append(row)
+    return fresh
+
+
+def _goes_on(answer: JsonAnswer, count: int) -> bool:
+    """Whether there may be more: the node says so, or it stopped at a number that smells of a silent maximum."""
+    if _MORE.search(answer.headers.get("warning", "")):
+        return count > 0
+    return count >= 50 and (count % 50 == 0 or count & (count - 1) == 0)
+
+
+def _make_absolute(dataset: Dataset, base: str) -> None:
+    """Bulk data addresses are relative to the metadata they stand in (PS3.18 F.2.2); in place."""
+    for attribute in dataset.values():
+        if "BulkDataURI" in attribute:
+            attribute["BulkDataURI"] = urljoin(base, attribute["BulkDataURI"])
+        elif attribute.get("vr") == "SQ":
+            for item in attribute.get("Value", ()):
+                _make_absolute(item, base)

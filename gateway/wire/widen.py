@@ -1,0 +1,28 @@
+"""Person names as wildcard keys that miss nobody: nodes differ on case and diacritics (PS3.4 C.2.2.2.1)."""
+
+from __future__ import annotations
+
+import re
+
+_WILDCARDS = re.compile(r"[*?]*\*[*?]*")
+# No European orthography puts a diacritic on these or folds a ligature into them; every other letter has a variant.
+_NEVER_ACCENTED = frozenset("bfmpqvxBFMPQVX")
+
+
+def widen_name(text: str, *, keep_ascii: bool, case_folded: bool = False) -> str | None:
+    """The key with '*' for every letter that the node may hold otherwise; None when nothing specific remains.
+
+    `keep_ascii`: the node finds 'Müller' by 'Muller' itself, only letters outside ASCII are in its way. Else ASCII
+    letters go too, but for those that never bear a diacritic where the node matches names without case (`case_folded`).
+    What is found is a superset, to be matched again. '*' and not '?', because one letter may be two ('ß', 'æ') or, to
+    some nodes, several bytes; a last '*' lets the ideographic and phonetic groups be there (PS3.5 6.2.1).
+    """
+    widened = "".join(char if _stays(char, keep_ascii, case_folded) else "*" for char in text) + "*"
+    widened = _WILDCARDS.sub("*", widened)
+    return widened if any(char.isalnum() for char in widened) else None
+
+
+def _stays(char: str, keep_ascii: bool, case_folded: bool) -> bool:
+    if not char.isascii():
+        return False
+    return keep_ascii or not char.isalpha() or (case_folded and char in _NEVER_ACCENTED)
