@@ -101,12 +101,16 @@ _REPRESENTATION = (
 
 
 def _patient_name(record: Record) -> str | None:
-    """The official name of a Patient, else the first; its component groups where the names are marked as such (ISO 21090)."""
+    """The official name of a Patient, else the first; all component groups where names are marked so (ISO 21090)."""
     names = list(record.children("name"))
     official = [name for name in names if name.value("use") == "official"]
-    groups = {name.value(_REPRESENTATION): _human_name(name) or "" for name in reversed(official or names)}
+    groups = {_group(name): _human_name(name) or "" for name in reversed(official or names)}
     ordered = "=".join(groups.get(kind, "") for kind in ("ABC", "IDE", "SYL")).rstrip("=")
     return ordered or groups.get(None)
+
+
+def _group(name: Record) -> object:
+    return name.value(_REPRESENTATION) if name.value("extension.url") else None
 
 
 def _words(value: object) -> list[str]:
