@@ -26,7 +26,8 @@ State = Literal["up", "down", "off"]
 
 _log = logging.getLogger(__name__)
 
-CONNECTIONS = 32
+# One loop cannot keep more than these busy; more of them would only share its time and each take longer.
+CONNECTIONS = 8
 MAX_MISSED = 10_000
 _IN_A_THREAD_ABOVE = 256 * 1024
 _STEP = 500

@@ -68,9 +68,9 @@ def redis_server() -> Iterator[RealRedis]:
 
 @pytest.fixture(params=["embedded", pytest.param("redis-server", marks=pytest.mark.interop)])
 async def cache(request: pytest.FixtureRequest) -> AsyncIterator[Cache]:
-    """The same cache on the embedded Valkey and on a real redis-server."""
+    """The same cache on the embedded Valkey and on a real redis-server; patient, since the machine may be busy."""
     url = None if request.param == "embedded" else request.getfixturevalue("redis_server").url
-    opened = await Cache.open(url, retry_after=0.2)
+    opened = await Cache.open(url, timeout=5.0, retry_after=0.2)
     await eventually(lambda: opened.state == "up")
     yield opened
     await opened.close()
