@@ -10,7 +10,7 @@ from gateway.errors import Unmappable
 from gateway.mapping.schema import Code, Entry, Mapping
 from gateway.mapping.transforms import TRANSFORMS, read_all
 from gateway.model.dataset import Attribute, Dataset, as_text, attribute, items
-from gateway.model.patient import issuer_of
+from gateway.model.patient import PatientKey, issuer_of, patient_of
 from gateway.model.seam import Record
 from gateway.model.study import Row, row_of
 from gateway.model.vocabulary import ISSUER, OTHER_PATIENT_IDS, PATIENT_ID, STUDY_UID, Level, tag, vr
@@ -56,6 +56,11 @@ class Reader:
         if len(found) != 1:
             raise Unmappable(f"a record holds {len(found)} rows of level {level}")
         return found[0]
+
+    def patient(self, dataset: Dataset, default: str) -> PatientKey:
+        """Whose data set this is, its issuer under the name that rows bear; `default` is the issuer of one without."""
+        found = patient_of(dataset, default)
+        return PatientKey(self.mapping.canonical_issuer(found.issuer), found.id)
 
     def _dicom(self, record: Record, level: Level) -> Dataset:
         """The record's own data set. Every entry takes the place of its attribute: empty where its source is empty, and

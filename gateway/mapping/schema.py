@@ -187,7 +187,10 @@ class Mapping(_Table):
 
     def knowing(self, issuers: Sequence[Issuer]) -> Mapping:
         """The same mapping with a node's own issuers, which go before those of the format."""
-        return self.model_validate({**dict(self), "issuers": [*issuers, *self.issuers]}) if issuers else self
+        if not issuers:
+            return self
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**given, "issuers": [*issuers, *self.issuers]})
 
     def canonical_issuer(self, name: str) -> str:
         """The issuer as (0010,0021) says it here; a name that is not listed is its own."""

@@ -2,11 +2,12 @@
 
 import pytest
 from fhirpathpy import evaluate
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import InvalidMapping, Unmappable
 from gateway.wire.fhirjson import FhirRecord, compiled
+from gateway.wire.fhirpath import compile_subset
 
 PATIENT = {"resourceType": "Patient", "id": "p", "identifier": [{"system": "a", "value": "1"}, {"value": "2"}]}
 STUDY = {
@@ -69,15 +70,41 @@ def test_a_resource_of_another_shape_is_unmappable_and_does_not_show_its_content
 
 
 NAMES = st.sampled_from(["a", "b", "c"])
-TREES = st.recursive(
-    st.text(max_size=3) | st.integers(),
-    lambda t: st.dictionaries(NAMES, t | st.lists(t, max_size=3), max_size=3),
-    max_leaves=12,
+LEAVES = st.sampled_from(["x", "y"]) | st.integers(0, 2)
+ELEMENTS = st.recursive(
+    st.dictionaries(NAMES, LEAVES | st.lists(LEAVES, max_size=3), max_size=3),
+    lambda below: st.dictionaries(NAMES, below | st.lists(below, max_size=3) | LEAVES, max_size=3),
+    max_leaves=8,
+)
+PATHS = st.recursive(
+    NAMES,
+    lambda path: st.one_of(
+        st.builds("{}.{}".format, path, NAMES),
+        st.builds("{}.first()".format, path),
+        st.builds("{}.where({} = 'x')".format, path, path),
+        st.builds("{}.where({}.exists())".format, path, path),
+        st.builds("({} | {})".format, path, path),
+    ),
+    max_leaves=4,
 )
 
 
-@given(st.dictionaries(NAMES, TREES, max_size=3), st.lists(NAMES, min_size=1, max_size=3))
-def test_plain_paths_read_as_the_interpreter_reads_them(resource, steps):
-    path = ".".join(steps)
+@settings(max_examples=400)
+@given(ELEMENTS, PATHS)
+def test_the_fast_part_of_fhirpath_reads_as_the_interpreter_reads(resource, path: str):
+    function = compile_subset(path)
+    assert function is not None
     oracle = [item for item in evaluate(resource, path) if item is not None]
-    assert list(compiled(path)(resource)) == oracle
+    assert function([resource], lambda items: []) == oracle
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a.iif(b, c)", "a.where(b = 1)", "a.count()", "a.b != 'x'", "Patient.name", "a.first(b)", "a.where(b = 'it\\'s')"],
+)
+def test_more_of_fhirpath_is_left_to_the_interpreter(path: str):
+    assert compile_subset(path) is None
+
+
+def test_the_interpreters_part_is_there():
+    assert FhirRecord({"a": [{"b": 1, "c": "x"}, {"b": 2, "c": "y"}]}).value("a.where(b > 1).c") == "y"
