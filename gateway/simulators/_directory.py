@@ -164,10 +164,11 @@ def texts(attributes: Json, tag: str) -> list[str]:
 
 
 def value_text(value: Any) -> str:
+    """A value without the padding that values inside a list keep in JSON (PS3.5 6.2)."""
     if isinstance(value, dict):
         groups = [value.get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")]
         return "=".join(groups).rstrip("=")
-    return "" if value is None else str(value)
+    return "" if value is None else str(value).strip(" ")
 
 
 def to_json(dataset: Dataset, bulk_uri: BulkUri = lambda path: None, path: str = "") -> Json:

@@ -152,6 +152,17 @@ def test_the_counts_and_uids_are_those_of_the_files(servers, files, version):
         assert one["numberOfInstances"] == sum(series["numberOfInstances"] for series in one["series"])
 
 
+@pytest.mark.parametrize(("version", "profile"), [("R4", "mii"), ("STU3", ""), ("R5", "")])
+def test_every_study_of_the_pydicom_wheel_makes_a_valid_resource(version, profile):
+    root = Path(pydicom.__file__).parent / "data/test_files"
+    options = FhirOptions(profile=profile, time_zone="Europe/Madrid", service_requests=True, page_size=100)
+    with FhirSimulator(root, version, options) as server:
+        entries = search(server, _include="ImagingStudy:patient").json()["entry"]
+    assert sum(entry["search"]["mode"] == "match" for entry in entries) == len(server.facts) > 20
+    for entry in entries:
+        validate(version, entry["resource"])
+
+
 def breast(server):
     version = server.version
     params = {"study": "urn:oid:1.2.3.1"} if version == "STU3" else {"identifier": "urn:dicom:uid|urn:oid:1.2.3.1"}
