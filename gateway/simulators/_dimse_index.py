@@ -50,6 +50,8 @@ _KEPT = sorted(_STUDY_TAGS | _SERIES_TAGS | _IMAGE_TAGS | {Tag("SOPClassUID")})
 
 def level_of(tag: BaseTag) -> str:
     """The level that an attribute belongs to. Raises KeyError for one that this archive does not index."""
+    if tag in COMPUTED:
+        return COMPUTED[tag][0]
     if tag in _STUDY_TAGS:
         return PATIENT if tag.group == 0x0010 else STUDY
     if tag in _SERIES_TAGS:

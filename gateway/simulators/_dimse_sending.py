@@ -10,7 +10,7 @@ from typing import Any
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from gateway.simulators._dimse_index import LEVELS, STUDY, UNIQUE_KEY, Archive, StoredInstance
+from gateway.simulators._dimse_index import IMAGE, LEVELS, STUDY, UNIQUE_KEY, Archive, StoredInstance
 from gateway.simulators._dimse_matching import is_universal, matches
 
 _QUEUED_PDUS = 64
@@ -22,6 +22,7 @@ class StoredFile(Dataset):
     def __init__(self, stored: StoredInstance) -> None:
         super().__init__()
         self.path = stored.path
+        self.has_honest_meta = stored.raw.file_meta.get("MediaStorageSOPInstanceUID") == stored.unique(IMAGE)
         self.SOPInstanceUID = stored.decoded.SOPInstanceUID
 
 
@@ -42,14 +43,22 @@ def of_another_study(archive: Archive, asked: Iterable[StoredInstance]) -> list[
     return [stored for stored in others if stored.unique(STUDY) == others[0].unique(STUDY)]
 
 
-def prepare(association: Any) -> None:
-    """Makes an association send StoredFile from disk and hold few PDUs; pynetdicom would queue a whole file of them."""
+def prepare(association: Any, move_originator: str = "") -> None:
+    """Makes an association send StoredFile from disk and hold few PDUs; pynetdicom would queue a whole file of them.
+
+    `move_originator` is who asked for the C-MOVE (PS3.7 9.1.1.1.5); pynetdicom gives the archive's own title instead.
+    """
     association.dul.to_provider_queue = _BoundedQueue(association)
     plain: Callable[..., Dataset] = association.send_c_store
 
     def send_c_store(dataset: Dataset | Path, *positional: Any, **keywords: Any) -> Dataset:
         if not isinstance(dataset, StoredFile):
             return plain(dataset, *positional, **keywords)
+        if move_originator:
+            keywords["originator_aet"] = move_originator
+        if not dataset.has_honest_meta:
+            # pynetdicom would announce the instance under the UID of its File Meta, which is not the instance's own.
+            return plain(dcmread(dataset.path), *positional, **keywords)
         try:
             return plain(dataset.path, *positional, **keywords)
         except (AttributeError, ValueError):

@@ -29,6 +29,7 @@ from gateway.simulators._dimse_serving import (
     proposed,
     quieten,
     set_up,
+    shut_down,
 )
 
 # pynetdicom gives an event's attributes at run time.
@@ -104,7 +105,7 @@ class DimseSimulator:
             self._silence = None
         if self._server is None:
             return
-        self._server.shutdown()
+        shut_down(self._server)
         threads = list(self._server.active_associations)
         with self._lock:
             connections = list(self._connections)
@@ -208,13 +209,14 @@ class DimseSimulator:
     def _on_move(self, event: Event) -> Iterator[Any]:
         """Connects to the configured destination only (PS3.4 C.4.2)."""
         host, port = self.options.destinations.get(event.move_destination, (None, None))
-        opened = (evt.EVT_CONN_OPEN, self._on_move_connection)
+        caller = event.assoc.requestor.ae_title
+        opened = (evt.EVT_CONN_OPEN, self._on_move_connection, [caller])
         yield host, port, {"contexts": proposed(self.archive), "evt_handlers": [opened]}
         yield from self._retrieve(event, "C-MOVE")
 
-    def _on_move_connection(self, event: Event) -> None:
+    def _on_move_connection(self, event: Event, caller: str) -> None:
         set_up(event.assoc)
-        prepare(event.assoc)
+        prepare(event.assoc, caller)
 
     def _retrieve(self, event: Event, operation: str) -> Iterator[Any]:
         """The number of instances, then each as pynetdicom's handlers yield them."""
