@@ -151,6 +151,7 @@ _BODY_PARTS = {
     "816092008": "PELVIS",
     "51185008": "CHEST",
     "816094009": "CHEST",
+    "43799004": "CHEST",  # thoracic cavity: not in Annex L, but in the German examples
     "818981001": "ABDOMEN",
     "113345001": "ABDOMEN",
     "818983003": "ABDOMENPELVIS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,8 @@ from gateway.errors import Unmappable
 from gateway.model.dataset import Dataset, attribute, text
 from gateway.model.patient import PatientKey, other_keys, patient_of
 from gateway.model.vocabulary import INSTANCE_UID, ISSUER, SERIES_UID, STUDY_UID, Level, keyword
+
+_UID = re.compile(r"[0-9.]{1,64}")  # components with a leading zero are wrong, and in the archives
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,11 @@ def row_of(
     """A row from a data set, which is not changed. `issuer` is the node's `patient_id_issuer`.
 
     `study` and `series` are the UIDs asked under, used where the data set leaves them out. Raises Unmappable when a UID
-    of `level` or above is missing.
+    of `level` or above is missing or is no UID.
     """
     patient = patient_of(attributes, issuer)
     uids = _uids(level, attributes, study, series)
-    given = {ISSUER: patient.issuer, STUDY_UID: uids[0], SERIES_UID: uids[1]}
+    given = {ISSUER: patient.issuer, STUDY_UID: uids[0], SERIES_UID: uids[1], INSTANCE_UID: uids[2]}
     missing = {tag: attribute(tag, [value]) for tag, value in given.items() if value and text(attributes, tag) != value}
     if missing:
         attributes = {**attributes, **missing}
@@ -76,9 +79,10 @@ def _uids(level: Level, attributes: Dataset, study: str, series: str) -> tuple[s
     if level is Level.IMAGE:
         found[2] = text(attributes, INSTANCE_UID)
         needed.append(INSTANCE_UID)
-    for tag, uid in zip(needed, found, strict=False):
-        if not uid:
-            raise Unmappable(f"a {level} record has no {keyword(tag)}")
+    for position, tag in enumerate(needed):
+        uid = found[position] = found[position].rstrip(" \0")
+        if not _UID.fullmatch(uid):
+            raise Unmappable(f"a {level} record has no {keyword(tag)}" + (" that is a UID" if uid else ""))
     return found[0], found[1], found[2]
 
 

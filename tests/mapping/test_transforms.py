@@ -89,7 +89,7 @@ def test_a_patients_name_is_the_official_one_in_all_its_groups(names, expected: 
         ("fhir_gender", (EXACT, ("F",)), (EXACT, ("female",))),
         ("fhir_gender", (EXACT, ("X",)), None),
         ("fhir_gender", (WILDCARD, ("*",)), None),
-        ("sct_body_part", (EXACT, ("CHEST",)), (LIST, ("51185008", "816094009"))),
+        ("sct_body_part", (EXACT, ("CHEST",)), (LIST, ("51185008", "816094009", "43799004"))),
         ("fhir_human_name", (EXACT, ("Müller^Jörg",)), (WILDCARD, ("Müller*",))),
         ("fhir_human_name", (WILDCARD, ("M?ller*",)), (WILDCARD, ("M*",))),
         ("fhir_human_name", (WILDCARD, ("*ller",)), None),

@@ -63,6 +63,17 @@ def test_a_row_without_its_uid_cannot_be_read(level: Level, missing: str):
         row_of(level, "n", dataset(PatientID="secret", **kept), "A")
 
 
+@pytest.mark.parametrize("uid", ["../metadata", "1.2/3", "a.b", "1" * 65, " 1.2"])
+def test_what_is_no_uid_does_not_become_one(uid: str):
+    with pytest.raises(Unmappable, match="that is a UID"):
+        row_of(Level.STUDY, "n", dataset(StudyInstanceUID=uid), "A")
+
+
+def test_a_uid_is_kept_without_its_padding_and_with_its_odd_zeros():
+    row = row_of(Level.STUDY, "n", dataset(StudyInstanceUID="1.02\0"), "A")
+    assert row.study == text(row.attributes, STUDY_UID) == "1.02"
+
+
 TEXT = st.text(max_size=12)
 KEYS = st.builds(PatientKey, TEXT.filter(bool), TEXT)
 VALUES = st.lists(TEXT | st.integers(-(2**53), 2**53) | st.none(), max_size=3)
