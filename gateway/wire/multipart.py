@@ -52,8 +52,8 @@ class _State(Enum):
 class MultipartParser:
     """Turns the bytes of a multipart body into events, in linear time and with memory bounded by chunk size and limits.
 
-    A delimiter is a whole line: a body line that merely begins with the boundary is body. Whether lines end in CRLF or LF
-    is learnt from the first delimiter, so that a body's own last CR or LF is never taken for a line end.
+    A delimiter is a whole line: a body line that merely begins with the boundary is body. Whether lines end in CRLF or
+    LF is learnt from the first delimiter, so that a body's own last CR or LF is never taken for a line end.
     """
 
     def __init__(self, boundary: str, *, max_header: int = MAX_HEADER, max_parts: int | None = None) -> None:

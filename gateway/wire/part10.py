@@ -1,0 +1,294 @@
+"""DICOM files as streams: what stands before the pixel data is read, the rest only passes by (PS3.10 7, PS3.5 A)."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Protocol
+
+from pydicom import config
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import read_dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+)
+
+from gateway.model import dataset as model
+from gateway.model import vocabulary
+from gateway.wire.elements import (
+    EXPLICIT_BIG,
+    EXPLICIT_LITTLE,
+    IMPLICIT_LITTLE,
+    ElementWalker,
+    Encoding,
+    Part10Error,
+    encoding_found,
+)
+from gateway.wire.filemeta import file_meta, guessed_syntax, read_file_meta
+
+__all__ = ["Part10Error", "Part10Stream", "file_meta", "identify", "open_part10"]
+
+PIXEL_DATA = 0x7FE00008
+"""Where a head ends: at the first of Float (7FE0,0008), Double Float (7FE0,0009) and plain Pixel Data (7FE0,0010)."""
+AFTER_PIXEL_DATA = 0x7FE00011
+AFTER_UIDS = 0x00200010
+"""Where a head may end for `identify`: every identifying element has a lower tag."""
+
+MAX_HEAD = 64 << 20
+_INFLATED = 256 << 10
+_ENCODINGS = {ImplicitVRLittleEndian: IMPLICIT_LITTLE, ExplicitVRBigEndian: EXPLICIT_BIG}
+_IDENTIFYING = (
+    vocabulary.SOP_CLASS_UID,
+    vocabulary.INSTANCE_UID,
+    vocabulary.STUDY_UID,
+    vocabulary.SERIES_UID,
+    vocabulary.PATIENT_ID,
+    vocabulary.ISSUER,
+    vocabulary.ISSUER_QUALIFIERS,
+)
+
+
+def decode(data: bytes, encoding: Encoding, tags: tuple[int, ...] | None = None) -> Dataset:
+    """A data set from its bytes, its values decoded when they are looked at. `tags` leaves out all others."""
+    only = list(tags) if tags else None
+    with guarded():
+        return read_dataset(BytesIO(data), not encoding.explicit, encoding.little, specific_tags=only)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """For what pydicom does with values: it neither checks nor warns of them, and whatever it raises is a Part10Error.
+
+    Its own exceptions are of any kind and carry the broken value, patient data, in their text.
+    """
+    try:
+        with config.disable_value_validation():
+            yield
+    except Exception as error:  # noqa: BLE001
+        raise Part10Error(f"the data set cannot be understood ({type(error).__name__})") from None
+
+
+class _Decoder(Protocol):
+    def decode(self, chunk: bytes) -> Iterator[bytes]:
+        """The data set bytes in a chunk as received, in pieces; at least one, which may be empty."""
+
+    def finish(self) -> None:
+        """Raises Part10Error when the bytes ended too early."""
+
+
+class _Plain:
+    def decode(self, chunk: bytes) -> Iterator[bytes]:
+        yield chunk
+
+    def finish(self) -> None:
+        """Plain bytes have no end of their own; the walker knows where elements end."""
+
+
+class _Deflated:
+    """PS3.5 A.5: the data set as a raw deflate stream. Pieces are bounded however well a chunk is compressed."""
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+
+    def decode(self, chunk: bytes) -> Iterator[bytes]:
+        try:
+            yield (piece := self._inflate.decompress(chunk, _INFLATED))
+            # A full piece may have left output behind even when all of the input was taken.
+            while not self._inflate.eof and (self._inflate.unconsumed_tail or len(piece) == _INFLATED):
+                yield (piece := self._inflate.decompress(self._inflate.unconsumed_tail, _INFLATED))
+        except zlib.error:
+            raise Part10Error("the deflated data set is damaged") from None
+
+    def finish(self) -> None:
+        if not self._inflate.eof:
+            raise Part10Error("the deflated data set is truncated")
+
+
+class Part10Stream:
+    """One DICOM file that is being received. Use one of `raw`, `tail` (or what is made of them in wire.transfer), once.
+
+    `file_meta` is the File Meta Information as read, empty when the file has none. `transfer_syntax` is its Transfer
+    Syntax UID, guessed from the first element when missing. `encoding` is that of the elements in `head` and `tail`,
+    deflated ones being inflated; like pydicom, it believes the first VR more than the Transfer Syntax. `has_file_meta`
+    says that preamble and Transfer Syntax UID are there, without which a file is no DICOM file to others.
+    """
+
+    def __init__(
+        self, chunks: AsyncIterator[bytes], meta: FileMetaDataset, transfer_syntax: str, received: bytes, offset: int
+    ) -> None:
+        self.file_meta = meta
+        self.has_file_meta = received[128:132] == b"DICM" and "TransferSyntaxUID" in meta
+        self.transfer_syntax = transfer_syntax
+        self.encoding = encoding_found(
+            received if transfer_syntax != DeflatedExplicitVRLittleEndian else b"",
+            offset,
+            _ENCODINGS.get(transfer_syntax, EXPLICIT_LITTLE),  # type: ignore[call-overload]
+        )
+        self._chunks = chunks
+        self._originals: deque[bytes] | None = deque([received])
+        self._decoder: _Decoder = _Deflated() if transfer_syntax == DeflatedExplicitVRLittleEndian else _Plain()
+        self._pieces = self._decoded(received[offset:])
+        self._walker = ElementWalker(self.encoding)
+        self._pending = b""
+        self._ended = False
+        self._head = b""
+        self._dataset: Dataset | None = None
+
+    @property
+    def head(self) -> bytes:
+        """The elements read so far, encoded as `encoding` says."""
+        return self._head
+
+    @property
+    def dataset(self) -> Dataset:
+        """The elements of `head`, not those behind it. A value is decoded when it is looked at."""
+        if self._dataset is None:
+            self._dataset = decode(self._head, self.encoding)
+        return self._dataset
+
+    @property
+    def tail(self) -> AsyncIterator[bytes]:
+        """Everything behind `head`, from its first tag on. Raises Part10Error when it ends mid-element."""
+        return self.elements(None)
+
+    async def read_head(self, until: int = PIXEL_DATA, limit: int = MAX_HEAD) -> bytes:
+        """Extends `head` to the first top-level element with a tag of `until` or more, and gives it back.
+
+        Raises Part10Error when it would pass `limit` bytes or the file is truncated in it.
+        """
+        found, size = [self._head], len(self._head)
+        async for piece in self._up_to(until):
+            size += len(piece)
+            if size > limit:
+                raise Part10Error(f"more than {limit} bytes before the pixel data")
+            found.append(piece)
+        if len(found) > 1:
+            self._head, self._dataset = b"".join(found), None
+        return self._head
+
+    async def elements(self, until: int | None) -> AsyncGenerator[bytes, None]:
+        """What follows, up to the first top-level element with a tag of `until` or more; None goes to the end.
+
+        Whoever leaves it early closes the stream with `aclose`. The file cannot be passed on `raw` after this.
+        """
+        self._originals = None
+        async for piece in self._up_to(until):
+            yield piece
+
+    async def raw(self, *, checked: bool = True) -> AsyncGenerator[bytes, None]:
+        """The file exactly as it was received, chunk by chunk, from its first byte.
+
+        Raises Part10Error at the end when it came in the middle of an element, a deflate stream, or encapsulated pixel
+        data without its delimiter. An end exactly between two top-level elements cannot be noticed. Without `checked`
+        nothing is: for files that are stored broken and wanted as they are. Closes the source when it ends or is left.
+        """
+        originals = self._originals
+        if originals is None:
+            raise RuntimeError("the file was already taken apart")
+        self._walker.until = None
+        try:
+            while originals:
+                yield originals.popleft()
+            if checked:
+                self._follow(b"")
+            async for piece in self._pieces:
+                if checked:
+                    self._follow(piece)
+                while originals:
+                    yield originals.popleft()
+            if checked:
+                self._finish()
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Leaves the rest of the file unread and closes its source."""
+        await self._pieces.aclose()
+        if isinstance(self._chunks, AsyncGenerator):
+            await self._chunks.aclose()
+
+    async def _up_to(self, until: int | None) -> AsyncIterator[bytes]:
+        self._walker.until = until
+        settled = self._follow(b"")
+        while not self._walker.stopped and not self._ended:
+            if settled:
+                yield settled
+            piece = await anext(self._pieces, None)
+            if piece is None:
+                self._finish()
+                settled, self._pending = self._pending, b""
+            else:
+                settled = self._follow(piece)
+        if settled:
+            yield settled
+
+    def _follow(self, piece: bytes) -> bytes:
+        """Lets the walker follow the bytes; gives those back that belong to elements whose header is known."""
+        data = self._pending + piece if self._pending else piece
+        followed = self._walker.feed(data)
+        self._pending = data[followed:]
+        return data[:followed]
+
+    def _finish(self) -> None:
+        self._ended = True
+        self._decoder.finish()
+        self._walker.finish(self._pending)
+
+    async def _decoded(self, first: bytes) -> AsyncGenerator[bytes, None]:
+        for piece in self._decoder.decode(first):
+            yield piece
+        async for chunk in self._chunks:
+            if self._originals is not None:
+                self._originals.append(chunk)
+            for piece in self._decoder.decode(chunk):
+                yield piece
+
+
+async def open_part10(chunks: AsyncIterator[bytes], *, until: int = PIXEL_DATA, limit: int = MAX_HEAD) -> Part10Stream:
+    """Reads a DICOM file up to its first top-level element with a tag of `until` or more; the rest waits in the stream.
+
+    A small `until` (AFTER_UIDS) lets the first byte go on early and holds little; `read_head` goes on from there. A
+    missing preamble, and a data set without any File Meta Information that begins with group 0008, are read as well.
+    Raises Part10Error for anything else, for a head above `limit` bytes and for a file truncated so far; `chunks` is
+    then closed.
+    """
+    try:
+        received, offset, end = await read_file_meta(chunks)
+        meta = FileMetaDataset(decode(received[offset:end], EXPLICIT_LITTLE)) if end > offset else FileMetaDataset()
+        syntax = str(meta.get("TransferSyntaxUID", "") or guessed_syntax(received[end : end + 6]))
+        stream = Part10Stream(chunks, meta, syntax, received, end)
+        await stream.read_head(until, limit)
+    except BaseException:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
+        raise
+    return stream
+
+
+def identify(stream: Part10Stream) -> model.Dataset:
+    """The UIDs, the Patient ID and its issuer that `stream.head` holds, in the DICOM JSON model.
+
+    Needs a head that reaches AFTER_UIDS. What the file does not have is left out.
+    """
+    wanted = tuple(int(tag, 16) for tag in _IDENTIFYING)
+    with guarded():
+        return _in_json(decode(stream.head, stream.encoding, wanted), frozenset(_IDENTIFYING))
+
+
+def _in_json(found: Dataset, wanted: frozenset[str] | None) -> model.Dataset:
+    described: model.Dataset = {}
+    for element in found:
+        tag = f"{element.tag:08X}"
+        if wanted is not None and tag not in wanted:
+            continue
+        if element.VR == "SQ":
+            described[tag] = {"vr": "SQ", "Value": [_in_json(item, None) for item in element.value]}
+        else:
+            values = element.value if element.VM > 1 else [element.value]
+            described[tag] = model.attribute(tag, [str(value) for value in values if value is not None])
+    return described
