@@ -65,13 +65,15 @@ class Record(Protocol):
 class Report:
     """Ends every `find`: which native paths the node matched itself, which it had but ignored, which it does not know.
 
-    Whatever is not in `matched` is matched again here. `truncated` says that the node stopped at its own maximum.
+    Every row is matched again here whatever this says. `truncated` says that the node stopped at its own maximum.
+    `complete_rows` says that an attribute missing from a row has no value; otherwise it is merely not known at this level.
     """
 
     matched: frozenset[str] = frozenset()
     ignored: frozenset[str] = frozenset()
     unknown: frozenset[str] = frozenset()
     truncated: bool = False
+    complete_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from enum import StrEnum
 from functools import cache
 
 from pydicom import datadict
-from pydicom.uid import UID_dictionary
+from pydicom._uid_dict import UID_dictionary
 
 from gateway.errors import InvalidQuery
 

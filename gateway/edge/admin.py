@@ -1,0 +1,77 @@
+"""What operators and passers-by ask: alive, ready, the nodes and their state, metrics, and a plain first page."""
+
+from __future__ import annotations
+
+from html import escape
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+
+from gateway.edge.context import base_of
+from gateway.pipeline import NodeState
+
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Imaging gateway</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+body{{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#1b1f24}}
+table{{border-collapse:collapse;width:100%}}td,th{{text-align:left;padding:.4rem .8rem;border-bottom:1px solid #d0d7de}}
+.down{{color:#b3261e}}.up{{color:#1a7f37}}code{{background:#f3f4f6;padding:.1rem .3rem}}</style></head><body>
+<h1>Imaging gateway</h1><p>One FHIR ImagingStudy and DICOMweb interface over {count} nodes.</p>
+<table><thead><tr><th>Node</th><th>Organisation</th><th>Country</th><th>Speaks</th><th>State</th><th>Service</th></tr>
+</thead><tbody>{rows}</tbody></table><h2>Try</h2><ul>{links}</ul></body></html>"""
+
+
+async def live(_: Request) -> Response:
+    """200 while the process answers at all."""
+    return PlainTextResponse("live")
+
+
+async def ready(request: Request) -> Response:
+    """One word: ready, or 503 and why not."""
+    is_ready: bool = request.app.state.ready
+    return PlainTextResponse("ready" if is_ready else "starting", 200 if is_ready else 503)
+
+
+async def metrics(_: Request) -> Response:
+    """Prometheus text."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def nodes(request: Request) -> Response:
+    """`{"nodes": [...]}`: every node and its state; no addresses of the hospitals' own network."""
+    states = request.app.state.pipeline.node_states(request.scope["caller"])
+    body = {"nodes": [_as_json(state, base_of(request)) for state in states], "cache": request.app.state.cache_state()}
+    return Response(orjson.dumps(body), media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _as_json(state: NodeState, base: str) -> dict[str, object]:
+    return {
+        "id": state.id,
+        "name": state.name,
+        "country": state.country,
+        "organisation": state.organisation,
+        "adapter": state.adapter,
+        "mapping": state.mapping,
+        "state": state.state,
+        "reason": state.reason,
+        "dicomweb": f"{base}/nodes/{state.id}/dicom-web",
+    }
+
+
+async def page(request: Request) -> Response:
+    """The nodes, their state and links, without any script."""
+    states = request.app.state.pipeline.node_states(request.scope["caller"])
+    rows = "".join(_row(state) for state in states)
+    paths = ("/nodes", "/dicom-web/studies?limit=10", "/fhir/ImagingStudy?_count=10", "/fhir/metadata", "/metrics")
+    links = "".join(f'<li><a href="{path}"><code>{path}</code></a></li>' for path in paths)
+    return HTMLResponse(_PAGE.format(count=len(states), rows=rows, links=links), headers={"Cache-Control": "no-store"})
+
+
+def _row(state: NodeState) -> str:
+    address = f"/nodes/{state.id}/dicom-web/studies"
+    cells = (state.name, state.organisation, state.country, state.adapter)
+    kind = "down" if state.state == "down" else "up"
+    label = f"{state.state}: {state.reason}" if state.reason else state.state
+    middle = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+    return f'<tr>{middle}<td class="{kind}">{escape(label)}</td><td><a href="{address}">studies</a></td></tr>'

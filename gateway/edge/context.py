@@ -1,0 +1,87 @@
+"""What one request carries through the edge: the caller, the nodes it is about, and the addresses it is answered with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.errors import InvalidQuery
+from gateway.model.answer import Found
+from gateway.pipeline import Pipeline
+from gateway.security.caller import Caller
+from gateway.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """`base` is the gateway's own URL as the caller sees it; `root` that of the DICOMweb service asked; no slash at the end.
+
+    `nodes` are the names asked for by path or by `?node=`; none means all.
+    """
+
+    settings: Settings
+    pipeline: Pipeline
+    caller: Caller
+    nodes: tuple[str, ...]
+    base: str
+    root: str
+
+    def root_of(self, found: Found) -> str:
+        """The root that a result can be retrieved at: an ambiguous one only at a node that holds it."""
+        return f"{self.base}/nodes/{found.origin}/dicom-web" if found.ambiguous and len(self.nodes) != 1 else self.root
+
+    def json_response(
+        self, request: Request, body: bytes, media_type: str, warnings: Sequence[str], complete: bool
+    ) -> Response:
+        """A look-up's answer. A complete one has an ETag and may be kept and revalidated; a partial one is stored nowhere."""
+        response = Response(body, media_type=media_type)
+        mark_cacheable(response.headers, body if complete else None)
+        for warning in warnings:
+            response.headers.append("Warning", warning)
+        if complete and response.headers["etag"] in _tags(request.headers.get("if-none-match", "")):
+            kept = {
+                name: value
+                for name, value in response.headers.items()
+                if name not in ("content-length", "content-type")
+            }
+            return Response(status_code=304, headers=kept)
+        return response
+
+
+def mark_cacheable(headers: MutableHeaders, body: bytes | None) -> None:
+    """ETag and Cache-Control for a complete body; no-store for None. Answers differ by caller and by Accept."""
+    headers["Vary"] = "Accept, Authorization"
+    if body is None:
+        headers["Cache-Control"] = "no-store"
+        return
+    headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers["Cache-Control"] = "private, no-cache"
+
+
+def _tags(header: str) -> set[str]:
+    """The entity tags of If-None-Match; weak comparison (RFC 9110 13.1.2)."""
+    return {tag.strip().removeprefix("W/") for tag in header.split(",")}
+
+
+def context_of(request: Request) -> Context:
+    """The context of a request that the middleware has let in."""
+    node = request.path_params.get("node")
+    named = [name for value in request.query_params.getlist("node") for name in value.split(",") if name]
+    if node and named and set(named) != {node}:
+        raise InvalidQuery("the path already names the node", parameter="node")
+    base = base_of(request)
+    nodes = (node,) if node else tuple(dict.fromkeys(named))
+    root = f"{base}/nodes/{node}/dicom-web" if node else f"{base}/dicom-web"
+    state = request.app.state
+    return Context(state.settings, state.pipeline, request.scope["caller"], nodes, base, root)
+
+
+def base_of(request: Request) -> str:
+    """The configured public root, else what the request (or the trusted proxy's Forwarded) says."""
+    configured: str = request.app.state.settings.public_root
+    return configured.rstrip("/") or str(request.base_url).rstrip("/")

@@ -1,0 +1,253 @@
+"""The FHIR edge: ImagingStudy read and search, Patient, Endpoint and Organization read, CapabilityStatement; R4 and R5."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from gateway.edge import negotiation, problems
+from gateway.edge.context import Context, context_of, mark_cacheable
+from gateway.edge.fhirmeta import capability_statement
+from gateway.edge.fhirsearch import StudySearch, parse
+from gateway.edge.identifiers import uid_of_id
+from gateway.edge.imagingstudy import Renderer, Resource
+from gateway.edge.qido import query_pairs
+from gateway.errors import Conflict, InvalidQuery, NotFound
+from gateway.federation.page import Cursor, Sort
+from gateway.model.answer import Answer, Found, Issue
+from gateway.model.query import Match, Operator, Query
+from gateway.model.vocabulary import ISSUER, PATIENT_ID, Level
+from gateway.pipeline import NodeState
+
+FHIR_JSON = "application/fhir+json"
+_SUMMARY_STUDY = (
+    "resourceType", "id", "meta", "identifier", "status", "modality", "subject", "encounter", "started", "basedOn",
+    "referrer", "endpoint", "numberOfSeries", "numberOfInstances", "description",
+)  # fmt: skip
+_SUBSETTED = {"system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue", "code": "SUBSETTED"}
+
+
+def routes(version: str | None) -> list[BaseRoute]:
+    """The routes of one root; `version` None serves R4 unless the Accept header asks for 5.0."""
+    handlers: dict[str, tuple[Callable[[FhirRequest], Awaitable[Response]], str]] = {
+        "/metadata": (_metadata, "fhir-metadata"),
+        "/ImagingStudy": (_search, "fhir-search"),
+        "/ImagingStudy/{id}": (_read_study, "fhir-read"),
+        "/Patient/{id}": (_read_patient, "fhir-read-patient"),
+        "/Endpoint/{id}": (_read_endpoint, "fhir-read-endpoint"),
+        "/Organization/{id}": (_read_organization, "fhir-read-organization"),
+    }
+    return [Route(path, _handler(version, fn), methods=["GET"], name=name) for path, (fn, name) in handlers.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class FhirRequest:
+    """One request with what the handlers need: its context, its renderer and the root it was asked at."""
+
+    request: Request
+    context: Context
+    renderer: Renderer
+    root: str
+
+    def respond(self, resource: Resource, *, complete: bool = True, status: int = 200) -> Response:
+        """A resource in this request's version; a partial answer is not to be stored."""
+        body = orjson.dumps(resource)
+        version = "5.0" if self.renderer.is_r5 else "4.0"
+        response = Response(body, status, media_type=f"{FHIR_JSON}; fhirVersion={version}")
+        mark_cacheable(response.headers, body if complete else None)
+        asked = self.request.headers.get("if-none-match", "")
+        if complete and response.headers["etag"] in {tag.strip().removeprefix("W/") for tag in asked.split(",")}:
+            kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+            return Response(status_code=304, headers=kept)
+        return response
+
+
+def _handler(version: str | None, answer: Callable[[FhirRequest], Awaitable[Response]]):  # type: ignore[no-untyped-def]
+    async def handle(request: Request) -> Response:
+        context = context_of(request)
+        is_r5 = negotiation.fhir_version(request, version) == "5.0"
+        state = request.app.state
+        renderer = Renderer(is_r5, context.base, state.issuers, state.patients, state.time_zones)
+        root = context.base + request.scope["root_path"].removeprefix(request.scope.get("app_root_path", ""))
+        return await answer(FhirRequest(request, context, renderer, root))
+
+    return handle
+
+
+async def _metadata(asked: FhirRequest) -> Response:
+    return asked.respond(capability_statement(is_r5=asked.renderer.is_r5, root=asked.root))
+
+
+async def _search(asked: FhirRequest) -> Response:
+    lenient = "handling=lenient" in asked.request.headers.get("prefer", "").replace(" ", "")
+    pairs = query_pairs(asked.request)
+    search = await parse(pairs, asked.renderer, lenient=lenient)
+    context = asked.context
+    if search.impossible:
+        answer: Answer[Found] = Answer()
+    else:
+        answer = await context.pipeline.search(context.caller, search.query, context.nodes, search.sort)
+    results = [found for found in answer.items if search.accepts(found)]
+    bundle = await _bundle(asked, search, results, answer.issues)
+    await asked.renderer.patients.flush()
+    return asked.respond(bundle, complete=answer.complete and not search.ignored)
+
+
+async def _bundle(
+    asked: FhirRequest, search: StudySearch, results: Sequence[Found], issues: Sequence[Issue]
+) -> Resource:
+    """One page as a searchset: matches, what was included, and an outcome for what is missing or was ignored."""
+    settings, state = asked.context.settings, asked.request.app.state
+    cursor, digest = Cursor(state.cursor_secret), _digest(search, asked)
+    rest = cursor.rest(search.cursor, results, search.sort, digest) if search.cursor else list(results)
+    size = settings.page_size if search.count is None else search.count
+    only_count = search.summary == "count" or size == 0
+    page = [] if only_count else rest[:size]
+    bundle: Resource = {"resourceType": "Bundle", "type": "searchset"}
+    if not issues:
+        bundle["total"] = len(results)
+    bundle["link"] = [{"relation": "self", "url": _url(asked, search.used)}]
+    if page and len(rest) > len(page):
+        after = cursor.after(page[-1], search.sort, digest)
+        bundle["link"].append({"relation": "next", "url": _url(asked, [*search.used, ("_cursor", after)])})
+    entries = [_match(asked, search, found) for found in page]
+    entries += _included(asked, search, page)
+    entries += _outcome(search, issues)
+    if entries:
+        bundle["entry"] = entries
+    return bundle
+
+
+def _digest(search: StudySearch, asked: FhirRequest) -> str:
+    """Names the search that a cursor belongs to: its parameters whatever their order, its nodes and its caller's view."""
+    parameters = sorted(pair for pair in search.used if pair[0] not in ("_count", "_format", "_summary", "_include"))
+    known = repr((parameters, asked.context.nodes, asked.context.pipeline.views.of(asked.context.caller).digest))
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+
+def _url(asked: FhirRequest, pairs: Iterable[tuple[str, str]]) -> str:
+    query = "&".join(f"{quote(name, safe=':.')}={quote(value, safe=':|,/.-_')}" for name, value in pairs)
+    return f"{asked.root}/ImagingStudy" + (f"?{query}" if query else "")
+
+
+def _match(asked: FhirRequest, search: StudySearch, found: Found) -> Resource:
+    resource = summarised(asked.renderer.study(found), search.summary)
+    url = f"{asked.root}/ImagingStudy/{resource['id']}"
+    return {"fullUrl": url, "resource": resource, "search": {"mode": "match"}}
+
+
+def summarised(resource: Resource, summary: str) -> Resource:
+    """The resource as `_summary` wants it; tagged SUBSETTED when anything may be missing (FHIR R4 search 3.1.1.5.2)."""
+    if summary in ("false", "data"):
+        return resource
+    names: tuple[str, ...] = _SUMMARY_STUDY
+    if summary == "text":  # the mandatory elements only: there is no narrative
+        names = ("resourceType", "id", "meta", "status", "subject")
+    kept = {name: resource[name] for name in names if name in resource}
+    return {**kept, "meta": {"tag": [_SUBSETTED]}}
+
+
+def _included(asked: FhirRequest, search: StudySearch, page: Sequence[Found]) -> list[Resource]:
+    entries: dict[str, Resource] = {}
+    if "endpoint" in search.includes:
+        states = {state.id: state for state in asked.context.pipeline.node_states(asked.context.caller)}
+        for node in dict.fromkeys(node for found in page for node in found.holders):
+            if node in states:
+                entries[f"Endpoint/{node}"] = asked.renderer.endpoint(states[node])
+    if "patient" in search.includes:
+        for found in page:
+            if found.patient.is_named:
+                same = [other for other in page if found.patient in other.patients]
+                patient = asked.renderer.patient(same)
+                entries.setdefault(f"Patient/{asked.renderer.patients.id_of(found.patient)}", patient)
+    return [
+        {"fullUrl": f"{asked.root}/{reference}", "resource": resource, "search": {"mode": "include"}}
+        for reference, resource in entries.items()
+    ]
+
+
+def _outcome(search: StudySearch, issues: Sequence[Issue]) -> list[Resource]:
+    found = [problems.issue_of_node(issue) for issue in issues]
+    found += [
+        problems.outcome_issue(
+            "warning", "not-supported", "GW101", f"the search parameter '{name}' is not supported and was ignored", name
+        )
+        for name in search.ignored
+    ]
+    outcome = {"resourceType": "OperationOutcome", "issue": found}
+    return [{"resource": outcome, "search": {"mode": "outcome"}}] if found else []
+
+
+async def _read_study(asked: FhirRequest) -> Response:
+    identifier, context, renderer = asked.request.path_params["id"], asked.context, asked.renderer
+    try:
+        uid = uid_of_id(identifier)
+    except InvalidQuery:
+        raise NotFound(f"there is no ImagingStudy of the id '{identifier[:64]}'") from None
+
+    def choose(found: Sequence[Found]) -> Found:
+        ids = {renderer.study_id(one): one for one in found}
+        if identifier in ids:
+            return ids[identifier]
+        if uid == identifier:
+            choices = ", ".join(f"ImagingStudy/{each}" for each in sorted(ids))
+            raise Conflict(
+                f"the study {uid} is held for more than one patient; read one of: {choices}", choices=tuple(ids)
+            )
+        raise NotFound("there is no ImagingStudy of that id")
+
+    answer = await context.pipeline.study(context.caller, uid, context.nodes, choose)
+    resource = renderer.tree(answer.items[0])
+    if answer.issues:
+        _contain_outcome(resource, answer.issues)
+    await renderer.patients.flush()
+    response = asked.respond(resource, complete=answer.complete)
+    for warning in problems.warnings(asked.request, answer.issues, asked.root):
+        response.headers.append("Warning", warning)
+    return response
+
+
+def _contain_outcome(resource: Resource, issues: Sequence[Issue]) -> None:
+    """A read has no place for an outcome beside it: the gap is told in Warning headers, and marked in the resource."""
+    resource["meta"] = {"tag": [_SUBSETTED]}
+
+
+async def _read_patient(asked: FhirRequest) -> Response:
+    context, identifier = asked.context, asked.request.path_params["id"]
+    key = await asked.renderer.patients.key_of(identifier)
+    if key is None:
+        raise NotFound("there is no Patient of that id; ids are given out by ImagingStudy searches")
+    by_id = Match((PATIENT_ID,), Operator.EXACT, (key.id,))
+    by_issuer = Match((ISSUER,), Operator.EXACT, (key.issuer,))
+    answer = await context.pipeline.search(
+        context.caller, Query(Level.STUDY, (by_id, by_issuer)), context.nodes, Sort.NEWEST, resource="Patient"
+    )
+    found = [one for one in answer.items if key in one.patients]
+    if not found:
+        raise NotFound("there is no Patient of that id")
+    return asked.respond(asked.renderer.patient(found), complete=answer.complete)
+
+
+def _node(asked: FhirRequest) -> NodeState:
+    context, identifier = asked.context, asked.request.path_params["id"]
+    states = {state.id: state for state in context.pipeline.node_states(context.caller)}
+    if identifier not in states:
+        raise NotFound(f"there is no such {asked.request.url.path.split('/')[-2]}; /nodes lists the nodes")
+    return states[identifier]
+
+
+async def _read_endpoint(asked: FhirRequest) -> Response:
+    asked.context.pipeline.policy.require(asked.context.caller, "Endpoint", "r")
+    return asked.respond(asked.renderer.endpoint(_node(asked)))
+
+
+async def _read_organization(asked: FhirRequest) -> Response:
+    asked.context.pipeline.policy.require(asked.context.caller, "Organization", "r")
+    return asked.respond(asked.renderer.organization(_node(asked)))

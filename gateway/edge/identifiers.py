@@ -1,0 +1,97 @@
+"""Ids and references of the FHIR edge: ImagingStudy.id, Identifier.system, and the way back from each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import quote, unquote
+
+from gateway.model.answer import Found
+from gateway.model.patient import PatientKey
+from gateway.model.query import check_uid
+
+DICOM_UID = "urn:dicom:uid"
+_ISSUER_PREFIX = "urn:imaging-gateway:issuer:"
+# The 64 characters that a FHIR id may have (FHIR R4 datatypes, id).
+_FHIR_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-."
+_DIGITS = "0123456789."
+_PACKED = 38
+
+
+def study_id(found: Found, patient_mark: Callable[[PatientKey], str]) -> str:
+    """The StudyInstanceUID; for a clash, 8 hex of the node id and the packed UID, and 8 more of the patient within one node."""
+    if not found.ambiguous:
+        return found.study
+    node = hashlib.sha256(found.origin.encode()).hexdigest()[:8]
+    identifier = f"{node}-{pack(found.study)}"
+    return f"{identifier}-{patient_mark(found.patient)[:8]}" if found.in_node else identifier
+
+
+def uid_of_id(identifier: str) -> str:
+    """The StudyInstanceUID that an ImagingStudy.id holds. Raises InvalidQuery for an id that holds none."""
+    if len(identifier) >= 9 + _PACKED and identifier[8] == "-":
+        return check_uid(unpack(identifier[9 : 9 + _PACKED]), "_id")
+    return check_uid(identifier, "_id")
+
+
+def pack(uid: str) -> str:
+    """A UID as 38 characters: its digits and dots as a number to the base 11, written to the base 64."""
+    number = 0
+    for character in "1" + uid:
+        number = number * 11 + (_DIGITS.index(character))
+    packed = ""
+    for _ in range(_PACKED):
+        number, rest = divmod(number, 64)
+        packed = _FHIR_ALPHABET[rest] + packed
+    return packed
+
+
+def unpack(packed: str) -> str:
+    """The inverse of `pack`; '' for what it did not make."""
+    number = 0
+    for character in packed:
+        position = _FHIR_ALPHABET.find(character)
+        if position < 0:
+            return ""
+        number = number * 64 + position
+    uid = ""
+    while number:
+        number, rest = divmod(number, 11)
+        uid = _DIGITS[rest] + uid
+    return uid[1:]
+
+
+class Issuers:
+    """Identifier.system for an issuer and back. `systems` are those that mappings and node files declare."""
+
+    def __init__(self, systems: Mapping[str, str]) -> None:
+        self._systems = dict(systems)
+        self._issuers = {system: issuer for issuer, system in systems.items()}
+
+    def system(self, issuer: str) -> str:
+        """A declared URI; an OID or URI as itself; any other text inside a URN of ours."""
+        declared = self._systems.get(issuer)
+        if declared:
+            return declared
+        if issuer.replace(".", "").isdecimal() and "." in issuer:
+            return f"urn:oid:{issuer}"
+        if issuer.startswith(("urn:", "http://", "https://")):
+            return issuer
+        return _ISSUER_PREFIX + quote(issuer, safe="")
+
+    def issuers(self, system: str) -> tuple[str, ...]:
+        """The issuers that a system may stand for, as rows may carry them."""
+        found = [self._issuers.get(system, ""), system]
+        if system.startswith("urn:oid:"):
+            found.append(system.removeprefix("urn:oid:"))
+        if system.startswith(_ISSUER_PREFIX):
+            found.append(unquote(system.removeprefix(_ISSUER_PREFIX)))
+        return tuple(dict.fromkeys(filter(None, found)))
+
+
+def declared(pairs: Iterable[tuple[str, str]]) -> Issuers:
+    """Issuers from (issuer, system) pairs; the first system of an issuer is the one shown."""
+    systems: dict[str, str] = {}
+    for issuer, system in pairs:
+        systems.setdefault(issuer, system)
+    return Issuers(systems)

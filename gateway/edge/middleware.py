@@ -1,0 +1,117 @@
+"""What happens to every request before a route sees it: request id, proxy, token, clock, access log and metrics. Pure ASGI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.edge import problems
+from gateway.edge.proxies import Proxies
+from gateway.errors import GatewayError, Unauthenticated
+from gateway.security.caller import Caller
+from gateway.telemetry import (
+    log,
+    new_request_id,
+    request_id,
+    request_seconds,
+    requests,
+    server_timing,
+    start_stages,
+)
+
+# Paths that anyone may ask: they say nothing about patients or nodes.
+_OPEN = ("/live", "/ready")
+_SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+class Identity(Protocol):
+    """Turns an Authorization header into a Caller. Raises Unauthenticated."""
+
+    async def caller(self, authorization: str | None) -> Caller: ...
+
+
+def is_open(method: str, path: str) -> bool:
+    """Whether a request needs no token: liveness, discovery, capability statements, preflights."""
+    if method == "OPTIONS" or path in _OPEN or path.startswith("/.well-known/"):
+        return True
+    return path.startswith("/fhir") and path.rstrip("/").endswith("/metadata") and path.count("/") <= 3
+
+
+class Telemetry:
+    """Gives the request its id and its clock; logs and counts the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        identifier = new_request_id(Headers(scope=scope).get("traceparent", ""))
+        request_id.set(identifier)
+        await self._observed(scope, receive, send, identifier)
+
+    async def _observed(self, scope: Scope, receive: Receive, send: Send, identifier: str) -> None:
+        started, stages, status = time.perf_counter(), start_stages(), 500
+
+        async def observe(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = identifier
+                headers["Server-Timing"] = server_timing({**stages, "total": time.perf_counter() - started})
+                for name, value in _SECURITY_HEADERS.items():
+                    headers[name] = value
+                request_seconds.labels(route_name(scope)).observe(time.perf_counter() - started)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observe)
+        finally:
+            route, method = route_name(scope), scope["method"]
+            requests.labels(route, method, str(status)).inc()
+            seconds = round(time.perf_counter() - started, 4)
+            log().info("request", route=route, method=method, status=status, seconds=seconds)
+
+
+def route_name(scope: Scope) -> str:
+    """The route's name, never the path: paths carry identifiers."""
+    route = scope.get("route")
+    return getattr(route, "name", None) or "none"
+
+
+class Authentication:
+    """Puts the Caller into the scope, or answers 401. Believes a proxy only when it is a named one."""
+
+    def __init__(self, app: ASGIApp, identity: Identity, proxies: Proxies, *, require_tls: bool) -> None:
+        self._app = app
+        self._identity = identity
+        self._proxies = proxies
+        self._require_tls = require_tls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope = self._proxies.applied(scope)
+        try:
+            scope["caller"] = await self._caller(scope)
+        except GatewayError as error:
+            response = await problems.gateway_error(Request(scope), error)
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    async def _caller(self, scope: Scope) -> Caller:
+        if is_open(scope["method"], scope["path"]):
+            return Caller()
+        authorization = Headers(scope=scope).get("authorization")
+        if authorization and self._require_tls and scope["scheme"] != "https":
+            raise Unauthenticated("a token must not travel over plain HTTP: use https, and get a new token")
+        return await self._identity.caller(authorization)

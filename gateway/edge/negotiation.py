@@ -1,0 +1,143 @@
+"""What the caller accepts, turned into one decision per resource category (PS3.18 8.7); tolerant of how viewers really ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from gateway.errors import InvalidQuery, NotAcceptable
+from gateway.model.query import check_uid
+from gateway.wire.media import MediaType, parse_accept, parse_media_type
+
+DICOM = "application/dicom"
+DICOM_JSON = "application/dicom+json"
+JSON = "application/json"
+OCTETS = "application/octet-stream"
+MULTIPART = "multipart/related"
+IMAGE_TYPES = ("image/jpeg", "image/jls", "image/jp2", "image/jpx", "image/jphc", "image/jxl", "image/dicom-rle")
+FRAME_TYPES = (OCTETS, *IMAGE_TYPES, "video/mpeg", "video/mp4", "video/mpeg2")
+
+
+@dataclass(frozen=True, slots=True)
+class DicomAccept:
+    """How instances are to be sent. `transfer_syntax` is '' (stored), '*' or the one UID asked for."""
+
+    single_part: bool
+    transfer_syntax: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the stored bytes may go out whatever syntax they are in."""
+        return self.transfer_syntax == "*"
+
+
+def accepted(request: Request, *, strict: bool) -> list[MediaType]:
+    """The ranges asked for, best first; the `accept` query parameter wins over the header. Raises NotAcceptable when strict."""
+    text = request.query_params.get("accept") or request.headers.get("accept", "")
+    if not text.strip():
+        if strict:
+            raise NotAcceptable("an Accept header is required (PS3.18 8.7.5)", parameter="Accept")
+        return [parse_media_type("*/*")]
+    return [range_ for range_ in parse_accept(text) if range_.quality > 0]
+
+
+def json_type(request: Request, *, strict: bool) -> str:
+    """application/dicom+json, or application/json for a client that asks for that only. Raises NotAcceptable."""
+    for range_ in accepted(request, strict=strict):
+        if range_.accepts(DICOM_JSON):
+            return DICOM_JSON
+        if range_.essence == JSON:
+            return JSON
+    raise NotAcceptable(f"this resource is available as {DICOM_JSON}", parameter="Accept")
+
+
+def instances(request: Request, *, strict: bool, one_instance: bool) -> DicomAccept:
+    """How a study, series or instance goes out. Raises NotAcceptable; single part is for one instance only (PS3.18 10.4.4)."""
+    for range_ in accepted(request, strict=strict):
+        inner = range_.parameters.get("type", DICOM).lower()
+        if range_.essence == MULTIPART and inner in (DICOM, "*/*"):
+            return DicomAccept(False, _transfer_syntax(range_))
+        if range_.essence == DICOM and one_instance:
+            return DicomAccept(True, _transfer_syntax(range_))
+        if range_.essence in ("*/*", "multipart/*"):
+            return DicomAccept(False, _transfer_syntax(range_))
+    offer = f'{MULTIPART}; type="{DICOM}"' + (f" or {DICOM}" if one_instance else "")
+    raise NotAcceptable(f"this resource is available as {offer}", parameter="Accept")
+
+
+@dataclass(frozen=True, slots=True)
+class OctetAccept:
+    """How frames or bulk data go out: the inner types accepted, in order, each with its transfer syntax ('' = any)."""
+
+    single_part: bool
+    ranges: tuple[tuple[str, str], ...]
+
+    def takes(self, media_type: str, transfer_syntax: str) -> bool:
+        """Whether stored bytes of this type and syntax may be sent."""
+        return any(_fits(inner, syntax, media_type, transfer_syntax) for inner, syntax in self.ranges)
+
+
+def _fits(inner: str, syntax: str, media_type: str, transfer_syntax: str) -> bool:
+    if syntax == "*":
+        return True
+    if syntax and syntax != transfer_syntax:
+        return False
+    wanted = MediaType(*inner.partition("/")[::2]) if inner else MediaType("*", "*")
+    return wanted.accepts(media_type)
+
+
+def octets(request: Request, *, strict: bool, single: bool) -> OctetAccept:
+    """How frames or bulk data go out. `single` allows a single part, which one frame or value may be. Raises NotAcceptable."""
+    ranges: list[tuple[str, str]] = []
+    single_part = None
+    for range_ in accepted(request, strict=strict):
+        inner = _inner_type(range_)
+        if inner is None:
+            continue
+        is_single = range_.essence in FRAME_TYPES or range_.essence == "image/*"
+        if is_single and not single:
+            continue
+        single_part = is_single if single_part is None else single_part
+        if is_single == single_part:
+            ranges.append((inner, _transfer_syntax(range_)))
+    if single_part is None:
+        raise NotAcceptable(f'this resource is available as {MULTIPART}; type="{OCTETS}"', parameter="Accept")
+    return OctetAccept(single_part, tuple(ranges))
+
+
+def _inner_type(range_: MediaType) -> str | None:
+    """The type of the parts that a range asks for; None when it asks for something we do not have."""
+    if range_.essence in (MULTIPART, "multipart/*"):
+        return range_.parameters.get("type", "*/*").lower()
+    if range_.essence in (*FRAME_TYPES, "*/*", "image/*"):
+        return range_.essence
+    return None
+
+
+def _transfer_syntax(range_: MediaType) -> str:
+    asked = range_.parameters.get("transfer-syntax", "")
+    return asked if asked in ("", "*") else check_uid(asked, "transfer-syntax")
+
+
+def fhir_version(request: Request, path_version: str | None) -> str:
+    """'4.0' or '5.0': the path's own, else fhirVersion in Accept or `_format`, else '4.0'. Raises NotAcceptable for another."""
+    for range_ in accepted(request, strict=False):
+        if range_.essence not in ("*/*", "application/*", JSON, "application/fhir+json", "text/json"):
+            continue
+        asked = range_.parameters.get("fhirversion", "")[:3]
+        if not asked:
+            return path_version or "4.0"
+        if asked not in ("4.0", "5.0") or (path_version and asked != path_version):
+            raise NotAcceptable("fhirVersion 4.0 and 5.0 are served, each under its own path too", parameter="Accept")
+        return asked
+    if request.query_params.get("_format") in ("json", JSON, "application/fhir+json"):
+        return path_version or "4.0"
+    raise NotAcceptable("FHIR resources are available as application/fhir+json", parameter="Accept")
+
+
+def count(text: str, parameter: str, *, least: int = 0, most: int = 2**31) -> int:
+    """A non-negative whole number from a parameter. Raises InvalidQuery naming it."""
+    if not text.isascii() or not text.isdecimal() or not least <= int(text[:12]) <= most:
+        raise InvalidQuery(f"{parameter} is not a whole number from {least} up", parameter=parameter)
+    return int(text[:12])

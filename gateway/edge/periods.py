@@ -1,0 +1,157 @@
+"""FHIR date search: prefixes and precision as spans of time (FHIR R4 search 3.1.1.4.7)."""
+
+from __future__ import annotations
+
+import re
+from calendar import monthrange
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, timezone
+
+from gateway.errors import InvalidQuery
+
+_PREFIXES = ("eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap")
+_MOMENT = re.compile(
+    r"(\d{4})(?:-(\d{2})(?:-(\d{2})(?:T(\d{2}):(\d{2})(?::(\d{2})(?:\.(\d{1,9}))?)?(Z|[+-]\d{2}:\d{2})?)?)?)?"
+)
+_DAY = timedelta(days=1)
+# A date without an offset may be anywhere on earth: UTC-12 to UTC+14.
+_EARLIEST, _LATEST = timedelta(hours=14), timedelta(hours=12)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """[low, high) in UTC. `floating` says that no offset was given: the span is then local, written as if in UTC."""
+
+    low: datetime
+    high: datetime
+    floating: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A prefix and the span it speaks of."""
+
+    prefix: str
+    span: Span
+
+    @staticmethod
+    def parse(raw: str, parameter: str) -> Period:
+        """'ge2026-03-01', '2026-03', '2026-03-01T10:00:00+01:00'. Raises InvalidQuery naming the parameter."""
+        prefix = raw[:2] if raw[:2] in _PREFIXES else "eq"
+        text = raw[2:] if raw[:2] in _PREFIXES else raw
+        span = span_of(text.replace(" ", "+"))
+        if span is None:
+            raise InvalidQuery(f"{parameter} is not a FHIR date or dateTime", parameter=parameter)
+        return Period(prefix, span)
+
+    def days(self) -> tuple[date | None, date | None]:
+        """The first and last day that can hold a match, None for an open end; both None for `ne`."""
+        low, high = self.span.low.date(), (self.span.high - timedelta(microseconds=1)).date()
+        if self.prefix in ("gt", "ge", "sa"):
+            return low, None
+        if self.prefix in ("lt", "le", "eb"):
+            return None, high
+        if self.prefix == "ne":
+            return None, None
+        if self.prefix == "ap":
+            margin = _margin(self.span)
+            return _shifted(low, -margin), _shifted(high, margin)
+        return low, high
+
+
+def span_of(text: str) -> Span | None:
+    """The span that a FHIR date, dateTime or instant covers by its precision; None when it is none."""
+    found = _MOMENT.fullmatch(text)
+    if not found:
+        return None
+    year, month, day, hour, minute, second, fraction, zone = found.groups()
+    try:
+        low = datetime(int(year), int(month or 1), int(day or 1), int(hour or 0), int(minute or 0), int(second or 0))
+        low = low.replace(microsecond=int((fraction or "0").ljust(6, "0")[:6]), tzinfo=_zone(zone))
+        if day is None:
+            days = monthrange(low.year, low.month)[1] if month else 366 if monthrange(low.year, 2)[1] == 29 else 365
+            high = low + timedelta(days=days)
+        else:
+            high = low + _precision(hour, second, fraction)
+        return Span(low.astimezone(UTC), high.astimezone(UTC), zone is None)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _zone(zone: str | None) -> timezone:
+    if zone in (None, "Z"):
+        return UTC
+    assert zone is not None
+    distance = timedelta(hours=int(zone[1:3]), minutes=int(zone[4:6]))
+    return timezone(-distance if zone[0] == "-" else distance)
+
+
+def _precision(hour: str | None, second: str | None, fraction: str | None) -> timedelta:
+    if hour is None:
+        return _DAY
+    if second is None:
+        return timedelta(minutes=1)
+    return timedelta(microseconds=10 ** max(0, 6 - len(fraction))) if fraction else timedelta(seconds=1)
+
+
+def compare(moment: str, period: Period) -> bool:
+    """Whether a resource's `started` (with an offset, or a date only) answers a searched period.
+
+    A searched date without an offset is the resource's own local day; a resource with a date only may be at any offset, so
+    that against an exact instant it matches when some offset would make it match.
+    """
+    value = _local(moment) if period.span.floating else span_of(moment)
+    if value is None:
+        return False
+    if value.floating and not period.span.floating:
+        value = Span(value.low - _EARLIEST, value.high + _LATEST, False)
+        return _overlapping(value, period)
+    return _exactly(value, period)
+
+
+def _local(moment: str) -> Span | None:
+    return span_of(re.sub(r"(Z|[+-]\d{2}:\d{2})$", "", moment) if "T" in moment else moment)
+
+
+def _exactly(value: Span, period: Period) -> bool:
+    wanted, prefix = period.span, period.prefix
+    inside = wanted.low <= value.low and value.high <= wanted.high
+    verdicts = {
+        "eq": inside,
+        "ne": not inside,
+        "gt": value.high > wanted.high,
+        "sa": value.low >= wanted.high,
+        "lt": value.low < wanted.low,
+        "eb": value.high <= wanted.low,
+        "ge": value.high > wanted.high or inside,
+        "le": value.low < wanted.low or inside,
+    }
+    return verdicts[prefix] if prefix in verdicts else _approximately(value, period)
+
+
+def _overlapping(value: Span, period: Period) -> bool:
+    wanted, prefix = period.span, period.prefix
+    if prefix == "ne":
+        return True
+    if prefix in ("gt", "ge", "sa"):
+        return value.high > wanted.low
+    if prefix in ("lt", "le", "eb"):
+        return value.low < wanted.high
+    return value.low < wanted.high and value.high > wanted.low
+
+
+def _approximately(value: Span, period: Period) -> bool:
+    margin = timedelta(days=_margin(period.span))
+    return value.low < period.span.high + margin and value.high > period.span.low - margin
+
+
+def _margin(span: Span) -> int:
+    """Ten per cent of the distance to today, as FHIR suggests, in days; at least one."""
+    return max(1, abs((datetime.now(UTC) - span.low).days) // 10)
+
+
+def _shifted(day: date, days: int) -> date | None:
+    try:
+        return day + timedelta(days=days)
+    except OverflowError:
+        return None

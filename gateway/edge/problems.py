@@ -1,0 +1,143 @@
+"""Errors as HTTP: the one table from error class to status, and the two bodies (problem+json, OperationOutcome)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway import errors
+from gateway.errors import GatewayError, NodeError, NoNodeAnswered
+from gateway.model.answer import Issue
+from gateway.telemetry import log, request_id
+
+STATUS: dict[type[GatewayError], int] = {
+    errors.RequestError: 400,
+    errors.NotAcceptable: 406,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.MethodNotAllowed: 405,
+    errors.TooLarge: 413,
+    errors.NodeError: 502,
+    errors.NodeUnreachable: 503,
+    errors.NodeTimeout: 504,
+    errors.NodeBusy: 503,
+    errors.Unsupported: 501,
+    errors.BudgetExceeded: 413,
+    errors.NoNodeAnswered: 503,
+    errors.MappingError: 502,
+}
+# FHIR R4 issue-type codes by status.
+_ISSUE_TYPES = {
+    400: "invalid", 401: "login", 403: "forbidden", 404: "not-found", 405: "not-supported", 406: "not-supported",
+    409: "conflict", 413: "too-costly", 501: "not-supported", 502: "transient", 503: "transient", 504: "timeout",
+}  # fmt: skip
+_TITLES = {404: "Not found", 405: "Method not allowed"}
+
+
+def status_of(error: GatewayError) -> int:
+    """The status of the nearest class in the error's own line of ancestors."""
+    for kind in type(error).__mro__:
+        if kind in STATUS:
+            return STATUS[kind]
+    return 500
+
+
+def is_fhir(request: Request) -> bool:
+    """Whether the path belongs to the FHIR edge, which answers errors as OperationOutcome."""
+    return request.url.path.startswith("/fhir")
+
+
+async def gateway_error(request: Request, error: Exception) -> Response:
+    """Any GatewayError, with what the caller can do next."""
+    assert isinstance(error, GatewayError)
+    headers = _headers(error)
+    issues = _failures(error)
+    return render(request, status_of(error), error.code, error.title, error.detail, error.parameter, headers, issues)
+
+
+def _headers(error: GatewayError) -> dict[str, str]:
+    if isinstance(error, errors.Unauthenticated):
+        return {"WWW-Authenticate": 'Bearer realm="imaging-gateway"'}
+    if isinstance(error, NodeError) and status_of(error) in (503, 504):
+        return {"Retry-After": str(int(error.retry_after or 5))}
+    return {}
+
+
+def _failures(error: GatewayError) -> tuple[Issue, ...]:
+    return tuple(map(Issue.of, error.failures)) if isinstance(error, NoNodeAnswered) else ()
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals (no such route, wrong method) in our form."""
+    assert isinstance(error, HTTPException)
+    title = _TITLES.get(error.status_code, "Bad request")
+    detail = f"{title}: {request.method} {request.url.path.split('/')[1] or '/'}"
+    return render(request, error.status_code, "GW100", title, detail, None, dict(error.headers or {}))
+
+
+async def fault(request: Request, error: Exception) -> Response:
+    """A fault of ours: the caller gets the request id, the log gets the class and the place, nobody gets the text."""
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    where = f"{place.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{place.tb_lineno}" if place else ""
+    log().error("fault", kind=type(error).__name__, reason=where)
+    detail = f"the gateway failed; report the request id {request_id.get()}"
+    return render(request, 500, "GW000", "Internal error", detail, None, {})
+
+
+def render(
+    request: Request,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    parameter: str | None,
+    headers: dict[str, str],
+    issues: Iterable[Issue] = (),
+) -> Response:
+    """One error body: OperationOutcome below /fhir, application/problem+json (RFC 9457) elsewhere."""
+    if is_fhir(request):
+        issue = outcome_issue("error", _ISSUE_TYPES.get(status, "exception"), code, detail, parameter)
+        body: dict[str, object] = {"resourceType": "OperationOutcome", "issue": [issue, *map(issue_of_node, issues)]}
+        media_type = "application/fhir+json"
+    else:
+        body = {"type": f"urn:imaging-gateway:error:{code}", "title": title, "status": status, "detail": detail}
+        body |= {"code": code, "request_id": request_id.get()}
+        body |= {"parameter": parameter} if parameter else {}
+        body |= {"nodes": [{"node": i.node, "code": i.code, "detail": i.text} for i in issues]} if issues else {}
+        media_type = "application/problem+json"
+    headers = {"Cache-Control": "no-store", **headers}
+    return Response(orjson.dumps(body), status, headers, media_type)
+
+
+def outcome_issue(severity: str, type_: str, code: str, text: str, parameter: str | None = None) -> dict[str, object]:
+    """One OperationOutcome.issue; the stable code is a coding, the parameter an expression."""
+    details = {"coding": [{"system": "urn:imaging-gateway:error", "code": code}], "text": text}
+    issue: dict[str, object] = {"severity": severity, "code": type_, "details": details, "diagnostics": text}
+    if parameter:
+        issue["expression"] = [f"http.{parameter}"]
+    return issue
+
+
+def issue_of_node(issue: Issue) -> dict[str, object]:
+    """A node's failure inside an answer that stands: a warning, so that the searchset itself is valid."""
+    type_ = {"GW202": "timeout", "GW207": "too-costly", "GW209": "incomplete", "GW106": "conflict"}.get(
+        issue.code, "transient"
+    )
+    return outcome_issue("warning", type_, issue.code, issue.text)
+
+
+def warnings(request: Request, issues: Iterable[Issue], service: str) -> list[str]:
+    """`Warning: 299 <service>: "text"` once per issue (PS3.18 8.3.4.5, RFC 7234 5.5)."""
+    return [f'299 {service} "{_header_text(issue.text)}"' for issue in issues]
+
+
+def _header_text(text: str) -> str:
+    return text.encode("ascii", "replace").decode().replace("\\", "").replace('"', "'")

@@ -1,0 +1,225 @@
+"""QIDO-RS: the six search resources of PS3.18 10.6, over the federation or over one node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import unquote_plus
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.edge import negotiation, problems
+from gateway.edge.context import Context, context_of
+from gateway.errors import InvalidQuery
+from gateway.model.answer import Answer, Found, Issue
+from gateway.model.dataset import Dataset, attribute
+from gateway.model.query import Match, Query, Ref, check_uid, parse_match
+from gateway.model.vocabulary import (
+    ISSUER,
+    PATIENT_ID,
+    RETRIEVE_AE_TITLE,
+    RETRIEVE_URL,
+    RETURNED,
+    SERIES_UID,
+    STUDY_UID,
+    Level,
+    level_of,
+    path,
+    path_name,
+    vr,
+)
+
+_FUZZY_WARNING = (
+    "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
+)
+_UNSUPPORTED_SWITCHES = {"emptyvaluematching", "multiplevaluematching"}
+_SEQUENCES_WHOLE = 1
+
+
+@dataclass(slots=True)
+class Search:
+    """One parsed QIDO-RS request: the query, its page, and the Warnings that the parameters alone call for."""
+
+    query: Query
+    limit: int | None = None
+    offset: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, series: str | None) -> Search:
+    """A search from its parameters (PS3.18 8.3.4). Raises InvalidQuery naming the parameter for whatever is not understood."""
+    search = Search(Query(level))
+    matches: dict[tuple[str, ...], Match | None] = {}
+    returned: list[tuple[str, ...]] = []
+    seen: set[str] = set()
+    everything = False
+    for name, value in pairs:
+        plain = name.lower()
+        if plain == "includefield":
+            everything |= value.lower() == "all"
+            returned += [
+                path(each.strip()) for each in value.split(",") if each.strip() and each.strip().lower() != "all"
+            ]
+            continue
+        if plain in _PARAMETERS:
+            _once(plain, seen)
+            _PARAMETERS[plain](search, value)
+        elif plain not in ("node", "accept"):
+            _add_match(matches, name, value)
+    if everything and returned:
+        raise InvalidQuery("includefield is either 'all' or a list of attributes", parameter="includefield")
+    search.query = Query(
+        level,
+        tuple(match for match in matches.values() if match),
+        study=study and check_uid(study, "StudyInstanceUID"),
+        series=series and check_uid(series, "SeriesInstanceUID"),
+        return_=tuple(dict.fromkeys(returned)),
+        all_attributes=everything,
+        combined_datetime=True,
+    )
+    _check_parents(search.query)
+    return search
+
+
+def _once(name: str, seen: set[str]) -> None:
+    if name in seen:
+        raise InvalidQuery(f"{name} is given twice", parameter=name)
+    seen.add(name)
+
+
+def _add_match(matches: dict[tuple[str, ...], Match | None], name: str, value: str) -> None:
+    path_ = path(name)
+    if path_ in matches:
+        raise InvalidQuery(f"{path_name(path_)} is given twice", parameter=name)
+    if level_of(path_) is Level.IMAGE and path_name(path_) not in _INSTANCE_KEYS:
+        raise InvalidQuery(f"{path_name(path_)} is not a key that can be searched by", parameter=name)
+    matches[path_] = parse_match(path_, value)
+
+
+def _check_parents(query: Query) -> None:
+    """A UID in the path and another in the query contradict each other; the path's own is already the restriction."""
+    for tag, uid in ((STUDY_UID, query.study), (SERIES_UID, query.series)):
+        match = query.match_on(tag)
+        if uid and match:
+            raise InvalidQuery(f"{match.name} is already in the path", parameter=match.name)
+
+
+def _set_limit(search: Search, value: str) -> None:
+    search.limit = negotiation.count(value, "limit")
+
+
+def _set_offset(search: Search, value: str) -> None:
+    search.offset = negotiation.count(value, "offset")
+
+
+def _set_fuzzy(search: Search, value: str) -> None:
+    if value.lower() not in ("true", "false"):
+        raise InvalidQuery("fuzzymatching is true or false", parameter="fuzzymatching")
+    if value.lower() == "true":
+        search.warnings.append(_FUZZY_WARNING)
+
+
+def _set_unsupported(name: str):  # type: ignore[no-untyped-def]
+    def note(search: Search, value: str) -> None:
+        if value.lower() not in ("true", "false"):
+            raise InvalidQuery(f"{name} is true or false", parameter=name)
+        if value.lower() == "true":
+            search.warnings.append(f"The {name} parameter is not supported.")
+
+    return note
+
+
+_PARAMETERS = {
+    "limit": _set_limit,
+    "offset": _set_offset,
+    "fuzzymatching": _set_fuzzy,
+    **{name: _set_unsupported(name) for name in _UNSUPPORTED_SWITCHES},
+}
+_INSTANCE_KEYS = frozenset(
+    {
+        "SOPClassUID", "SOPInstanceUID", "InstanceNumber", "Rows", "Columns", "BitsAllocated", "NumberOfFrames",
+        "ContentDate", "ContentTime", "AcquisitionDate", "AcquisitionTime", "AcquisitionNumber", "ImageType",
+        "ContentLabel", "ContentDescription", "PhotometricInterpretation", "SamplesPerPixel", "ViewPosition",
+        "ImageLaterality", "ConceptNameCodeSequence.CodeValue", "CompletionFlag", "VerificationFlag",
+    }
+)  # fmt: skip
+
+
+def endpoint(level: Level):  # type: ignore[no-untyped-def]
+    """The handler of one search resource."""
+
+    async def search(request: Request) -> Response:
+        context = context_of(request)
+        media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
+        asked = parse(level, query_pairs(request), *parents_of(request))
+        answer = await context.pipeline.search(context.caller, asked.query, context.nodes)
+        return respond(request, context, asked, answer, media_type)
+
+    return search
+
+
+def query_pairs(request: Request) -> list[tuple[str, str]]:
+    """The query string as pairs in order, '+' and percent-encoding decoded as UTF-8. Raises InvalidQuery for broken UTF-8."""
+    pairs = []
+    for piece in filter(None, request.url.query.split("&")):
+        name, _, value = piece.partition("=")
+        try:
+            pairs.append((unquote_plus(name, errors="strict"), unquote_plus(value, errors="strict")))
+        except UnicodeDecodeError:
+            raise InvalidQuery("the query string is not UTF-8", parameter=name[:64]) from None
+    return pairs
+
+
+def parents_of(request: Request) -> tuple[str | None, str | None]:
+    """The study and series UIDs of the path."""
+    return request.path_params.get("study"), request.path_params.get("series")
+
+
+def respond(request: Request, context: Context, asked: Search, answer: Answer[Found], media_type: str) -> Response:
+    """One page of results. Partial answers are not stored by anyone and carry one Warning per issue."""
+    end = None if asked.limit is None else asked.offset + asked.limit
+    page = answer.items[asked.offset : end]
+    body = orjson.dumps([render(found, asked.query, context.root_of(found)) for found in page])
+    remaining = max(len(answer.items) - (end or len(answer.items)), 0)
+    notes = [*asked.warnings]
+    if remaining:
+        notes.append(f"There are {remaining} additional results that can be requested")
+    issues = [*(Issue("", "", note) for note in notes), *answer.issues]
+    return context.json_response(
+        request, body, media_type, problems.warnings(request, issues, context.root), answer.complete
+    )
+
+
+def render(found: Found, query: Query, root: str) -> Dataset:
+    """A result as PS3.18 10.6.3.3 wants it: the attributes of its level, those asked for, and where to retrieve it."""
+    attributes = found.attributes
+    if not query.all_attributes:
+        wanted = wanted_tags(query)
+        attributes = {tag: value for tag, value in attributes.items() if tag in wanted}
+    ref = Ref(found.study, found.series or None, found.instance or None)
+    attributes = {tag: value for tag, value in attributes.items() if len(value) > 1}
+    attributes[RETRIEVE_URL] = attribute(RETRIEVE_URL, [f"{root}/{ref.path}"])
+    attributes[RETRIEVE_AE_TITLE] = attribute(RETRIEVE_AE_TITLE, found.holders, "AE")
+    return dict(sorted(attributes.items()))
+
+
+def wanted_tags(query: Query) -> frozenset[str]:
+    """The tags of the level asked for; of the levels above too where the path does not name them (PS3.18 Table 10.6.3-2)."""
+    levels = [query.level]
+    if query.level is not Level.STUDY and not query.study:
+        levels.append(Level.STUDY)
+    if query.level is Level.IMAGE and not query.series:
+        levels.append(Level.SERIES)
+    always = {STUDY_UID, PATIENT_ID, ISSUER, "00080005"}
+    always |= {SERIES_UID} if query.level is not Level.STUDY else set()
+    asked = {path_[0] for path_ in query.return_} | {match.path[0] for match in query.matches}
+    return frozenset(always | asked | _tags_of(levels))
+
+
+def _tags_of(levels: Iterable[Level]) -> set[str]:
+    return {tag for level in levels for tag in RETURNED[level]}
+
+
+__all__ = ["endpoint", "parse", "render", "vr"]

@@ -1,0 +1,50 @@
+"""Every path of the gateway in one table, with the scope each one needs."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute, Mount, Route
+
+from gateway.edge import admin, capabilities, fhir, qido, wado
+from gateway.model.vocabulary import Level
+
+_STUDY, _SERIES, _INSTANCE = "/studies/{study}", "/series/{series}", "/instances/{instance}"
+
+
+def dicomweb() -> list[BaseRoute]:
+    """The DICOMweb service, the same below /dicom-web and below each node's own root."""
+    study, series, instance = _STUDY, _STUDY + _SERIES, _STUDY + _SERIES + _INSTANCE
+    search = {
+        "/studies": Level.STUDY,
+        "/series": Level.SERIES,
+        "/instances": Level.IMAGE,
+        f"{study}/series": Level.SERIES,
+        f"{study}/instances": Level.IMAGE,
+        f"{series}/instances": Level.IMAGE,
+    }
+    routes: list[BaseRoute] = [
+        Route(path, qido.endpoint(level), methods=["GET"], name="search") for path, level in search.items()
+    ]
+    for path in (study, series, instance):
+        routes.append(Route(path, wado.retrieve, methods=["GET"], name="retrieve"))
+        routes.append(Route(f"{path}/metadata", wado.metadata, methods=["GET"], name="metadata"))
+    routes.append(Route(f"{instance}/frames/{{frames}}", wado.frames, methods=["GET"], name="frames"))
+    routes.append(Route(f"{instance}/bulkdata/{{path}}", wado.bulkdata, methods=["GET"], name="bulkdata"))
+    routes.append(Route("/", capabilities.dicomweb, methods=["OPTIONS"], name="capabilities"))
+    routes.append(Route("/{anything:path}", capabilities.dicomweb, methods=["OPTIONS"], name="capabilities"))
+    return routes
+
+
+def table() -> list[BaseRoute]:
+    """All routes."""
+    return [
+        Route("/", admin.page, methods=["GET"], name="page"),
+        Route("/live", admin.live, methods=["GET"], name="live"),
+        Route("/ready", admin.ready, methods=["GET"], name="ready"),
+        Route("/metrics", admin.metrics, methods=["GET"], name="metrics"),
+        Route("/nodes", admin.nodes, methods=["GET"], name="nodes"),
+        Mount("/nodes/{node}/dicom-web", routes=dicomweb(), name="node-dicomweb"),
+        Mount("/dicom-web", routes=dicomweb(), name="dicomweb"),
+        Mount("/fhir/r4", routes=fhir.routes("4.0"), name="fhir-r4"),
+        Mount("/fhir/r5", routes=fhir.routes("5.0"), name="fhir-r5"),
+        Mount("/fhir", routes=fhir.routes(None), name="fhir"),
+    ]

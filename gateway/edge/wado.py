@@ -1,0 +1,265 @@
+"""WADO-RS: instances, frames, bulk data and metadata (PS3.18 10.4), streamed; an answer that cannot be completed breaks off."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from gateway.edge import negotiation, problems
+from gateway.edge.context import Context, context_of
+from gateway.edge.negotiation import DICOM, OCTETS, DicomAccept, OctetAccept
+from gateway.errors import GatewayError, InvalidQuery, NotAcceptable
+from gateway.federation.node import aclosing_iterator
+from gateway.model.dataset import Dataset, text
+from gateway.model.query import Ref, check_uid
+from gateway.model.seam import FramePart
+from gateway.model.vocabulary import INSTANCE_UID, RETRIEVE_URL, SERIES_UID, STUDY_UID
+from gateway.pipeline import Outgoing, OutgoingInstance
+from gateway.wire import multipart
+
+T = TypeVar("T")
+_MOST_FRAMES = 10_000
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class BrokenOff(Exception):  # noqa: N818 - it is what happened, not a programming error
+    """Ends a streamed answer without its closing delimiter, so that no client takes it for whole."""
+
+
+class OpenStream(StreamingResponse):
+    """A body that keeps what it reads from open until the last byte is sent or the caller leaves."""
+
+    def __init__(
+        self, stack: AsyncExitStack, body: AsyncIterator[bytes], media_type: str, headers: dict[str, str]
+    ) -> None:
+        super().__init__(body, media_type=media_type, headers=headers)
+        self._stack = stack
+        self._body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._stack, aclosing_iterator(self._body):
+            await super().__call__(scope, receive, send)
+
+
+def ref_of(request: Request) -> Ref:
+    """The UIDs of the path. Raises InvalidQuery for one that is none."""
+    given = request.path_params
+    names = (("study", "StudyInstanceUID"), ("series", "SeriesInstanceUID"), ("instance", "SOPInstanceUID"))
+    return Ref(*(check_uid(given[key], name) if key in given else None for key, name in names))  # type: ignore[arg-type]
+
+
+async def retrieve(request: Request) -> Response:
+    """A study, a series or an instance: multipart/related, or one instance as application/dicom."""
+    context, ref = context_of(request), ref_of(request)
+    strict = context.settings.strict_accept
+    accept = negotiation.instances(request, strict=strict, one_instance=ref.instance is not None)
+    async with AsyncExitStack() as stack:
+        outgoing = await stack.enter_async_context(
+            context.pipeline.retrieve(context.caller, ref, context.nodes, accept.transfer_syntax)
+        )
+        first = await anext(outgoing.instances)
+        return await _respond(request, context, accept, outgoing, first, stack)
+    raise AssertionError("unreachable")
+
+
+async def _respond(
+    request: Request,
+    context: Context,
+    accept: DicomAccept,
+    outgoing: Outgoing,
+    first: OutgoingInstance,
+    stack: AsyncExitStack,
+) -> Response:
+    headers = {"Cache-Control": "no-store" if outgoing.issues else "private, no-cache", "Vary": "Accept, Authorization"}
+    first = await _with_first_chunk(first)
+    if accept.single_part:
+        media_type = f"{DICOM}; transfer-syntax={first.transfer_syntax}"
+        response = OpenStream(stack.pop_all(), _guarded(first.body), media_type, headers)
+    else:
+        boundary = multipart.boundary()
+        body = _guarded(_parts(boundary, context.root, first, outgoing.instances))
+        response = OpenStream(stack.pop_all(), body, multipart.content_type(boundary, DICOM), headers)
+        response.status_code = 206 if outgoing.issues else 200
+    for warning in problems.warnings(request, outgoing.issues, context.root):
+        response.headers.append("Warning", warning)
+    return response
+
+
+async def _with_first_chunk(one: OutgoingInstance) -> OutgoingInstance:
+    """The same instance once its first bytes are there: what fails before them can still be an error status."""
+    body = one.body
+    first = await anext(body, b"")
+    return OutgoingInstance(one.ref, one.transfer_syntax, _joined(first, body))
+
+
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async with aclosing_iterator(rest) as chunks:
+        async for chunk in chunks:
+            yield chunk
+
+
+async def _parts(
+    boundary: str, root: str, first: OutgoingInstance, rest: AsyncIterator[OutgoingInstance]
+) -> AsyncIterator[bytes]:
+    is_first = True
+    async for one in _first_then(first, rest):
+        headers = {
+            "Content-Type": f"{DICOM}; transfer-syntax={one.transfer_syntax}",
+            "Content-Location": f"{root}/{one.ref.path}",
+        }
+        yield multipart.part_head(boundary, headers, first=is_first)
+        is_first = False
+        async with aclosing_iterator(one.body) as body:
+            async for chunk in body:
+                yield chunk
+    yield multipart.closing(boundary)
+
+
+async def _first_then(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
+    yield first
+    async for item in rest:
+        yield item
+
+
+async def _guarded(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """What fails after the first byte breaks the connection; its text goes to the log of the pipeline, not into the body."""
+    try:
+        async with aclosing_iterator(body) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    except (GatewayError, ValueError) as error:
+        raise BrokenOff(type(error).__name__) from None
+
+
+async def frames(request: Request) -> Response:
+    """`/frames/{list}`: multipart/related, or a single part for one frame; as stored (PS3.18 10.4.1.1.6)."""
+    context, ref = context_of(request), ref_of(request)
+    numbers = frame_numbers(request.path_params["frames"])
+    accept = negotiation.octets(request, strict=context.settings.strict_accept, single=len(numbers) == 1)
+    async with AsyncExitStack() as stack:
+        found = await stack.enter_async_context(context.pipeline.frames(context.caller, ref, numbers, context.nodes))
+        first = await anext(found)
+        _check(accept, first)
+        location = f"{context.root}/{ref.path}/frames"
+        return _octets(stack, accept, first, found, lambda part: f"{location}/{part.number}")
+    raise AssertionError("unreachable")
+
+
+def frame_numbers(listed: str) -> list[int]:
+    """'1,3,2' as numbers. Raises InvalidQuery for anything that is no list of 1-based frame numbers."""
+    numbers = [negotiation.count(piece, "frames", least=1) for piece in listed.split(",")]
+    if len(numbers) > _MOST_FRAMES:
+        raise InvalidQuery(f"more than {_MOST_FRAMES} frames were asked for at once", parameter="frames")
+    return numbers
+
+
+async def bulkdata(request: Request) -> Response:
+    """One bulk data value, at the address that /metadata gave (PS3.18 10.4.1.1.5)."""
+    context, ref = context_of(request), ref_of(request)
+    path = request.path_params["path"]
+    accept = negotiation.octets(request, strict=context.settings.strict_accept, single=True)
+    async with AsyncExitStack() as stack:
+        parts = await stack.enter_async_context(context.pipeline.bulkdata(context.caller, ref, path, context.nodes))
+        first = await anext(parts)
+        _check(accept, first)
+        return _octets(stack, accept, first, parts, lambda _: f"{context.root}/{ref.path}/bulkdata/{path}")
+    raise AssertionError("unreachable")
+
+
+def _check(accept: OctetAccept, part: FramePart) -> None:
+    """Stored bytes go out under their own type. A viewer that asks for octets with any syntax takes them (OHIF)."""
+    if not accept.takes(part.media_type, part.transfer_syntax):
+        raise NotAcceptable(
+            f"stored as {part.media_type}; transfer-syntax={part.transfer_syntax}; ask for that or for '*'",
+            parameter="Accept",
+        )
+
+
+def _octets(
+    stack: AsyncExitStack,
+    accept: OctetAccept,
+    first: FramePart,
+    rest: AsyncIterator[FramePart],
+    location: Callable[[FramePart], str],
+) -> Response:
+    headers = {"Cache-Control": "private, no-cache", "Vary": "Accept, Authorization"}
+    if accept.single_part:
+        headers["Content-Location"] = location(first)
+        return OpenStream(stack.pop_all(), _guarded(first.body), _typed(first), headers)
+    boundary = multipart.boundary()
+    body = _guarded(_octet_parts(boundary, accept, first, rest, location))
+    inner = first.media_type if first.media_type else OCTETS
+    return OpenStream(stack.pop_all(), body, multipart.content_type(boundary, inner), headers)
+
+
+def _typed(part: FramePart) -> str:
+    return f"{part.media_type}; transfer-syntax={part.transfer_syntax}" if part.transfer_syntax else part.media_type
+
+
+async def _octet_parts(
+    boundary: str,
+    accept: OctetAccept,
+    first: FramePart,
+    rest: AsyncIterator[FramePart],
+    location: Callable[[FramePart], str],
+) -> AsyncIterator[bytes]:
+    is_first = True
+    async for part in _first_then(first, rest):
+        _check(accept, part)
+        headers = {"Content-Type": _typed(part), "Content-Location": location(part)}
+        yield multipart.part_head(boundary, headers, first=is_first)
+        is_first = False
+        async with aclosing_iterator(part.body) as body:
+            async for chunk in body:
+                yield chunk
+    yield multipart.closing(boundary)
+
+
+async def metadata(request: Request) -> Response:
+    """`/metadata` at all three levels: every attribute, bulk data by our own addresses (PS3.18 10.4.1.1.2)."""
+    context, ref = context_of(request), ref_of(request)
+    media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
+    answer = await context.pipeline.metadata(context.caller, ref, context.nodes)
+    body = orjson.dumps([with_addresses(dataset, context.root) for dataset in answer.items])
+    response = context.json_response(
+        request, body, media_type, problems.warnings(request, answer.issues, context.root), answer.complete
+    )
+    if answer.issues and response.status_code == 200:
+        response.status_code = 206
+    return response
+
+
+def with_addresses(dataset: Dataset, root: str) -> Dataset:
+    """An instance's metadata with our addresses for its bulk data, and without attributes that have no value.
+
+    Empty attributes are left out because viewers stumble over them (OHIF 3.13).
+    """
+    ref = Ref(text(dataset, STUDY_UID), text(dataset, SERIES_UID), text(dataset, INSTANCE_UID))
+    address = f"{root}/{ref.path}"
+    given = _addressed(dataset, f"{address}/bulkdata/", "")
+    given[RETRIEVE_URL] = {"vr": "UR", "Value": [address]}
+    return given
+
+
+def _addressed(dataset: Dataset, prefix: str, path: str) -> Dataset:
+    given: Dataset = {}
+    for tag, attribute in dataset.items():
+        here = f"{path}{tag}"
+        if "BulkDataURI" in attribute:
+            given[tag] = {"vr": attribute["vr"], "BulkDataURI": prefix + here}
+        elif attribute.get("vr") == "SQ":
+            items = [
+                _addressed(item, prefix, f"{here}.{number}.")
+                for number, item in enumerate(attribute.get("Value", []), 1)
+            ]
+            given[tag] = {"vr": "SQ", "Value": items} if items else {"vr": "SQ"}
+        elif len(attribute) > 1:
+            given[tag] = attribute
+    return {tag: attribute for tag, attribute in given.items() if len(attribute) > 1}

@@ -1,0 +1,80 @@
+"""Asks many nodes at once, each within its own deadline and all within one; a node that fails is an issue, not an empty list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from gateway.errors import NodeError, NodeTimeout, NoNodeAnswered
+from gateway.federation.node import Node
+from gateway.telemetry import log
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[R]):
+    """What one node gave: a value, or the error it failed with."""
+
+    node: Node
+    value: R | None
+    error: NodeError | None = None
+
+
+async def ask_all(
+    nodes: Sequence[Node], ask: Callable[[Node], Coroutine[Any, Any, R]], *, deadline: float
+) -> list[Outcome[R]]:
+    """One outcome per node, in the order of `nodes`. A caller that leaves cancels its own questions.
+
+    Raises NoNodeAnswered when every node failed; anything that is not a NodeError is a fault of ours and is raised.
+    """
+    tasks: dict[asyncio.Task[R], Node] = {asyncio.create_task(ask(node)): node for node in nodes}
+    try:
+        if tasks:
+            await asyncio.wait(tasks, timeout=deadline)
+        outcomes = [_outcome(node, task, deadline) for task, node in tasks.items()]
+    finally:
+        await cancel_all(tasks)
+    failures = tuple(outcome.error for outcome in outcomes if outcome.error)
+    if failures and len(failures) == len(outcomes):
+        raise failures[0] if len(failures) == 1 else NoNodeAnswered(failures)
+    return outcomes
+
+
+def _outcome(node: Node, task: asyncio.Task[R], deadline: float) -> Outcome[R]:
+    if not task.done():
+        return Outcome(node, None, NodeTimeout(node.id, f"did not answer within {deadline:g} s"))
+    error = task.exception()
+    if error is None:
+        return Outcome(node, task.result())
+    if not isinstance(error, NodeError):
+        raise error
+    log().warning("node failed", node=node.id, code=error.code, reason=error.reason)
+    return Outcome(node, None, error)
+
+
+async def in_parallel(items: Iterable[T], work: Callable[[T], Awaitable[R]], *, at_once: int = 4) -> list[R]:
+    """`work` on each item, `at_once` at a time, results in order; the first failure cancels the rest and is raised."""
+    permits = asyncio.Semaphore(at_once)
+
+    async def one(item: T) -> R:
+        async with permits:
+            return await work(item)
+
+    tasks = [asyncio.create_task(one(item)) for item in items]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        await cancel_all(tasks)
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[R]]) -> None:
+    """Cancels what still runs and waits until it has given everything back."""
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.gather(*running, return_exceptions=True)

@@ -1,0 +1,196 @@
+"""The federation's searches: which nodes are asked, what their rows add up to, and where a study is held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from gateway.cache.answers import Answers
+from gateway.errors import Conflict, GatewayError, NodeError, NodeUnreachable, NotFound
+from gateway.federation.fanout import Outcome, ask_all, in_parallel
+from gateway.federation.merge import Domains, merge, with_counts
+from gateway.federation.node import Node
+from gateway.federation.nodes import NodeConfig
+from gateway.federation.search import Budget, NodeSearch
+from gateway.model.answer import Answer, Found, Issue
+from gateway.model.dataset import text
+from gateway.model.query import Match, Operator, Query
+from gateway.model.study import Row
+from gateway.model.vocabulary import PATIENT_ID, SERIES_INSTANCE_COUNT, STUDY_UID, Level
+
+_SHARED_STUDIES_COUNTED = 50
+
+
+@dataclass(slots=True)
+class Federation:
+    """All configured nodes. `deadline` is the seconds that a whole search may take."""
+
+    nodes: dict[str, Node]
+    answers: Answers
+    domains: Domains
+    deadline: float
+    refuse_bare_patient_id: bool = True
+    priority: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.priority = {node.id: node.config.priority for node in self.nodes.values()}
+
+    def select(self, names: Sequence[str], may_use: Callable[[NodeConfig], bool]) -> list[Node]:
+        """The nodes named (all when none is), less those the caller may not use. Raises NotFound for an unknown name."""
+        unknown = [name for name in names if name not in self.nodes]
+        if unknown:
+            raise NotFound(f"there is no node '{unknown[0]}'; /nodes lists them", parameter="node")
+        chosen = [self.nodes[name] for name in dict.fromkeys(names)] if names else list(self.nodes.values())
+        return [node for node in chosen if may_use(node.config)]
+
+    async def search(self, query: Query, nodes: Sequence[Node]) -> Answer[Found]:
+        """Every result of every node, merged by UID and patient, unordered, counts checked against all holders.
+
+        Raises NoNodeAnswered when no node answered, Conflict for a bare PatientID that two issuers use.
+        """
+        outcomes = await self._ask(query, nodes)
+        issues = _issues(outcomes)
+        found = merge(_rows(outcomes), self.domains, self.priority)
+        self._check_bare_patient_id(query, found, nodes, issues)
+        if query.level is Level.STUDY:
+            found = await self._count_shared(found, issues)
+        return Answer(tuple(found), tuple(issues))
+
+    async def _ask(self, query: Query, nodes: Sequence[Node]) -> list[Outcome[tuple[tuple[Row, ...], list[Issue]]]]:
+        async def ask(node: Node) -> tuple[tuple[Row, ...], list[Issue]]:
+            budget = Budget(node.id, node.config.descent_parents, node.config.descent_seconds)
+            search = NodeSearch(node, self.answers, budget)
+            return await search.rows(query), search.issues
+
+        return await ask_all(nodes, ask, deadline=self.deadline)
+
+    def _check_bare_patient_id(
+        self, query: Query, found: Sequence[Found], nodes: Sequence[Node], issues: list[Issue]
+    ) -> None:
+        """House rule: a PatientID without an issuer that two issuers' patients bear is refused, or warned of."""
+        match = query.match_on(PATIENT_ID)
+        if match is None or match.operator is not Operator.EXACT or names_issuer(query) or len(nodes) == 1:
+            return
+        issuers = _unlinked_issuers(found, self.domains)
+        if len(issuers) < 2:
+            return
+        detail = (
+            "this PatientID is used by more than one issuer: "
+            + ", ".join(issuers)
+            + "; add IssuerOfPatientID (DICOMweb) or a system (FHIR), or search one node"
+        )
+        if self.refuse_bare_patient_id:
+            raise Conflict(detail, parameter="PatientID", choices=tuple(issuers))
+        issues.append(Issue("", Conflict.code, detail))
+
+    async def _count_shared(self, found: list[Found], issues: list[Issue]) -> list[Found]:
+        """Studies of several holders get their counts from all of them; beyond a ceiling they go without counts."""
+        shared = [one for one in found if not one.counted][:_SHARED_STUDIES_COUNTED]
+        counted = await in_parallel(shared, lambda one: self._counted(one, issues))
+        replaced = {id(old): new for old, new in zip(shared, counted, strict=True)}
+        return [replaced.get(id(one), one) for one in found]
+
+    async def _counted(self, study: Found, issues: list[Issue]) -> Found:
+        try:
+            series = await self.series_of(study)
+            sizes = await in_parallel(series.items, self._size)
+        except NodeError as error:
+            issues.append(Issue.of(error))
+            return study
+        if series.issues:
+            issues.extend(issue for issue in series.issues if issue not in issues)
+            return study
+        total = None if None in sizes else sum(size for size in sizes if size is not None)
+        return with_counts(study, series.items, total)
+
+    async def _size(self, series: Found) -> int | None:
+        """How many instances a series has over all its holders; None when nobody can say."""
+        if len(series.rows) == 1:
+            given = text(series.attributes, SERIES_INSTANCE_COUNT)
+            if given.isdecimal():
+                return int(given)
+        instances = await self.instances_of(series)
+        return None if instances.issues else len(instances.items)
+
+    async def series_of(self, study: Found) -> Answer[Found]:
+        """The union of the holders' series of one study of one patient."""
+        return await self._below(study, Query(Level.SERIES, study=study.study))
+
+    async def instances_of(self, series: Found) -> Answer[Found]:
+        """The union of the holders' instances of one series of one patient."""
+        return await self._below(series, Query(Level.IMAGE, study=series.study, series=series.series))
+
+    async def _below(self, found: Found, query: Query) -> Answer[Found]:
+        outcomes = await self._ask(query, [self.nodes[name] for name in found.holders])
+        mine = {(row.node, row.patient) for row in found.rows}
+        rows = [row for row in _rows(outcomes) if (row.node, row.patient) in mine]
+        return Answer(tuple(merge(rows, self.domains, self.priority)), tuple(_issues(outcomes)))
+
+    async def studies(self, study: str, nodes: Sequence[Node]) -> Answer[Found]:
+        """The studies of this UID, at least one; one per patient. The issues are the silent nodes.
+
+        Raises NotFound when every node said no, NodeUnreachable when it was not found but not every node answered.
+        """
+        query = Query(Level.STUDY, (Match((STUDY_UID,), Operator.EXACT, (study,)),))
+        answer = await self.search(query, nodes)
+        if not answer.items:
+            raise _not_found(study, answer.issues)
+        return answer
+
+    async def locate(self, study: str, nodes: Sequence[Node]) -> Answer[Found]:
+        """The one study of this UID, as an answer of one item. Raises as `studies`; Conflict when the UID names several
+        patients: their data cannot be told apart by it."""
+        answer = await self.studies(study, nodes)
+        if len(answer.items) > 1 or answer.items[0].in_node:
+            raise ambiguous(study, answer.items)
+        return answer
+
+
+def names_issuer(query: Query) -> bool:
+    """Whether the search says whose PatientID it means."""
+    names = {"00100021", "00100024"}
+    return any(match.path[0] in names for match in query.matches)
+
+
+def _unlinked_issuers(found: Iterable[Found], domains: Domains) -> list[str]:
+    """The issuers of results that nothing links to each other; [] when all are of one patient."""
+    groups: list[set[str]] = []
+    for one in found:
+        mine = {key.issuer for key in one.patients if key.is_named}
+        mine |= {key.issuer for row in one.rows for key in row.linked}
+        mine |= {issuer for group in domains.groups if group & mine for issuer in group}
+        touching = [group for group in groups if group & mine]
+        groups = [group for group in groups if group not in touching] + [mine.union(*touching)]
+    named = {key.issuer for one in found for key in one.patients if key.is_named}
+    return sorted(named) if len(groups) > 1 else []
+
+
+def _rows(outcomes: Iterable[Outcome[tuple[tuple[Row, ...], list[Issue]]]]) -> list[Row]:
+    return [row for outcome in outcomes if outcome.value for row in outcome.value[0]]
+
+
+def _issues(outcomes: Iterable[Outcome[tuple[tuple[Row, ...], list[Issue]]]]) -> list[Issue]:
+    issues: list[Issue] = []
+    for outcome in outcomes:
+        if outcome.error:
+            issues.append(Issue.of(outcome.error))
+        elif outcome.value:
+            issues.extend(outcome.value[1])
+    return issues
+
+
+def _not_found(study: str, issues: Sequence[Issue]) -> GatewayError:
+    """404 only when every selected node said no; a silent node might have it."""
+    if not issues:
+        return NotFound(f"no node has the study {study}")
+    silent = ", ".join(sorted({issue.node for issue in issues if issue.node}))
+    return NodeUnreachable(silent, f"did not answer, and no other node has the study {study}", retry_after=30)
+
+
+def ambiguous(study: str, found: Sequence[Found]) -> Conflict:
+    """The UID names several patients: the addresses that name one each are the nodes' own roots."""
+    nodes = sorted({node for one in found for node in one.holders})
+    detail = f"the study {study} is held for more than one patient; open it at one node: " + ", ".join(
+        f"/nodes/{node}/dicom-web" for node in nodes
+    )
+    return Conflict(detail, parameter="StudyInstanceUID", choices=tuple(nodes))

@@ -1,0 +1,180 @@
+"""One node at work: asks it one question through its mapping and the cache, within its deadline and its permits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from gateway.cache.answers import Answers, Loaded, Ttl
+from gateway.cache.keys import node_digest, query_key
+from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeTimeout, Unmappable, Unsupported
+from gateway.federation.nodes import NodeConfig
+from gateway.mapping.ask import Asker
+from gateway.mapping.read import Reader
+from gateway.model.query import Query, Ref
+from gateway.model.seam import Adapter, Finds, Locates, Location, NativeQuery, Report
+from gateway.model.study import Row, from_plain, to_plain
+from gateway.model.vocabulary import STUDY_UID, Level
+from gateway.telemetry import node_operation
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAnswer:
+    """What one node said to one question: rows not yet matched again, and how far they can be relied on.
+
+    `complete_rows`: an attribute missing from a row has no value. `truncated`: the node stopped at its maximum.
+    `unreadable`: records that the mapping could not read.
+    """
+
+    rows: tuple[Row, ...] = ()
+    complete_rows: bool = False
+    truncated: bool = False
+    unreadable: int = 0
+
+
+@dataclass(slots=True)
+class Node:
+    """A configured node: its adapters for searching and for the pixels, its mapping, its permits."""
+
+    config: NodeConfig
+    finder: Adapter
+    asker: Asker
+    reader: Reader
+    opener: Callable[[Location], Awaitable[Adapter]]
+    retriever: Adapter | None = None
+    ttl: Ttl = field(default_factory=Ttl)
+    permits: asyncio.Semaphore = field(init=False)
+    digest: str = field(init=False)
+    last_failure: NodeError | None = None
+    has_answered: bool = False
+
+    def __post_init__(self) -> None:
+        self.permits = asyncio.Semaphore(self.config.max_concurrent)
+        self.digest = node_digest(self.config.id, [self.config.model_dump(mode="json"), self.asker.digest])
+
+    @property
+    def id(self) -> str:
+        return self.config.id
+
+    def may(self, capability: str) -> bool:
+        """A configuration narrows what an adapter can do, never widens it."""
+        return self.config.capabilities is None or capability in self.config.capabilities
+
+    @property
+    def moves_patient_id(self) -> bool:
+        """Whether the mapping takes the patient's id from elsewhere than (0010,0020): the files' own then says nothing."""
+        mapping = self.asker.mapping
+        entry = mapping.study.get("PatientID")
+        return mapping.protocol != "dicom" or (entry is not None and entry.path not in (None, "PatientID"))
+
+    def says_all_of(self, path: tuple[str, ...]) -> bool:
+        """Whether an attribute missing from a row is missing for good: the mapping reads it from records given whole."""
+        return self.asker.mapping.protocol == "fhir" and self.asker.reads(path)
+
+    async def pixels(self, ref: Ref) -> Adapter:
+        """The adapter that has the instances under `ref`: the node's own, or that of the address it gives. Raises NodeError."""
+        if self.retriever is not None:
+            return self.retriever
+        if not isinstance(self.finder, Locates):
+            return self.finder
+        async with asyncio.timeout(self.config.search_deadline):
+            locations = await self.finder.locate(ref)
+        if not locations:
+            raise Unsupported(self.id, "gives no address for the instances of this study")
+        return await self.opener(locations[0])
+
+    async def ask(self, query: Query, answers: Answers) -> NodeAnswer:
+        """The node's rows for `query` at its level. Raises NodeError; Unsupported when it cannot search at that level."""
+        if not isinstance(self.finder, Finds) or not self.may("find"):
+            raise Unsupported(self.id, "cannot be searched")
+        asked = self.asker.ask(query, limit=self.config.max_results)
+        if asked is None:
+            return NodeAnswer(complete_rows=True)
+        kind = "location" if _is_location(query) else "find"
+        key = query_key(kind, self.digest, asked)
+        return _answer_from_plain(await answers.rows(key, self.ttl.of(kind), lambda: self._load(asked, query)), self.id)
+
+    async def _load(self, asked: NativeQuery, query: Query) -> Loaded:
+        async with self.working("find"), asyncio.timeout(self.config.search_deadline):
+            answer = await self._collect(asked, query)
+        plain = {
+            "rows": [to_plain(row) for row in answer.rows],
+            "complete_rows": answer.complete_rows,
+            "truncated": answer.truncated,
+            "unreadable": answer.unreadable,
+        }
+        return Loaded(plain, ttl=None if answer.rows else min(self.ttl.negative, self.ttl.find))
+
+    async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
+        rows: list[Row] = []
+        unreadable, report = 0, Report()
+        async with aclosing_iterator(self.finder.find(asked)) as records:  # type: ignore[attr-defined]
+            async for record in records:
+                if isinstance(record, Report):
+                    report = record
+                    continue
+                try:
+                    found = self.reader.rows(record, query.level, study=query.study or "", series=query.series or "")
+                except Unmappable:
+                    unreadable += 1
+                    continue
+                for row in found:
+                    self._check_place(row, query)
+                rows.extend(found)
+        return NodeAnswer(tuple(rows), report.complete_rows, report.truncated, unreadable)
+
+    def _check_place(self, row: Row, query: Query) -> None:
+        """A row of another study or series than asked for is a node gone wrong, not an answer."""
+        if (query.study and row.study != query.study) or (query.series and row.series != query.series):
+            raise NodeProtocolError(self.id, "answered with another study than the one asked for")
+
+    @asynccontextmanager
+    async def working(self, operation: str) -> AsyncIterator[None]:
+        """Holds one of the node's permits; translates a deadline into NodeTimeout; counts and remembers the outcome."""
+        try:
+            async with asyncio.timeout(self.config.search_deadline):
+                await self.permits.acquire()
+        except TimeoutError:
+            raise NodeBusy(self.id, "has too many requests waiting", retry_after=self.config.search_deadline) from None
+        try:
+            with node_operation(self.id, operation):
+                yield
+            self.last_failure, self.has_answered = None, True
+        except TimeoutError:
+            self.last_failure = NodeTimeout(self.id, f"did not answer within {self.config.search_deadline:g} s")
+            raise self.last_failure from None
+        except NodeError as error:
+            self.last_failure = error
+            raise
+        finally:
+            self.permits.release()
+
+
+@asynccontextmanager
+async def aclosing_iterator(iterator: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+    """Closes a generator when its reader leaves early, so that the adapter gives its connection back at once."""
+    try:
+        yield iterator
+    finally:
+        close: Callable[[], Awaitable[None]] | None = getattr(iterator, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def _is_location(query: Query) -> bool:
+    """A search for one study by its UID alone: where it is, which is remembered longer than an open search."""
+    only = query.matches[0] if len(query.matches) == 1 and query.level is Level.STUDY else None
+    return only is not None and only.path == (STUDY_UID,)
+
+
+def _answer_from_plain(plain: Any, node: str) -> NodeAnswer:
+    try:
+        rows = tuple(from_plain(row) for row in plain["rows"])
+        return NodeAnswer(rows, plain["complete_rows"], plain["truncated"], plain["unreadable"])
+    except (KeyError, TypeError, ValueError):
+        raise NodeProtocolError(node, "has an answer in the cache that cannot be read") from None

@@ -1,0 +1,273 @@
+"""The node file: one [[node]] per hospital or national endpoint, read and checked before anything starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from gateway.errors import SettingsError
+from gateway.model.moments import named_zone
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+NodeId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,15}$")]
+AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-\x1f]+$")]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tls(_Table):
+    """TLS towards a node. Verification cannot be turned off; a private CA is added with `ca_bundle`."""
+
+    ca_bundle: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+class NoAuth(_Table):
+    kind: Literal["none"] = "none"
+
+
+class BasicAuth(_Table):
+    kind: Literal["basic"]
+    username: str
+    password: SecretStr
+
+
+class BearerAuth(_Table):
+    kind: Literal["bearer"]
+    token: SecretStr
+
+
+class ClientCredentials(_Table):
+    """OAuth 2.0 client credentials, with a secret or with private_key_jwt (SMART Backend Services)."""
+
+    kind: Literal["client_credentials"]
+    token_url: str
+    client_id: str
+    client_secret: SecretStr = SecretStr("")
+    private_key: Path | None = None
+    scope: str = ""
+
+    @model_validator(mode="after")
+    def _has_one_credential(self) -> ClientCredentials:
+        if bool(self.client_secret) == bool(self.private_key):
+            raise ValueError("give either client_secret or private_key")
+        return self
+
+
+Auth = Annotated[NoAuth | BasicAuth | BearerAuth | ClientCredentials, Field(discriminator="kind")]
+
+
+class FilesConnection(_Table):
+    """A directory of DICOM files."""
+
+    directory: Path
+    index: Path | None = None
+    rescan: Seconds = 2.0
+
+
+class DimseConnection(_Table):
+    """A DICOM application entity. `retrieve` auto = C-GET, and C-MOVE where C-GET is refused."""
+
+    host: str
+    port: int = Field(ge=1, le=65535)
+    called_ae_title: AeTitle
+    calling_ae_title: AeTitle = "IMAGING-GW"
+    retrieve: Literal["auto", "get", "move"] = "auto"
+    relational: bool = False
+    max_associations: int = Field(4, ge=1, le=64)
+    tls: Tls | None = None
+
+
+class HttpConnection(_Table):
+    """A DICOMweb service."""
+
+    url: str = Field(pattern=r"^https?://")
+    auth: Auth = NoAuth()
+    tls: Tls = Tls()
+    qido_prefix: str = ""
+    wado_prefix: str = ""
+    stow_prefix: str = ""
+    relational: bool = True
+    max_connections: int = Field(16, ge=1, le=256)
+
+
+class FhirConnection(_Table):
+    """A FHIR server. The pixels are at the DICOMweb addresses of its Endpoint resources, inside `allow`."""
+
+    url: str = Field(pattern=r"^https?://")
+    version: Literal["STU3", "R4", "R4B", "R5"] = "R4"
+    auth: Auth = NoAuth()
+    tls: Tls = Tls()
+    max_connections: int = Field(16, ge=1, le=256)
+
+
+Connection = FilesConnection | DimseConnection | HttpConnection | FhirConnection
+CONNECTIONS: Mapping[str, type[Connection]] = {
+    "files": FilesConnection,
+    "dimse": DimseConnection,
+    "dicomweb": HttpConnection,
+    "fhir": FhirConnection,
+}
+DEFAULT_MAPPINGS = {"files": "dicom", "dimse": "dicom", "dicomweb": "dicom"}
+DEFAULT_FHIR_MAPPINGS = {"STU3": "fhir-stu3", "R4": "fhir-r4", "R4B": "fhir-r4", "R5": "fhir-r5"}
+AdapterName = Literal["files", "dimse", "dicomweb", "fhir"]
+
+
+class _Connected(_Table):
+    adapter: AdapterName
+    connection: Connection
+
+    @field_validator("connection", mode="wrap")
+    @classmethod
+    def _connection_of_adapter(cls, raw: Any, handler: Any, info: Any) -> Connection:
+        if isinstance(raw, BaseModel):
+            return raw  # type: ignore[return-value]
+        adapter = info.data.get("adapter")
+        return CONNECTIONS[adapter].model_validate(raw) if adapter in CONNECTIONS else handler(raw)
+
+
+class RetrieveConfig(_Connected):
+    """Where the pixels are when that is another service than the one searched."""
+
+
+class NodeConfig(_Connected):
+    """One hospital or national endpoint. Times are seconds."""
+
+    id: NodeId
+    name: str
+    country: str = Field("", pattern="^([A-Z]{2})?$")
+    organisation: str = ""
+    mapping: str = ""
+    patient_id_issuer: str = Field("", max_length=64)
+    time_zone: str = ""
+    character_set: str = ""
+    retrieve: RetrieveConfig | None = None
+    priority: int = 100
+    enabled: bool = True
+    capabilities: frozenset[Literal["find", "retrieve", "describe", "frames", "bulkdata", "store"]] | None = None
+    allow: tuple[str, ...] = ()
+    quirks: tuple[str, ...] | None = None
+    purposes: tuple[str, ...] = ()
+    connect_deadline: Seconds = 5.0
+    search_deadline: Seconds = 10.0
+    first_byte_deadline: Seconds = 30.0
+    idle_deadline: Seconds = 30.0
+    max_concurrent: int = Field(16, ge=1, le=256)
+    max_results: int = Field(10_000, ge=1)
+    descent_parents: int = Field(200, ge=0)
+    descent_seconds: Seconds = 5.0
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_a_zone(cls, name: str) -> str:
+        if name and named_zone(name) is None:
+            raise ValueError("is not an IANA time zone, such as Europe/Warsaw")
+        return name
+
+    @property
+    def issuer(self) -> str:
+        """The assigning authority of its patient ids; a node that names none is an authority of its own."""
+        return self.patient_id_issuer or f"node:{self.id}"
+
+    @property
+    def mapping_name(self) -> str:
+        """The mapping it names, else the default of its adapter."""
+        if self.mapping:
+            return self.mapping
+        if isinstance(self.connection, FhirConnection):
+            return DEFAULT_FHIR_MAPPINGS[self.connection.version]
+        return DEFAULT_MAPPINGS[self.adapter]
+
+    @property
+    def relational(self) -> bool:
+        """Whether SERIES and IMAGE rows can be asked without the UIDs above."""
+        return not isinstance(self.connection, FhirConnection) and getattr(self.connection, "relational", True)
+
+
+class MoveReceiver(_Table):
+    """Our own C-MOVE destination: the AE title, and the address that the PACS can reach it at."""
+
+    ae_title: AeTitle = "IMAGING-GW"
+    host: str = "127.0.0.1"
+    port: int = Field(11115, ge=0, le=65535)
+
+
+class PatientDomain(_Table):
+    """Issuers that share one space of identifiers: the same id is the same person."""
+
+    issuers: frozenset[str] = Field(min_length=2)
+
+
+class NodeFile(_Table):
+    """The whole file."""
+
+    node: tuple[NodeConfig, ...] = ()
+    same_patient_domain: tuple[PatientDomain, ...] = ()
+    move_receiver: MoveReceiver | None = None
+
+    @model_validator(mode="after")
+    def _ids_are_unique(self) -> NodeFile:
+        seen: set[str] = set()
+        for node in self.node:
+            if node.id in seen:
+                raise ValueError(f"two nodes have the id '{node.id}'")
+            seen.add(node.id)
+        return self
+
+    @cached_property
+    def enabled(self) -> tuple[NodeConfig, ...]:
+        return tuple(node for node in self.node if node.enabled)
+
+
+def read(path: Path, environment: Mapping[str, str] = os.environ) -> NodeFile:
+    """The node file with ${VAR} filled in. Raises SettingsError naming the file and the key; never a value."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise SettingsError(f"{path}: cannot be read; make it from the example in README.md") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: is not TOML: {error}") from None
+    try:
+        return NodeFile.model_validate(_fill(raw, environment, path, ()))
+    except ValidationError as error:
+        raise SettingsError(f"{path}: {_first(error, raw)}") from None
+
+
+def _fill(value: Any, environment: Mapping[str, str], file: Path, key: tuple[str, ...]) -> Any:
+    """Every ${VAR} in every text replaced from the environment."""
+    if isinstance(value, dict):
+        return {name: _fill(inner, environment, file, (*key, name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_fill(inner, environment, file, (*key, str(index))) for index, inner in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        try:
+            return environment[match.group(1)]
+        except KeyError:
+            where = ".".join(key)
+            raise SettingsError(f"{file}: {where}: the environment variable {match.group(1)} is not set") from None
+
+    return _VARIABLE.sub(variable, value)
+
+
+def _first(error: ValidationError, raw: Mapping[str, Any]) -> str:
+    """The first fault as 'node[pl-krakow].connection.port: ...', without the value itself."""
+    fault = error.errors(include_input=False, include_url=False)[0]
+    steps = [str(step) for step in fault["loc"]]
+    if len(steps) > 1 and steps[0] == "node" and steps[1].isdigit():
+        named = raw["node"][int(steps[1])]
+        steps[0:2] = [f"node[{named.get('id', steps[1]) if isinstance(named, dict) else steps[1]}]"]
+    return f"{'.'.join(steps) or 'the file'}: {fault['msg']}"

@@ -1,0 +1,268 @@
+"""One node's answer to a search, complete: pushes what it can, matches every row again, and descends where a row cannot say.
+
+House rules of searching hierarchical and limited nodes. A filter is pushed, matched here, or refused; it is never dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from gateway.cache.answers import Answers
+from gateway.errors import BudgetExceeded, NodeProtocolError
+from gateway.federation.fanout import in_parallel
+from gateway.federation.node import Node, NodeAnswer
+from gateway.model.answer import Issue
+from gateway.model.dataset import Dataset, attribute
+from gateway.model.matching import decide, matches
+from gateway.model.query import Match, Operator, Query
+from gateway.model.study import Row
+from gateway.model.vocabulary import (
+    DECIDED_BELOW,
+    ISSUER,
+    PATIENT_ID,
+    SERIES_KEYS,
+    STUDY_KEYS,
+    STUDY_UID,
+    Level,
+    level_of,
+)
+
+_UIDS_A_QUESTION = 100  # a C-FIND UID list stays well below what PACS accept
+
+
+@dataclass(slots=True)
+class Budget:
+    """How much looking below its rows one search may cost one node."""
+
+    node: str
+    parents: int
+    seconds: float
+    _ends: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._ends = time.monotonic() + self.seconds
+
+    def spend(self, parents: int, key: str) -> None:
+        """Raises BudgetExceeded, naming the key that cannot be matched at this node's own level."""
+        self.parents -= parents
+        if self.parents < 0 or time.monotonic() > self._ends:
+            raise BudgetExceeded(
+                self.node,
+                f"cannot match {key} itself and too many studies would have to be looked through; "
+                "add StudyDate, PatientID, AccessionNumber or StudyInstanceUID",
+            )
+
+
+@dataclass(slots=True)
+class NodeSearch:
+    """One search on one node. `issues` collects what the rows found cannot claim."""
+
+    node: Node
+    answers: Answers
+    budget: Budget
+    issues: list[Issue] = field(default_factory=list)
+
+    async def rows(self, query: Query) -> tuple[Row, ...]:
+        """The rows of `query`'s level that answer every key. Raises NodeError."""
+        query = self.node.asker.canonical(query)
+        if query.level is Level.STUDY:
+            return await self._studies(query)
+        return await self._below_studies(query)
+
+    async def _studies(self, query: Query) -> tuple[Row, ...]:
+        upper, lower = _split(query, Level.STUDY)
+        if lower and self.node.config.relational:
+            uids = await self._studies_with(upper, lower)
+            return await self._studies_by_uid(upper, uids)
+        answer = await self._ask(upper)
+        verdicts = await in_parallel(answer.rows, lambda row: self._is_match(row, upper, lower, answer.complete_rows))
+        return tuple(row for row, verdict in zip(answer.rows, verdicts, strict=True) if verdict)
+
+    async def _studies_with(self, upper: Query, lower: Sequence[Match]) -> frozenset[str]:
+        """The studies that have, for each key below STUDY, a row that answers it (each key may have its own row)."""
+        found: frozenset[str] | None = None
+        for match in lower:
+            level = level_of(match.path)
+            question = replace(upper, level=level, matches=(match,), return_=())
+            answer = await self._ask(question)
+            uids = frozenset(row.study for row in answer.rows if self._says(match, row, answer))
+            found = uids if found is None else found & uids
+        return found or frozenset()
+
+    def _says(self, match: Match, row: Row, answer: NodeAnswer) -> bool:
+        verdict = matches(match, row.attributes)
+        if verdict is None and not answer.complete_rows:
+            self._undecided(match)
+        return bool(verdict)
+
+    async def _studies_by_uid(self, upper: Query, uids: frozenset[str]) -> tuple[Row, ...]:
+        rows: list[Row] = []
+        ordered = sorted(uids)
+        for start in range(0, len(ordered), _UIDS_A_QUESTION):
+            some = tuple(ordered[start : start + _UIDS_A_QUESTION])
+            kept = tuple(match for match in upper.matches if match.path != (STUDY_UID,))
+            listed = Match((STUDY_UID,), Operator.LIST if len(some) > 1 else Operator.EXACT, some)
+            rows += await self._studies(replace(upper, matches=(*kept, listed)))
+        return tuple(row for row in rows if decide(upper, row)[0] is not False)
+
+    async def _is_match(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> bool:
+        verdict, undecided = decide(upper, row)
+        if verdict is False or (undecided and complete_rows):
+            return False
+        if any(self.node.says_all_of(match.path) for match in undecided if match.path[0] not in DECIDED_BELOW):
+            return False
+        for match in (*undecided, *lower):
+            if not await self._exists_below(row, match):
+                return False
+        return True
+
+    async def _exists_below(self, row: Row, match: Match) -> bool:
+        """Whether a row below `row` answers the key: series first, then instances, within the budget."""
+        level, below = DECIDED_BELOW.get(match.path[0], (None, None))
+        wanted = replace(match, path=(below, *match.path[1:])) if below else match
+        children = row.children
+        start = Level.IMAGE if level_of(wanted.path) is Level.IMAGE or level is Level.IMAGE else Level.SERIES
+        if not children or start is Level.IMAGE:
+            self.budget.spend(1, match.name)
+            query = Query(Level.SERIES, study=row.study, return_=(wanted.path,))
+            children = (await self._ask(query)).rows
+        verdicts = [matches(wanted, child.attributes) for child in children]
+        if True in verdicts:
+            return True
+        if None not in verdicts and children:
+            return False
+        return await self._exists_in_instances(row, children, wanted, match)
+
+    async def _exists_in_instances(self, row: Row, series: Iterable[Row], wanted: Match, match: Match) -> bool:
+        undecided = False
+        for one in series:
+            self.budget.spend(1, match.name)
+            query = Query(Level.IMAGE, study=row.study, series=one.series, return_=(wanted.path,))
+            answer = await self._ask(query)
+            verdicts = [matches(wanted, instance.attributes) for instance in answer.rows]
+            if True in verdicts:
+                return True
+            undecided |= None in verdicts and not answer.complete_rows
+        if undecided:
+            self._undecided(match)
+        return False
+
+    def _undecided(self, match: Match) -> None:
+        """No level of the node says: the row is left out, and the answer says so."""
+        text = f"node {self.node.id}: does not give {match.name}, so its studies could not be matched on it"
+        issue = Issue(self.node.id, BudgetExceeded.code, text)
+        if issue not in self.issues:
+            self.issues.append(issue)
+
+    async def _below_studies(self, query: Query) -> tuple[Row, ...]:
+        """SERIES or IMAGE rows, each completed with its study's patient and attributes."""
+        studies_query, below = _parts(query)
+        if self.node.config.relational and not studies_query.matches and not query.study:
+            return await self._relational(query)
+        parents = await self._studies(studies_query)
+        by_uid: dict[str, list[Row]] = defaultdict(list)
+        for parent in parents:
+            by_uid[parent.study].append(parent)
+        if not query.study:
+            self.budget.spend(len(by_uid), query.level.value)
+        found = await in_parallel(list(by_uid), lambda uid: self._children(below, by_uid[uid]))
+        return tuple(row for rows in found for row in rows)
+
+    async def _relational(self, query: Query) -> tuple[Row, ...]:
+        """One question at the level itself; the studies are asked for where a row does not name its patient."""
+        answer = await self._ask(query)
+        kept = [row for row in answer.rows if self._row_answers(query, row, answer)]
+        unnamed = frozenset(row.study for row in kept if PATIENT_ID not in row.attributes)
+        parents = await self._studies_by_uid(Query(Level.STUDY), unnamed) if unnamed else ()
+        by_uid: dict[str, list[Row]] = defaultdict(list)
+        for parent in parents:
+            by_uid[parent.study].append(parent)
+        return tuple(complete(row, by_uid.get(row.study, ()), self.node) for row in kept)
+
+    async def _children(self, query: Query, parents: Sequence[Row]) -> list[Row]:
+        """The rows of `query`'s level below one study."""
+        study = parents[0].study
+        if query.level is Level.IMAGE and not query.series and not self.node.config.relational:
+            series_query = Query(
+                Level.SERIES, tuple(m for m in query.matches if level_of(m.path) is Level.SERIES), study
+            )
+            series = await self._one_level(series_query, parents)
+            self.budget.spend(len(series) - 1, query.level.value)
+            below = replace(query, matches=tuple(m for m in query.matches if level_of(m.path) is Level.IMAGE))
+            under = [replace(below, study=study, series=one.series) for one in series]
+            found = await in_parallel(under, lambda one: self._one_level(one, parents))
+            return [row for rows in found for row in rows]
+        return await self._one_level(replace(query, study=study), parents)
+
+    async def _one_level(self, query: Query, parents: Sequence[Row]) -> list[Row]:
+        answer = await self._ask(query)
+        kept = [row for row in answer.rows if self._row_answers(query, row, answer)]
+        return [complete(row, parents, self.node) for row in kept]
+
+    def _row_answers(self, query: Query, row: Row, answer: NodeAnswer) -> bool:
+        verdict, undecided = decide(query, row)
+        if undecided and not answer.complete_rows:
+            for match in undecided:
+                self._undecided(match)
+        return bool(verdict)
+
+    async def _ask(self, query: Query) -> NodeAnswer:
+        answer = await self.node.ask(query, self.answers)
+        if answer.truncated:
+            self._note("GW209", "stopped at its maximum number of results; narrow the search to see the rest")
+        if answer.unreadable:
+            self._note("GW302", f"gave {answer.unreadable} records that its mapping cannot read")
+        return answer
+
+    def _note(self, code: str, text: str) -> None:
+        issue = Issue(self.node.id, code, f"node {self.node.id}: {text}")
+        if issue not in self.issues:
+            self.issues.append(issue)
+
+
+def _split(query: Query, level: Level) -> tuple[Query, list[Match]]:
+    """The query with the keys its level can know, and the keys of lower levels."""
+    order = list(Level)
+    lower = [match for match in query.matches if order.index(level_of(match.path)) > order.index(level)]
+    upper = tuple(match for match in query.matches if match not in lower)
+    return replace(query, matches=upper), lower
+
+
+def _parts(query: Query) -> tuple[Query, Query]:
+    """A SERIES or IMAGE query as the study search above it, and what is asked below each study."""
+    upper = tuple(match for match in query.matches if level_of(match.path) is Level.STUDY)
+    lower = tuple(match for match in query.matches if level_of(match.path) is not Level.STUDY)
+    by_uid = (Match((STUDY_UID,), Operator.EXACT, (query.study,)),) if query.study else ()
+    upper = (*(match for match in upper if match.path != (STUDY_UID,) or not query.study), *by_uid)
+    studies = Query(Level.STUDY, upper, combined_datetime=query.combined_datetime)
+    return studies, replace(query, matches=lower)
+
+
+def complete(row: Row, parents: Sequence[Row], node: Node) -> Row:
+    """A row below STUDY with its patient and study attributes.
+
+    The row's own patient counts, where it names one; else its study's, unless the study is two patients': then nobody can
+    tell whose the row is, and NodeProtocolError is raised rather than guessing.
+    """
+    if not parents:
+        return row
+    mine = [parent for parent in parents if _is_patient_of(row, parent, node)]
+    if len({parent.patient for parent in mine}) != 1:
+        raise NodeProtocolError(node.id, "does not say which patient of a study a series or instance belongs to")
+    return _with_study(row, mine[0])
+
+
+def _is_patient_of(row: Row, parent: Row, node: Node) -> bool:
+    """A row without an issuer of its own is given the node's, so the id alone decides then; one without an id fits any."""
+    if not row.patient.is_named or row.patient == parent.patient:
+        return True
+    return row.patient.id == parent.patient.id and row.patient.issuer == node.config.issuer
+
+
+def _with_study(row: Row, parent: Row) -> Row:
+    inherited: Dataset = {tag: value for tag, value in parent.attributes.items() if tag in STUDY_KEYS - SERIES_KEYS}
+    attributes = {**inherited, **row.attributes, ISSUER: attribute(ISSUER, [parent.patient.issuer])}
+    return replace(row, patient=parent.patient, linked=parent.linked, attributes=attributes)

@@ -1,0 +1,188 @@
+"""Serves metadata, frames and bulk data of nodes that give whole instances only, from one retrieve through the spool."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.cache.spool import NotSpooled, Spool, SpooledInstance, Writer
+from gateway.errors import NotFound
+from gateway.federation.fanout import cancel_all
+from gateway.federation.node import aclosing_iterator
+from gateway.federation.opened import OpenedInstance, drain
+from gateway.model.dataset import Dataset
+from gateway.model.query import Ref
+from gateway.model.seam import FramePart
+from gateway.wire.bodies import bulk_value_of, frames_of
+from gateway.wire.instance import metadata
+
+Fetch = Callable[[Ref], AbstractAsyncContextManager[AsyncIterator[OpenedInstance]]]
+
+
+@dataclass(slots=True)
+class Sink:
+    """Takes a body on its way: keeps its beginning until it is known which instance it is, then writes to the spool."""
+
+    writer: Writer | None = None
+    _beginning: list[bytes] = field(default_factory=list)
+    _given_up: bool = False
+
+    async def attach(self, writer: Writer) -> None:
+        """From here on the bytes go to `writer`, those kept so far first."""
+        kept, self._beginning = self._beginning, []
+        self.writer = writer
+        for chunk in kept:
+            await self.write(chunk)
+
+    def give_up(self) -> None:
+        """This body is not to be kept."""
+        self._beginning, self._given_up = [], True
+
+    async def write(self, chunk: bytes) -> None:
+        if self.writer is not None:
+            await self.writer.write(chunk)
+        elif not self._given_up:
+            self._beginning.append(chunk)
+
+
+async def tee(body: AsyncIterator[bytes], sink: Sink) -> AsyncIterator[bytes]:
+    """The same chunks; the sink gets each too, and commits only when the body ended by itself."""
+    try:
+        async for chunk in body:
+            await sink.write(chunk)
+            yield chunk
+        if sink.writer is not None:
+            await sink.writer.commit()
+            sink.writer = None
+    finally:
+        if sink.writer is not None:
+            await sink.writer.abort()
+
+
+@dataclass(slots=True)
+class _Arriving:
+    """One series on its way into the spool, shared by all who wait for an instance of it."""
+
+    task: asyncio.Task[None] | None = None
+    arrived: set[str] = field(default_factory=set)
+    news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class SpooledSeries:
+    """`spool` may be off: every question then costs a retrieve of its own, through a file that is gone at once."""
+
+    spool: Spool
+    _arriving: dict[tuple[str, str, str], _Arriving] = field(default_factory=dict)
+
+    async def close(self) -> None:
+        """Ends the retrieves that still run."""
+        await cancel_all([one.task for one in self._arriving.values() if one.task])
+
+    async def metadata(self, node: str, series: Ref, fetch: Fetch) -> AsyncIterator[Dataset]:
+        """One data set per instance; bulk data values are addressed by their path in the file."""
+        if self.spool.is_complete(node, series.study, series.series):
+            for found in self.spool.find(node, series.study, series.series):
+                async with self._file(node, Ref(found.study, found.series, found.instance), fetch) as path:
+                    yield await asyncio.to_thread(metadata, path, str)
+            return
+        async with fetch(series) as instances:
+            async for one in instances:
+                async with self._passing(one, fetch) as path:
+                    yield await asyncio.to_thread(metadata, path, str)
+
+    async def frames(self, node: str, ref: Ref, numbers: Sequence[int], fetch: Fetch) -> AsyncIterator[FramePart]:
+        """The frames asked for, in order, each in chunks. Raises InvalidQuery for a number the instance does not have."""
+        async with self._file(node, ref, fetch) as path, aclosing_iterator(frames_of(path, numbers)) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def bulkdata(self, node: str, ref: Ref, address: str, fetch: Fetch) -> AsyncIterator[FramePart]:
+        """One bulk data value by its path, in one part or (encapsulated pixel data) one per frame. Raises NotFound."""
+        async with self._file(node, ref, fetch) as path, aclosing_iterator(bulk_value_of(path, address)) as parts:
+            async for part in parts:
+                yield part
+
+    @asynccontextmanager
+    async def _file(self, node: str, ref: Ref, fetch: Fetch) -> AsyncIterator[Path]:
+        """The instance as a file that stays for the block: spooled, or fetched alone where the spool does not take it."""
+        found = self._spooled(node, ref) or await self._await_instance(node, ref, fetch)
+        with contextlib.ExitStack() as stack:
+            yield await self._pinned(found, ref, fetch, stack)
+
+    @asynccontextmanager
+    async def _passing(self, one: OpenedInstance, fetch: Fetch) -> AsyncIterator[Path]:
+        """An instance of a running retrieve as a file: what the spool took of it, else a file of its own."""
+        if self.spool.directory is None:
+            with tempfile.TemporaryDirectory(prefix="gateway-") as directory:
+                yield await _save(one, Path(directory) / "instance")
+            return
+        await drain(one)
+        found = self._spooled(one.node, one.ref)
+        with contextlib.ExitStack() as stack:
+            yield await self._pinned(found, one.ref, fetch, stack)
+
+    async def _pinned(self, found: SpooledInstance | None, ref: Ref, fetch: Fetch, stack: contextlib.ExitStack) -> Path:
+        """The spooled file, kept for the stack's life; an instance that the spool does not have is fetched alone."""
+        if found is not None:
+            with contextlib.suppress(NotSpooled):
+                return stack.enter_context(self.spool.pin(found))
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-"))
+        return await _fetch_alone(ref, fetch, Path(directory) / "instance")
+
+    def _spooled(self, node: str, ref: Ref) -> SpooledInstance | None:
+        return next(iter(self.spool.find(node, ref.study, ref.series, ref.instance)), None)
+
+    async def _await_instance(self, node: str, ref: Ref, fetch: Fetch) -> SpooledInstance | None:
+        """Has the whole series fetched, once for all who ask, and waits only for the one instance."""
+        if self.spool.directory is None:
+            return None
+        name = (node, ref.study, ref.series or "")
+        arriving = self._arriving.get(name)
+        if arriving is None:
+            arriving = self._arriving[name] = _Arriving()
+            arriving.task = asyncio.create_task(self._bring(name, fetch, arriving))
+        async with arriving.news:
+            await arriving.news.wait_for(lambda: ref.instance in arriving.arrived or arriving.ended)
+        if arriving.ended and arriving.task and ref.instance not in arriving.arrived:
+            await asyncio.shield(arriving.task)
+        return self._spooled(node, ref)
+
+    async def _bring(self, name: tuple[str, str, str], fetch: Fetch, arriving: _Arriving) -> None:
+        """Drains a series into the spool. Its failure reaches those who wait for what did not arrive."""
+        try:
+            async with fetch(Ref(name[1], name[2])) as instances:
+                async for one in instances:
+                    await drain(one)
+                    await self._tell(arriving, one.ref.instance)
+        finally:
+            del self._arriving[name]
+            arriving.ended = True
+            await self._tell(arriving, None)
+
+    async def _tell(self, arriving: _Arriving, instance: str | None) -> None:
+        async with arriving.news:
+            if instance:
+                arriving.arrived.add(instance)
+            arriving.news.notify_all()
+
+
+async def _fetch_alone(ref: Ref, fetch: Fetch, path: Path) -> Path:
+    """One instance into a file. Raises NotFound when the node does not give it."""
+    async with fetch(ref) as instances:
+        async for one in instances:
+            return await _save(one, path)
+    raise NotFound(f"the series has no instance {ref.instance}")
+
+
+async def _save(one: OpenedInstance, path: Path) -> Path:
+    with path.open("xb") as file:
+        async for chunk in one.stream.raw():
+            await asyncio.to_thread(file.write, chunk)
+    return path

@@ -1,0 +1,76 @@
+"""What a federated question gives back: the items, and one issue for every node that failed or could not say everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from gateway.errors import NodeError
+from gateway.model.dataset import Dataset
+from gateway.model.patient import PatientKey
+from gateway.model.study import Row
+from gateway.model.vocabulary import Level
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """What is missing from an answer and why. `node` is '' when it concerns the whole; `text` is safe to show."""
+
+    node: str
+    code: str
+    text: str
+
+    @staticmethod
+    def of(error: NodeError) -> Issue:
+        return Issue(error.node, error.code, error.detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Item]):
+    """`issues` empty means that every selected node completed: only then are the items the whole truth."""
+
+    items: tuple[Item, ...] = ()
+    issues: tuple[Issue, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        return not self.issues
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One study, series or instance of one patient, whoever holds it.
+
+    `attributes` come whole from the winner, `rows[0]`, except what follows the union of the holders (counts, modalities).
+    `rows` has one row per holding node, winner first. `ambiguous` is '' normally; 'clash' when the same UID also names another
+    patient of the same issuer, 'unlinked' when it also names a patient of an issuer nobody linked to this one.
+    `counted` says that the counts were checked against every holder. `in_node` marks a clash inside one node.
+    """
+
+    level: Level
+    patient: PatientKey
+    study: str
+    series: str
+    instance: str
+    attributes: Dataset
+    rows: tuple[Row, ...]
+    ambiguous: str = ""
+    in_node: bool = False
+    counted: bool = True
+
+    @property
+    def origin(self) -> str:
+        """The node whose description this is."""
+        return self.rows[0].node
+
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """The nodes that hold it, winner first."""
+        return tuple(row.node for row in self.rows)
+
+    @property
+    def patients(self) -> frozenset[PatientKey]:
+        """Every identifier the holders know this one patient by."""
+        return frozenset(row.patient for row in self.rows)

@@ -1,0 +1,298 @@
+"""Every request on one page: authorise -> plan -> ask -> view -> audit. No route reaches a node by another way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from gateway.errors import GatewayError, NodeError, NoNodeAnswered, NotAcceptable
+from gateway.federation.fanout import in_parallel
+from gateway.federation.federate import Federation
+from gateway.federation.node import Node, aclosing_iterator
+from gateway.federation.page import Sort, ordered
+from gateway.federation.retrieve import OpenedInstance, Retrieval
+from gateway.model.answer import Answer, Found, Issue
+from gateway.model.dataset import Dataset
+from gateway.model.query import Query, Ref
+from gateway.model.seam import FramePart
+from gateway.privacy.view import View, view_found, view_ref
+from gateway.security.audit import Audit, AuditRecord
+from gateway.security.caller import Caller
+from gateway.security.policy import Policy
+from gateway.telemetry import stage
+from gateway.wire.transfer import explicit_little_endian, rewrite
+
+IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
+EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+# PS3.18 8.7.3: these two shall not be used on the web.
+_FORBIDDEN_ON_THE_WEB = frozenset({IMPLICIT_LITTLE_ENDIAN, EXPLICIT_BIG_ENDIAN})
+
+
+class Views(Protocol):
+    """Chooses what a caller may see."""
+
+    def of(self, caller: Caller) -> View: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StudyTree:
+    """One study whole: its series, each with its instances, as the caller may see them."""
+
+    study: Found
+    series: tuple[tuple[Found, tuple[Found, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingInstance:
+    """One instance ready to leave: the UIDs and syntax that the caller will find in `body`, a Part 10 file in chunks."""
+
+    ref: Ref
+    transfer_syntax: str
+    body: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A retrieve under way. `issues` are known before the first byte; `instances` raises if anything fails later."""
+
+    instances: AsyncIterator[OutgoingInstance]
+    issues: tuple[Issue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A node for people: `state` is up, down or unknown (not asked yet); `reason` names the last failure's kind."""
+
+    id: str
+    name: str
+    country: str
+    organisation: str
+    adapter: str
+    mapping: str
+    state: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """The stages, wired by app.py."""
+
+    federation: Federation
+    retrieval: Retrieval
+    policy: Policy
+    views: Views
+    audit: Audit
+
+    async def search(
+        self,
+        caller: Caller,
+        query: Query,
+        names: Sequence[str],
+        sort: Sort = Sort.NEWEST,
+        *,
+        resource: str = "ImagingStudy",
+    ) -> Answer[Found]:
+        """Every result the caller may see, in order. Raises GatewayError; all nodes failing is an error."""
+        nodes, view = self._plan(caller, names, "s", resource)
+        async with self._audited("search", caller, nodes, view, query=query) as record:
+            inner = view.query(query)
+            with stage("nodes"):
+                answer = await self.federation.search(inner, nodes)
+            record.studies = sorted({found.study for found in answer.items})
+            record.issues = answer.issues
+            with stage("view"):
+                items = tuple(view_found(view, found) for found in ordered(answer.items, sort))
+            return Answer(items, _view_issues(view, answer.issues))
+
+    async def study(self, caller: Caller, uid: str, names: Sequence[str], choose: Choice) -> Answer[StudyTree]:
+        """One study with its series and instances. `choose` picks among the patients' studies of the UID, as the caller
+        sees them, or raises. Raises NotFound when every node said no."""
+        nodes, view = self._plan(caller, names, "r")
+        ref = view_ref(view, Ref(uid))
+        async with self._audited("read", caller, nodes, view, ref=ref) as record:
+            with stage("nodes"):
+                answer = await self.federation.studies(ref.study, nodes)
+                located, issues = _chosen(choose, answer.items, view), answer.issues
+                series = await self.federation.series_of(located)
+                instances = await in_parallel(series.items, self.federation.instances_of)
+            every = [*issues, *series.issues, *(issue for each in instances for issue in each.issues)]
+            record.issues = tuple(dict.fromkeys(every))
+            pairs = zip(ordered(series.items), instances_by_series(series.items, instances), strict=True)
+            tree = StudyTree(
+                view_found(view, located),
+                tuple((view_found(view, one), tuple(view_found(view, i) for i in inner)) for one, inner in pairs),
+            )
+            return Answer((tree,), _view_issues(view, record.issues))
+
+    async def metadata(self, caller: Caller, ref: Ref, names: Sequence[str]) -> Answer[Dataset]:
+        """One data set per instance (DICOM JSON model), as the caller may see it; bulk data has no address yet."""
+        nodes, view = self._plan(caller, names, "r")
+        inner = view_ref(view, ref)
+        async with self._audited("metadata", caller, nodes, view, ref=inner) as record:
+            with stage("nodes"):
+                answer = await self.retrieval.metadata(inner, nodes)
+            record.issues = answer.issues
+            with stage("view"):
+                items = tuple(view.dataset(dataset) for dataset in answer.items)
+            return Answer(items, _view_issues(view, answer.issues))
+
+    @asynccontextmanager
+    async def retrieve(
+        self, caller: Caller, ref: Ref, names: Sequence[str], transfer_syntax: str
+    ) -> AsyncIterator[Outgoing]:
+        """The instances under `ref`. `transfer_syntax` is '' (stored), '*' or one UID. Leaving closes what is open upstream."""
+        nodes, view = self._plan(caller, names, "r")
+        inner = view_ref(view, ref)
+        async with (
+            self._audited("retrieve", caller, nodes, view, ref=inner) as record,
+            self.retrieval.open(inner, nodes) as opened,
+        ):
+            record.issues = opened.issues
+            async with aclosing_iterator(self._outgoing(opened.instances, view, transfer_syntax, record)) as instances:
+                yield Outgoing(instances, _view_issues(view, opened.issues))
+
+    async def _outgoing(
+        self, instances: AsyncIterator[OpenedInstance], view: View, transfer_syntax: str, record: AuditRecord
+    ) -> AsyncIterator[OutgoingInstance]:
+        async for one in instances:
+            record.count += 1
+            yield outgoing(one, view, transfer_syntax)
+
+    @asynccontextmanager
+    async def frames(
+        self, caller: Caller, ref: Ref, numbers: Sequence[int], names: Sequence[str]
+    ) -> AsyncIterator[AsyncIterator[FramePart]]:
+        """The frames (1-based) of one instance, in the order asked for. Pixel data carries no identifiers to hide."""
+        nodes, view = self._plan(caller, names, "r")
+        inner = view_ref(view, ref)
+        async with (
+            self._audited("frames", caller, nodes, view, ref=inner) as record,
+            aclosing_iterator(self.retrieval.frames(inner, numbers, nodes)) as frames,
+        ):
+            record.count = len(numbers)
+            yield frames
+
+    @asynccontextmanager
+    async def bulkdata(
+        self, caller: Caller, ref: Ref, path: str, names: Sequence[str]
+    ) -> AsyncIterator[AsyncIterator[FramePart]]:
+        """One bulk data value of one instance, in one part or more, by its path ('54000100.1.54001010')."""
+        nodes, view = self._plan(caller, names, "r")
+        inner = view_ref(view, ref)
+        async with (
+            self._audited("bulkdata", caller, nodes, view, ref=inner),
+            aclosing_iterator(self.retrieval.bulkdata(inner, tuple(path.split(".")), nodes)) as parts,
+        ):
+            yield parts
+
+    def node_states(self, caller: Caller) -> list[NodeState]:
+        """Every node that the caller may use, in the order of the node file."""
+        nodes = self.federation.select((), lambda config: self.policy.may_use(caller, config.id, config.purposes))
+        return [_state(node) for node in nodes]
+
+    def _plan(
+        self, caller: Caller, names: Sequence[str], action: str, resource: str = "ImagingStudy"
+    ) -> tuple[list[Node], View]:
+        """The nodes the caller may ask, and the view that it asks through. Raises Forbidden when none is left.
+
+        `action` is the SMART permission: 'r' for reading what is known by its id, 's' for searching.
+        """
+        self.policy.require(caller, resource, action)
+        nodes = self.federation.select(names, lambda config: self.policy.may_use(caller, config.id, config.purposes))
+        self.policy.require_nodes(caller, [node.id for node in nodes])
+        return nodes, self.views.of(caller)
+
+    @asynccontextmanager
+    async def _audited(
+        self,
+        action: str,
+        caller: Caller,
+        nodes: Sequence[Node],
+        view: View,
+        query: Query | None = None,
+        ref: Ref | None = None,
+    ) -> AsyncIterator[AuditRecord]:
+        """Writes one audit record whatever happens, and lets no error out that has not passed the view."""
+        record = self.audit.begin(action, caller, [node.id for node in nodes], query=query, ref=ref)
+        try:
+            yield record
+            record.outcome = "partial" if record.issues else "success"
+        except GatewayError as error:
+            record.outcome = error.code
+            raise _view_error(view, error) from None
+        except BaseException as error:
+            record.outcome = type(error).__name__
+            raise
+        finally:
+            self.audit.write(record)
+
+
+def _state(node: Node) -> NodeState:
+    failure, config = node.last_failure, node.config
+    state = "down" if failure else ("up" if node.has_answered else "unknown")
+    reason = failure.title if failure else ""
+    return NodeState(
+        node.id, config.name, config.country, config.organisation, config.adapter, config.mapping_name, state, reason
+    )
+
+
+Choice = Callable[[Sequence[Found]], Found]
+
+
+def _chosen(choose: Choice, found: Sequence[Found], view: View) -> Found:
+    """The original of the result that was chosen among what the caller may see."""
+    seen = [view_found(view, one) for one in found]
+    return found[seen.index(choose(seen))]
+
+
+def instances_by_series(series: Sequence[Found], answers: Sequence[Answer[Found]]) -> list[list[Found]]:
+    """The instances in the order of the ordered series."""
+    by_series = {id(one): ordered(answer.items) for one, answer in zip(series, answers, strict=True)}
+    return [by_series[id(one)] for one in ordered(series)]
+
+
+def outgoing(one: OpenedInstance, view: View, transfer_syntax: str) -> OutgoingInstance:
+    """The instance in the syntax asked for: stored bytes where allowed, Explicit VR LE where the web forbids the stored one.
+
+    Raises NotAcceptable for a syntax that only a change of the pixels could give.
+    """
+    stored = one.stream.transfer_syntax
+    ref = Ref(view.uid(one.ref.study), view.uid(one.ref.series or ""), view.uid(one.ref.instance or ""))
+    if not view.is_plain:
+        rewritten = EXPLICIT_LITTLE_ENDIAN if stored in _RECODED else stored
+        _check_syntax(rewritten, transfer_syntax)
+        return OutgoingInstance(ref, rewritten, rewrite(one.stream, view.instance))
+    if transfer_syntax in ("*", stored) or (not transfer_syntax and stored not in _FORBIDDEN_ON_THE_WEB):
+        return OutgoingInstance(ref, stored, one.stream.raw())
+    if stored in _FORBIDDEN_ON_THE_WEB and transfer_syntax in ("", EXPLICIT_LITTLE_ENDIAN):
+        return OutgoingInstance(ref, EXPLICIT_LITTLE_ENDIAN, explicit_little_endian(one.stream))
+    _check_syntax(stored, transfer_syntax)
+    raise AssertionError("unreachable: _check_syntax raises")
+
+
+_RECODED = _FORBIDDEN_ON_THE_WEB | {"1.2.840.10008.1.2.1.99"}
+
+
+def _check_syntax(available: str, asked: str) -> None:
+    if asked not in ("", "*", available):
+        raise NotAcceptable(
+            f"the instance is stored as {available}; ask for that, for '*', or leave transfer-syntax out",
+            parameter="Accept",
+        )
+
+
+def _view_issues(view: View, issues: Sequence[Issue]) -> tuple[Issue, ...]:
+    return tuple(replace(issue, text=view.error(issue.text)) for issue in issues)
+
+
+def _view_error(view: View, error: GatewayError) -> GatewayError:
+    """The same error with every text as the caller may see it."""
+    error.detail = view.error(error.detail)
+    if isinstance(error, NoNodeAnswered):
+        for failure in error.failures:
+            failure.detail = view.error(failure.detail)
+    if isinstance(error, NodeError):
+        error.reason = view.error(error.reason)
+    return error

@@ -1,0 +1,83 @@
+"""This process's settings: GATEWAY_* environment variables, read once, frozen (secrets come from nowhere else)."""
+
+from __future__ import annotations
+
+import ipaddress
+import tempfile
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gateway.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """Every field is the environment variable GATEWAY_<FIELD>; README.md lists them all."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", description="address to listen on; off loopback needs GATEWAY_OIDC_ISSUER")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on")
+    nodes: Path = Field(Path("nodes.toml"), description="the node file: one [[node]] per hospital or national endpoint")
+    mappings: Path | None = Field(None, description="a directory of further mapping files, read after the shipped ones")
+    public_root: str = Field(
+        "", description="the URL callers see, e.g. https://imaging.example.eu; default: from the request"
+    )
+
+    redis_url: SecretStr | None = Field(None, description="redis:// or unix:// URL; default: an embedded Valkey")
+    cache: bool = Field(True, description="false runs without any look-up cache")
+    cache_timeout: float = Field(
+        0.25, gt=0, description="seconds that Redis may take to answer before it counts as down"
+    )
+    find_ttl: float = Field(30.0, ge=0, description="seconds that a node's answer to a search is reused")
+    location_ttl: float = Field(300.0, ge=0, description="seconds that a study's location is reused")
+    metadata_ttl: float = Field(3600.0, ge=0, description="seconds that a series' metadata is reused")
+
+    spool: Path = Field(Path(tempfile.gettempdir()), description="where the bounded spool makes its private directory")
+    spool_bytes: int = Field(2 * 1024**3, ge=0, description="bytes the spool may hold; 0 turns it off")
+    spool_seconds: float = Field(600.0, ge=0, description="seconds an instance stays in the spool after its last use")
+
+    search_deadline: float = Field(20.0, gt=0, description="seconds for a whole federated search")
+    strict_accept: bool = Field(False, description="true answers 406 to a missing Accept header (PS3.18 8.7.5)")
+    bare_patient_id: str = Field("refuse", pattern="^(refuse|warn)$", description="a PatientID borne by two issuers")
+    page_size: int = Field(50, ge=1, le=1000, description="FHIR page size when _count is absent")
+
+    secret: SecretStr | None = Field(
+        None, description="keys Patient ids, cursors and audit hashes; default: a new one per start"
+    )
+    oidc_issuer: str = Field(
+        "", description="OIDC issuer whose tokens are accepted; empty: no authentication, loopback only"
+    )
+    oidc_audience: str = Field("imaging-gateway", description="the aud that a token must carry")
+    oidc_ca_bundle: Path | None = Field(None, description="CA bundle for the issuer's TLS")
+    trusted_proxies: tuple[str, ...] = Field((), description="JSON list of proxy addresses whose Forwarded is believed")
+    cors_origins: tuple[str, ...] = Field((), description="JSON list of web origins that browsers may call from")
+    tls_certificate: Path | None = Field(None, description="PEM certificate chain, to serve HTTPS directly")
+    tls_key: Path | None = Field(None, description="PEM private key of tls_certificate")
+
+    store: Path | None = Field(
+        None, description="SQLite file that keeps Patient ids over a restart; default: memory only"
+    )
+    audit: Path | None = Field(None, description="file that audit records are appended to; default: standard error")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="log level")
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether the server can be reached from this machine only."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def read(**overrides: object) -> Settings:
+    """The settings of this process; `overrides` win over the environment. Raises SettingsError naming the variable."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "GATEWAY_" + "_".join(str(step) for step in first["loc"]).upper()
+        raise SettingsError(f"{name}: {first['msg']}", parameter=name) from None
