@@ -1,0 +1,82 @@
+"""Hands items from a worker thread to the event loop through a bounded buffer: a slow reader makes the writer wait."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Left(Exception):  # noqa: N818 - a signal between threads, not an error that anyone reports
+    """The reader has gone, or has not read for too long: the writer has nothing more to do."""
+
+
+class Channel(Generic[T]):
+    """One writing thread, one reading task. `capacity` is in the unit of the weights; one item may overshoot it.
+
+    `patience` is how many seconds a writer waits for room before it takes the reader for gone.
+    """
+
+    def __init__(self, capacity: int, patience: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._items: deque[tuple[T, int]] = deque()
+        self._room = threading.Condition()
+        self._ready = asyncio.Event()
+        self._capacity = capacity
+        self._patience = patience
+        self._held = 0
+        self._ended = False
+        self._failure: BaseException | None = None
+        self.left = False
+
+    def put(self, item: T, weight: int = 1) -> None:
+        """From the thread. Waits for room. Raises Left when the reader has gone."""
+        with self._room:
+            has_room = self._room.wait_for(lambda: self.left or self._held < self._capacity, self._patience)
+            if self.left or not has_room:
+                raise Left
+            self._items.append((item, weight))
+            self._held += weight
+        self._wake()
+
+    def end(self, failure: BaseException | None = None) -> None:
+        """From the thread. What was put before is still read, then the failure or the end; the first call wins."""
+        with self._room:
+            if self._ended:
+                return
+            self._ended, self._failure = True, failure
+        self._wake()
+
+    def leave(self) -> None:
+        """From the reader: whatever is buffered is dropped, and a waiting writer goes free."""
+        with self._room:
+            self.left = True
+            self._items.clear()
+            self._room.notify_all()
+
+    def __aiter__(self) -> Channel[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        while True:
+            with self._room:
+                if self._items:
+                    return self._take()
+                if self._ended:
+                    raise self._failure or StopAsyncIteration
+                self._ready.clear()
+            await self._ready.wait()
+
+    def _take(self) -> T:
+        item, weight = self._items.popleft()
+        self._held -= weight
+        self._room.notify_all()
+        return item
+
+    def _wake(self) -> None:
+        with suppress(RuntimeError):  # the event loop is closed: nobody reads any more
+            self._loop.call_soon_threadsafe(self._ready.set)

@@ -1,0 +1,154 @@
+"""Finds out what a DIMSE node does and how it matches, by asking it; for `ping` and the planning of searches."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from pydicom import Dataset as Identifier
+from pydicom.uid import UID
+from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    PatientRootQueryRetrieveInformationModelFind,
+    PatientRootQueryRetrieveInformationModelGet,
+    PatientRootQueryRetrieveInformationModelMove,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+    Verification,
+)
+
+from gateway.adapters._associations import NodeAssociation
+from gateway.adapters._operations import Associations, Operation, find_context
+from gateway.adapters._retrieving import PENDING, Models
+from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
+from gateway.model.dataset import Dataset, text
+from gateway.model.vocabulary import PATIENT_NAME, SPECIFIC_CHARACTER_SET, STUDY_UID
+from gateway.wire.dicomjson import to_json
+
+_SAMPLE = 50
+_RELATIONAL = b"\x01"  # PS3.4 Table C.5.1-1: byte 1 of the application information
+PATIENT_ROOT = Models(
+    PatientRootQueryRetrieveInformationModelFind,
+    PatientRootQueryRetrieveInformationModelGet,
+    PatientRootQueryRetrieveInformationModelMove,
+)
+STUDY_ROOT = Models(
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the node showed. None: it could not be told from what the node holds."""
+
+    capabilities: list[str] = field(default_factory=list)
+    implementation: str = ""
+    latency: float = 0.0
+    is_relational: bool = False
+    negotiates_relational: bool = False
+    ignores_modalities: bool | None = None
+    ignores_case: bool | None = None
+    character_sets: set[str] = field(default_factory=set)
+
+    @property
+    def quirks(self) -> tuple[str, ...]:
+        found = {
+            "ignores-modalities-in-study": self.ignores_modalities is True,
+            "matches-names-case-sensitively": self.ignores_case is False,
+            "not-relational": not self.is_relational,
+            "series-without-study-but-not-negotiated": self.is_relational and not self.negotiates_relational,
+        }
+        return tuple(quirk for quirk, holds in found.items() if holds)
+
+
+class Probing:
+    """One probe, in its thread."""
+
+    def __init__(self, associations: Associations, models: Models, character_set: str) -> None:
+        self._associations = associations
+        self._models = models
+        self._character_set = character_set
+        self._other = PATIENT_ROOT if models == STUDY_ROOT else STUDY_ROOT
+
+    def run(self, operation: Operation[Findings]) -> None:
+        """Puts one Findings. Raises NodeError when the node does not even answer C-ECHO."""
+        findings = Findings()
+        with self._associations.other(operation, self._association()) as association:
+            self._learn_capabilities(association, findings)
+        if "find" in findings.capabilities:
+            self._learn(operation, findings)
+        operation.channel.put(findings)
+
+    def _association(self) -> NodeAssociation:
+        models = (self._models, self._other)
+        wanted = [Verification, *(getattr(model, name) for model in models for name in ("find", "get", "move"))]
+        contexts: list[PresentationContext] = [context for model in wanted for context in find_context(model)]
+        extension = SOPClassExtendedNegotiation()
+        extension.sop_class_uid = UID(self._models.find)
+        extension.service_class_application_information = _RELATIONAL
+        return NodeAssociation(self._associations.peer, contexts, extended=[extension])
+
+    def _learn_capabilities(self, association: NodeAssociation, findings: Findings) -> None:
+        begun = time.perf_counter()
+        association.echo()
+        findings.latency = time.perf_counter() - begun
+        findings.implementation = association.implementation
+        findings.negotiates_relational = association.extension(self._models.find)[:1] == _RELATIONAL
+        for name in ("find", "get", "move"):
+            if association.accepts(getattr(self._models, name)):
+                findings.capabilities.append(name)
+            elif association.accepts(getattr(self._other, name)):
+                findings.capabilities.append(f"{name} (other root only)")
+
+    def _learn(self, operation: Operation[Findings], findings: Findings) -> None:
+        rows = self._rows(operation, PatientName=None, ModalitiesInStudy=None, SpecificCharacterSet=None)
+        findings.character_sets = {found for row in rows if (found := text(row, SPECIFIC_CHARACTER_SET))}
+        self._learn_modalities(operation, findings, rows)
+        self._learn_case(operation, findings, rows)
+        below = {text(row, STUDY_UID) for row in self._rows(operation, "SERIES", SeriesInstanceUID=None)}
+        findings.is_relational = bool(below - {""}) and (len(below) > 1 or len(rows) == 1)
+
+    def _learn_modalities(self, operation: Operation[Findings], findings: Findings, rows: list[Dataset]) -> None:
+        if rows:
+            findings.ignores_modalities = bool(
+                self._rows(operation, StudyInstanceUID=text(rows[0], STUDY_UID), ModalitiesInStudy="ZZ")
+            )
+
+    def _learn_case(self, operation: Operation[Findings], findings: Findings, rows: list[Dataset]) -> None:
+        """Asks for one study under its own name with the case of every letter turned."""
+        for row in rows:
+            name, study = text(row, PATIENT_NAME), text(row, STUDY_UID)
+            turned = name.swapcase()
+            if study and name.isascii() and turned != name and not set(name) & set("*?=\\"):
+                if self._rows(operation, StudyInstanceUID=study, PatientName=name):
+                    findings.ignores_case = bool(self._rows(operation, StudyInstanceUID=study, PatientName=turned))
+                return
+
+    def _rows(self, operation: Operation[Findings], level: str = "STUDY", **keys: str | None) -> list[Dataset]:
+        """A sample of rows; none where the node refuses the question. With more to come, the association is aborted."""
+        rows: list[Dataset] = []
+        identifier = _identifier(level, **{"StudyInstanceUID": None, **keys})
+        with (
+            suppress(NodeRefused, NodeProtocolError, Unsupported),
+            self._associations.searching(operation) as association,
+        ):
+            for status, row in association.find(identifier, self._models.find):
+                if int(status.Status) in PENDING and row is not None:
+                    rows.append(to_json(row, default_character_set=self._character_set))
+                if len(rows) >= _SAMPLE:
+                    association.end()
+                    break
+        return rows
+
+
+def _identifier(level: str, **keys: str | None) -> Identifier:
+    identifier = Identifier()
+    for keyword, value in keys.items():
+        setattr(identifier, keyword, value)
+    identifier.QueryRetrieveLevel = level
+    return identifier

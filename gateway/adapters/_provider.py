@@ -1,0 +1,184 @@
+"""The DIMSE provider of our associations: data sets stream to sinks, silence has a limit, any thread can be freed.
+
+It takes the place of `Association.dimse`, because pynetdicom gathers each received C-STORE data set in memory before
+anyone sees it, queues a sent one whole, and counts its time limit over a message instead of over silence.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from pydicom.dataset import Dataset as Command
+from pynetdicom import evt
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.pdu_primitives import P_DATA
+
+from gateway.adapters._receiving import NOT_AUTHORISED, Sink
+
+_MAX_SENT_PDU = 131072
+_QUEUED_PDUS = 8
+_TICK = 0.25
+_LAST_OF_DATA_SET = 0x02  # PS3.8 Annex E.2: bit 0 command, bit 1 last
+_GRACE = 0.3
+_LAST_GRACE = 2.0
+
+OpenSink = Callable[[Command, str], Sink]
+
+
+def refuse(command: Command, transfer_syntax: str) -> Sink:
+    """The sink of an association on which nothing is expected."""
+    return Sink()
+
+
+def status_of_sink(event: evt.Event) -> int:
+    """The handler of C-STORE requests: the data set has gone through its sink, only the status is left to say."""
+    data_set = getattr(event.request, "DataSet", None)
+    return data_set.status if isinstance(data_set, Sink) else NOT_AUTHORISED
+
+
+def prepare_socket(association: Association, timeout: float) -> None:
+    """No Nagle delay, and no read or write that lasts for ever: pynetdicom sets no limit once the connection stands."""
+    connection = association.dul.socket.socket if association.dul.socket else None
+    if connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(timeout)
+
+
+def shut_down(association: Association) -> None:
+    """Frees a thread that is stuck in a read or a write on the association's socket."""
+    with suppress(OSError, AttributeError):
+        association.dul.socket.socket.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+
+
+def abort(association: Association) -> None:
+    """A-ABORT; returns when the association's threads have ended, after 2.3 s at most."""
+    with suppress(Exception):  # the association may be ending by itself
+        association.abort(block=False)
+    if not has_ended(association, _GRACE):
+        shut_down(association)
+        has_ended(association, _LAST_GRACE)
+
+
+def has_ended(association: Association, seconds: float) -> bool:
+    """Waits so long for the association's threads."""
+    deadline = time.monotonic() + seconds
+    for thread in (association.dul, association):
+        if thread.is_alive():
+            thread.join(max(0.0, deadline - time.monotonic()))
+    return not (association.dul.is_alive() or association.is_alive())
+
+
+class Provider(DIMSEServiceProvider):
+    """One association's DIMSE. `silence` is how many seconds the node may send nothing while an answer is due.
+
+    `also_heard` tells when the node was last heard elsewhere (C-MOVE sends on other associations), as time.monotonic().
+    """
+
+    def __init__(self, assoc: Association, silence: float, open_sink: OpenSink = refuse) -> None:
+        super().__init__(assoc)
+        self._silence = silence
+        self._open_sink = open_sink
+        self._sink: Sink | None = None
+        self._heard = time.monotonic()
+        self._is_writing = False
+        self.also_heard: Callable[[], float] = lambda: 0.0
+        self.is_stopped = False
+        self.is_timed_out = False
+        self.is_lost = False
+        self.is_aborted_by_peer = False
+
+    def stop(self) -> None:
+        """From any thread: whoever waits for a message aborts the association."""
+        self.is_stopped = True
+        self.msg_queue.put((None, None))
+
+    def get_msg(self, block: bool = False) -> Any:
+        if not block:
+            if self.assoc.is_acceptor and not self._is_writing and self._silent_for() > self._silence:
+                self.assoc.abort(block=False)
+            return super().get_msg(False)
+        self._heard = time.monotonic()
+        context_id, message = self._next_message()
+        if message is None:
+            self.is_lost = not self.dul.is_alive()
+            self.is_aborted_by_peer = self.assoc.acse.is_aborted("a-abort")
+            abort(self.assoc)
+        return context_id, message
+
+    def _next_message(self) -> Any:
+        while not self.is_stopped:
+            try:
+                return self.msg_queue.get(timeout=_TICK)
+            except queue.Empty:
+                self.is_timed_out = not self._is_writing and self._silent_for() > self._silence
+                if self.is_timed_out or not self.dul.is_alive():
+                    break
+        return None, None
+
+    def _silent_for(self) -> float:
+        return time.monotonic() - max(self._heard, self.also_heard())
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """PDV by PDV, since a PDU may hold the end of the command and the start of the data set (PS3.8 Annex E)."""
+        self._is_writing = True
+        try:
+            for value in primitive.presentation_data_value_list:
+                self._receive(value)
+        finally:
+            self._heard = time.monotonic()
+            self._is_writing = False
+
+    def _receive(self, value: Any) -> None:
+        one = P_DATA()
+        one.presentation_data_value_list.append(value)
+        if self._sink and value[1][0] & 0x03 == _LAST_OF_DATA_SET:
+            # The last fragment: the sink has to be through with it before the request is served and answered.
+            self._sink.write(value[1][1:])
+            self._sink.finish()
+            self._sink = None
+            one.presentation_data_value_list[0] = (value[0], value[1][:1])
+        super().receive_primitive(one)
+        if self._sink is None and isinstance(self.message, C_STORE_RQ):
+            self._sink = self.message.data_set = self._sink_for(self.message)
+
+    def _sink_for(self, message: C_STORE_RQ) -> Sink:
+        context = self.assoc._accepted_cx.get(message.context_id or 0)
+        return self._open_sink(message.command_set, str(context.transfer_syntax[0])) if context else Sink()
+
+    def abandon(self) -> None:
+        """The association has ended: an instance that was on its way will not be complete."""
+        sink, self._sink = self._sink, None
+        if sink:
+            sink.abandon()
+
+    @property
+    def maximum_pdu_size(self) -> int:
+        """The peer's limit, or ours where it has none: a fragment is read from the file whole."""
+        return min(super().maximum_pdu_size or _MAX_SENT_PDU, _MAX_SENT_PDU)
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        """An instance is sent no faster than the socket takes it; pynetdicom would queue the whole of it."""
+        if getattr(primitive, "_dataset_path", None) is None:
+            super().send_msg(primitive, context_id)
+            return
+        message = C_STORE_RQ()
+        message.primitive_to_message(primitive)
+        for pdu in message.encode_msg(context_id, self.maximum_pdu_size):
+            self._wait_for_room()
+            self.dul.send_pdu(pdu)
+
+    def _wait_for_room(self) -> None:
+        deadline = time.monotonic() + self._silence
+        while self.dul.to_provider_queue.qsize() >= _QUEUED_PDUS:
+            self.is_timed_out = time.monotonic() > deadline
+            self.is_lost = not self.dul.is_alive()
+            if self.is_stopped or self.is_timed_out or self.is_lost:
+                raise ConnectionError
+            time.sleep(0.0005)
