@@ -11,7 +11,7 @@ from gateway.model.dataset import as_text, attribute
 from gateway.model.matching import matches
 from gateway.model.query import Match, Operator, Query
 from gateway.model.seam import NativeMatch, NativeQuery
-from gateway.model.vocabulary import ISSUER, PATIENT_ID, Level, level_of, path_name, tag
+from gateway.model.vocabulary import ISSUER, Level, level_of, path_name, tag
 from gateway.model.vocabulary import path as path_of
 
 
@@ -39,16 +39,12 @@ class Asker:
     """Translates queries for one node."""
 
     def __init__(self, mapping: Mapping, issuer: str, *, character_set: str = "") -> None:
-        """`issuer` is the node's `patient_id_issuer`; `character_set` overrides the mapping's.
-
-        `moves_patient_id` says that rows do not take the patient's id from (0010,0020) as the node's files have it.
-        """
+        """`issuer` is the node's `patient_id_issuer`; `character_set` overrides the mapping's."""
         self.mapping = mapping
         self.issuer = mapping.canonical_issuer(issuer)
         self.character_set = character_set or mapping.character_set
         self.digest = mapping.digest
         self._sources = dict(_sources(mapping))
-        self.moves_patient_id = mapping.protocol == "fhir" or (PATIENT_ID,) in self._sources
 
     def reads(self, path: tuple[str, ...]) -> bool:
         """Whether the mapping has an entry for a DICOM path."""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from gateway.model.anatomy import BODY_PARTS, LATERALITIES
 from gateway.model.query import Operator
 from gateway.model.seam import Record
 
@@ -140,48 +141,6 @@ def _table(native_to_dicom: dict[str, str]) -> Transform:
     return Transform(read=native_to_dicom.get, ask=ask)
 
 
-# PS3.16 Annex L, the parts that screening and its neighbours need: SNOMED CT concept -> Body Part Examined.
-_BODY_PARTS = {
-    "76752008": "BREAST",
-    "71854001": "COLON",
-    "34402009": "RECTUM",
-    "71252005": "CERVIX",
-    "35039007": "UTERUS",
-    "12921003": "PELVIS",
-    "816092008": "PELVIS",
-    "51185008": "CHEST",
-    "816094009": "CHEST",
-    "43799004": "CHEST",  # thoracic cavity: not in Annex L, but in the German examples
-    "818981001": "ABDOMEN",
-    "113345001": "ABDOMEN",
-    "818983003": "ABDOMENPELVIS",
-    "416550000": "CHESTABDOMEN",
-    "416775004": "CHESTABDPELVIS",
-    "12738006": "BRAIN",
-    "69536005": "HEAD",
-    "45048000": "NECK",
-    "774007": "HEADNECK",
-    "72696002": "KNEE",
-    "29836001": "HIP",
-    "16982005": "SHOULDER",
-    "70258002": "ANKLE",
-    "56459004": "FOOT",
-    "85562004": "HAND",
-    "74670003": "WRIST",
-    "122494005": "CSPINE",
-    "122495006": "TSPINE",
-    "122496007": "LSPINE",
-    "421060004": "SPINE",
-    "10200004": "LIVER",
-    "41216001": "PROSTATE",
-    "80891009": "HEART",
-    "39607008": "LUNG",
-    "91470000": "AXILLA",
-    "63337009": "LOWERTRUNK",
-    "67734004": "UPPERTRUNK",
-    "38266002": "WHOLEBODY",
-}
-
 TRANSFORMS = {
     "strip_urn_oid": Transform(read=_strip_urn_oid, ask=_each("urn:oid:{}".format)),
     "dicom_date": Transform(read=_dicom_date, ask=_each(_fhir_date)),
@@ -190,8 +149,8 @@ TRANSFORMS = {
     "fhir_human_name": Transform(read_record=_human_name, ask=_ask_human_name),
     "fhir_patient_name": Transform(read_record=_patient_name, ask=_ask_human_name),
     "fhir_gender": _table({"male": "M", "female": "F", "other": "O"}),
-    "sct_body_part": _table(_BODY_PARTS),
-    "sct_laterality": _table({"7771000": "L", "24028007": "R", "51440002": "B", "66459002": "U"}),
+    "sct_body_part": _table(BODY_PARTS),
+    "sct_laterality": _table(LATERALITIES),
     "upper": Transform(read=str.upper),
     "strip_leading_zeros": Transform(read=lambda value: value.lstrip("0") or "0"),
 }

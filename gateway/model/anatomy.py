@@ -1,4 +1,4 @@
-"""Body parts and sides: DICOM terms beside their SNOMED CT concepts (PS3.16 Annex L, CID 244), for what screening needs."""
+"""Body parts and sides: DICOM terms beside their SNOMED CT concepts (PS3.16 Annex L), for what screening needs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ BODY_PARTS = {
     "816092008": "PELVIS",
     "51185008": "CHEST",
     "816094009": "CHEST",
+    "43799004": "CHEST",  # thoracic cavity: not in Annex L, but in the German examples
     "818981001": "ABDOMEN",
     "113345001": "ABDOMEN",
     "818983003": "ABDOMENPELVIS",

@@ -166,9 +166,10 @@ def test_a_source_of_a_lower_level_is_not_asked_back_at_a_higher_one(mapping):
     assert wanted in asker.ask(Query(Level.SERIES, study="1.2")).return_
 
 
-@pytest.mark.parametrize(("format_", "moves"), [("dicom", False), ("dicom-greek", False), ("fhir-r4", True)])
-def test_whether_the_patients_id_is_the_files_own_is_known(format_: str, moves: bool):
-    assert Asker(SHIPPED[format_], "H").moves_patient_id is moves
+def test_what_the_mapping_reads_is_known(asker):
+    assert asker.reads(path("AccessionNumber"))
+    assert not asker.reads(path("StudyDescription"))
+    assert Asker(SHIPPED["fhir-r4"], "H").reads(path("AnatomicRegionSequence.CodeValue"))
 
 
 VALUES = st.sampled_from(["MG", "MAMMO", "TOMO", "CT", "A-7", "O", "F", "Clinic", "ab", "AB", ""])
