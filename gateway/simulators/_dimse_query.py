@@ -32,6 +32,7 @@ from gateway.simulators._dimse_options import DimseOptions
 PENDING, PENDING_WITH_WARNING = 0xFF00, 0xFF01
 _TEXT_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _BINARY_VRS = frozenset({"AT", "FD", "FL", "OB", "OW", "SL", "SQ", "SS", "SV", "UL", "UN", "US", "UV"})
+_STRICT_VRS = frozenset({"DA", "IS", "TM", "UI"})
 _QUERY_RETRIEVE_LEVEL = Tag("QueryRetrieveLevel")
 _RETRIEVE_AE_TITLE = Tag("RetrieveAETitle")
 _CONTROL = frozenset({_QUERY_RETRIEVE_LEVEL, SPECIFIC_CHARACTER_SET, _RETRIEVE_AE_TITLE})
@@ -127,6 +128,8 @@ class Find:
 
     def _returned(self, tag: BaseTag, group: Group) -> DataElement | RawDataElement:
         """The value's bytes as in the file, or encoded anew; empty where the file has none."""
+        if self.options.garbage and dictionary_VR(tag) in _STRICT_VRS:
+            return raw_element(tag, dictionary_VR(tag), b"garbage!")
         if tag in COMPUTED:
             return computed(tag, group)
         raw: DataElement | RawDataElement | None = group[0].raw.get_item(tag) if tag in group[0].raw else None

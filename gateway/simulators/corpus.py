@@ -13,7 +13,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from gateway.simulators import examinations, packaged
+from gateway.simulators import breast, examinations, packaged
 from gateway.simulators.bulk import ct_series, large_multiframe
 from gateway.simulators.contours import contours
 from gateway.simulators.examinations import SCALES, Setting
@@ -26,8 +26,8 @@ _STAMP = "corpus-version"
 ScaleName = Literal["demo", "small"]
 
 _MAKERS: dict[str, Callable[[Setting], Iterator[tuple[str, Dataset]]]] = {
-    "mammography": examinations.mammography,
-    "tomosynthesis": examinations.tomosynthesis,
+    "mammography": breast.mammography,
+    "tomosynthesis": breast.tomosynthesis,
     "colonography": examinations.colonography,
     "planning": examinations.planning,
     "cervix": examinations.cervix,

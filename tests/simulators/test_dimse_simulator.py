@@ -473,6 +473,14 @@ def test_associations_beyond_the_maximum_and_strangers_are_rejected(pacs: Any):
     _wait_for(lambda: simulator.operations["rejected"] == 2)
 
 
+def test_a_misbehaving_archive_fills_its_rows_with_what_their_vr_forbids(pacs: Any):
+    keys = {"StudyInstanceUID": "", "StudyDate": "", "NumberOfStudyRelatedSeries": ""}
+    rows, statuses = _find(pacs(garbage=True), "STUDY", **keys)
+    assert statuses[-1] == 0x0000
+    assert {row.get_item("StudyInstanceUID").value for row in rows} == {b"garbage!"}
+    assert {row.get_item("NumberOfStudyRelatedSeries").value for row in rows} == {b"garbage!"}
+
+
 def test_a_misbehaving_archive_repeats_a_study_for_each_of_its_instances(built: Corpus, pacs: Any):
     study = built.nodes["pl-krakow"].studies[0]
     rows, _ = _find(pacs(one_row_per_instance=True), "STUDY", StudyInstanceUID=study.study_uid)
