@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from struct import unpack
 from typing import BinaryIO
@@ -69,7 +69,7 @@ class Extent:
         return len(self.data) + sum(length for _, length in self.ranges)
 
 
-def iter_chunks(source: BinaryIO, extent: Extent) -> Iterator[bytes]:
+def iter_chunks(source: BinaryIO, extent: Extent) -> Generator[bytes, None, None]:
     """The bytes of an extent, little endian, at most CHUNK at a time. Raises Part10Error when the file is too short."""
     if extent.bits:
         whole = b"".join(_words(source, extent))

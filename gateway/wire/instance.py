@@ -34,7 +34,7 @@ from gateway.wire.frames import (
     read_fragments,
 )
 
-__all__ = ["BulkValue", "Instance", "Part10Error", "iter_chunks", "metadata", "open_instance"]
+__all__ = ["BulkValue", "FrameTable", "Instance", "Part10Error", "iter_chunks", "metadata", "open_instance"]
 
 _PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _EXTENDED_OFFSETS = 0x7FE00001

@@ -1,0 +1,1 @@
+"""One module per wire protocol. An adapter knows no nation, no cache, no policy and no other adapter."""

@@ -1,0 +1,173 @@
+"""Keeps the index of a directory up to date while others search it: one scan at a time serves all who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from gateway.adapters._index import Index
+from gateway.adapters._scan import Held, Stamp, listing, read_held
+from gateway.adapters._threads import run, stepped
+from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeUnreachable
+from gateway.model.query import Ref
+from gateway.wire.instance import Part10Error
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_THREADS = 4
+_FAILURES = (OSError, Part10Error, sqlite3.Error)
+_BATCH = 100
+_SETTLED = 2.0
+"""Seconds after its last change from which on a broken file counts as broken, and not as being written."""
+
+
+class Catalogue:
+    """The files of one node. Blocking work on them goes through `call` and `steps`; failures become NodeErrors."""
+
+    def __init__(self, node: str, directory: Path, index: Path | None, rescan: float, character_set: str) -> None:
+        """`index` is the SQLite file; None is a temporary one, readable by this user only and gone with `close`."""
+        self.node = node
+        self.directory = directory
+        self.character_set = character_set
+        self._file = index
+        self._rescan = rescan
+        self._stop = threading.Event()
+        self._scan: asyncio.Task[None] | None = None
+        self._scanned = float("-inf")
+        """When the last scan that came to its end began."""
+
+    async def open(self) -> None:
+        """Makes the index and begins to fill it; the first search waits until it is filled."""
+        self._stop.clear()
+        self._temporary = tempfile.TemporaryDirectory(prefix="gateway-files-") if self._file is None else None
+        file = self._file or Path(self._temporary.name if self._temporary else ".") / "index.sqlite"
+        settings = {"directory": str(self.directory.absolute()), "character_set": self.character_set}
+        self.index = Index(file, settings)
+        self.readers = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"files-{self.node}")
+        self._scanner = ThreadPoolExecutor(1, thread_name_prefix=f"files-{self.node}-scan")
+        await self.call(self.index.open)
+        self._begin_scan()
+
+    async def close(self) -> None:
+        """Stops a scan that is under way after its current batch."""
+        self._stop.set()
+        if self._scan is not None:
+            await asyncio.wait([self._scan])
+        for pool in (self._scanner, self.readers):
+            pool.shutdown(wait=False)
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    async def up_to_date(self, *, at_once: bool = False) -> None:
+        """Waits until the index shows the directory as it was at most `rescan` seconds ago.
+
+        Raises NodeUnreachable without the directory.
+        """
+        wanted = time.monotonic() - (0.0 if at_once else self._rescan)
+        while self._scanned < wanted:
+            # Whoever waits may be cancelled; the scan goes on for the others.
+            await asyncio.shield(self._scan or self._begin_scan())
+
+    async def held(self, ref: Ref) -> list[Held]:
+        """The files under `ref` as they are now: the directory is looked through again when they have changed."""
+        if self._scanned == float("-inf"):
+            await self.up_to_date()
+        found = await self.call(self.index.files, ref)
+        is_fresh: bool = await self.call(_are_unchanged, found)
+        if found and is_fresh:
+            return found
+        await self.up_to_date(at_once=bool(found))
+        return await self.call(self.index.files, ref)
+
+    async def call(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """What a blocking call returns, made in a thread."""
+        try:
+            return await run(self.readers, work, *arguments, **options)
+        except _FAILURES as error:
+            raise self._told(error) from None
+
+    async def steps(self, begin: Callable[[], Generator[T, None, None]]) -> AsyncGenerator[T, None]:
+        """The items of a blocking generator, made in threads."""
+        async with aclosing(stepped(self.readers, begin)) as items:
+            while True:
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    return
+                except _FAILURES as error:
+                    raise self._told(error) from None
+                yield item
+
+    def _told(self, error: Exception) -> NodeError:
+        """The error of this house for what files and SQLite raise, whose own texts name paths."""
+        if isinstance(error, Part10Error):
+            return NodeProtocolError(self.node, "a file is broken or was changed while it was read")
+        if isinstance(error, sqlite3.Error):
+            return NodeBusy(self.node, "the index cannot be used")
+        return NodeUnreachable(self.node, "a file cannot be read")
+
+    def _begin_scan(self) -> asyncio.Task[None]:
+        began = time.monotonic()
+
+        def end(scan: asyncio.Task[None]) -> None:
+            self._scan = None
+            if not scan.cancelled() and scan.exception() is None:
+                self._scanned = began
+
+        self._scan = asyncio.create_task(self._scan_once())
+        self._scan.add_done_callback(end)
+        return self._scan
+
+    async def _scan_once(self) -> None:
+        try:
+            await run(self._scanner, self._look_through)
+        except OSError:
+            raise NodeUnreachable(self.node, "the directory cannot be read") from None
+        except sqlite3.Error:
+            raise NodeBusy(self.node, "the index cannot be written") from None
+
+    def _look_through(self) -> None:
+        """In batches, so that a stopped scan has not worked in vain."""
+        now, known = listing(self.directory), self.index.stamps()
+        gone = [path for path in known if path not in now.files and not now.hides(path)]
+        self.index.update([], [], gone)
+        changed = [(path, stamp) for path, stamp in now.files.items() if known.get(path) != stamp]
+        for start in range(0, len(changed), _BATCH):
+            if self._stop.is_set():
+                return
+            self._take_in(changed[start : start + _BATCH])
+
+    def _take_in(self, changed: Sequence[tuple[str, Stamp]]) -> None:
+        """What is broken and was changed just now may still be being written: it is forgotten, and so tried again."""
+        read: list[Held] = []
+        refused: list[tuple[str, Stamp]] = []
+        gone: list[str] = []
+        for path, stamp in changed:
+            try:
+                read.append(read_held(Path(path), stamp, self.character_set))
+            except (OSError, ValueError, TypeError):
+                if time.time() - stamp[0] / 1e9 > _SETTLED:
+                    refused.append((path, stamp))
+                else:
+                    gone.append(path)
+        self.index.update(read, refused, gone)
+
+
+def _are_unchanged(found: Sequence[Held]) -> bool:
+    for held in found:
+        try:
+            status = Path(held.path).stat()
+        except OSError:
+            return False
+        if (status.st_mtime_ns, status.st_size) != held.stamp:
+            return False
+    return True

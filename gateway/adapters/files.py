@@ -1,0 +1,171 @@
+"""The adapter `files`: a directory of DICOM files as a node, through an index that keeps up with the directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from os import fstat
+from pathlib import Path
+
+from gateway.adapters._catalogue import Catalogue
+from gateway.adapters._conditions import Conditions, conditions
+from gateway.adapters._incoming import accept
+from gateway.adapters._scan import Held
+from gateway.errors import InvalidQuery, NotFound
+from gateway.model.dataset import Dataset
+from gateway.model.query import Ref
+from gateway.model.seam import FramePart, NativeQuery, Part, Probe, Record, Report, StoreOutcome
+from gateway.wire.dicomjson import DicomRecord
+from gateway.wire.instance import BulkValue, FrameTable, Instance, Part10Error, iter_chunks, open_instance
+
+_CHUNK = 512 << 10
+
+
+class FilesAdapter:
+    """A directory of DICOM files. Names and other text are not matched here: whoever asks matches every row again.
+
+    Two patients under one Study Instance UID are two studies; of several copies of an instance one is given.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        directory: Path,
+        index: Path | None = None,
+        rescan: float = 2.0,
+        character_set: str = "",
+    ) -> None:
+        """`index` is the SQLite file, a temporary one by default; it holds patient data. The directory is looked
+        through at most every `rescan` seconds. `character_set` applies to data sets without (0008,0005).
+        """
+        self.node = node
+        self._catalogue = Catalogue(node, directory, index, rescan, character_set)
+
+    async def open(self) -> None:
+        """Returns before the directory is indexed; the first search waits for that."""
+        await self._catalogue.open()
+
+    async def close(self) -> None:
+        await self._catalogue.close()
+
+    async def probe(self) -> Probe:
+        began = time.monotonic()
+        await self._catalogue.up_to_date()
+        held, skipped = await self._catalogue.call(self._catalogue.index.counts)
+        return Probe(
+            product="directory of DICOM files",
+            capabilities=("find", "retrieve", "describe", "frames", "bulkdata", "store"),
+            latency=time.monotonic() - began,
+            details={"files held": str(held), "files skipped": str(skipped)},
+        )
+
+    async def find(self, query: NativeQuery) -> AsyncGenerator[Record | Report, None]:
+        """Rows of every level, relational: a row holds all attributes of its level and of those above."""
+        await self._catalogue.up_to_date()
+        asked = conditions(query)
+        given, truncated = 0, False
+        async with aclosing(self._catalogue.steps(lambda: self._catalogue.index.rows(query, asked))) as batches:
+            async for batch in batches:
+                rows = batch if query.limit is None else batch[: query.limit - given]
+                truncated = truncated or len(rows) < len(batch)
+                given += len(rows)
+                for row in rows:
+                    yield DicomRecord(row)
+        yield _report(asked, truncated)
+
+    async def retrieve(self, ref: Ref) -> AsyncGenerator[Part, None]:
+        """Every instance as the file's exact bytes."""
+        for held in await self._catalogue.held(ref):
+            async with aclosing(self._catalogue.steps(lambda held=held: _whole(held))) as body:  # type: ignore[misc]
+                yield Part(held.instance, held.transfer_syntax, body, held.series, held.stamp[1])
+
+    async def describe(self, ref: Ref) -> AsyncGenerator[Dataset, None]:
+        """BulkDataURI is '<SOP Instance UID>/<path>'."""
+        held = await self._catalogue.held(ref)
+        async with aclosing(self._catalogue.steps(lambda: self._described(held))) as described:
+            async for dataset in described:
+                yield dataset
+
+    def _described(self, held: Sequence[Held]) -> Generator[Dataset, None, None]:
+        for one in held:
+            with open_instance(Path(one.path)) as instance:
+                yield instance.metadata(
+                    lambda path, one=one: f"{one.instance}/{path}",  # type: ignore[misc]
+                    default_character_set=self._catalogue.character_set,
+                )
+
+    async def frames(self, ref: Ref, numbers: Sequence[int]) -> AsyncGenerator[FramePart, None]:
+        """Nothing when the instance is not here. Frames that cannot be told apart are a NodeProtocolError."""
+        for held in (await self._catalogue.held(ref))[:1]:
+            with await self._catalogue.call(open_instance, Path(held.path)) as instance:
+                table = await self._catalogue.call(_frames_of, instance)
+                for number in numbers:
+                    if not 1 <= number <= table.count:
+                        raise InvalidQuery(f"the instance has no frame {number}", parameter="frames")
+                for number in numbers:
+                    value = BulkValue(table.media_type, table.transfer_syntax, table.locate(number))
+                    async with self._part(instance, value, number) as part:
+                        yield part
+
+    async def bulkdata(self, ref: Ref, address: str) -> AsyncGenerator[FramePart, None]:
+        """Encapsulated pixel data comes as one part per frame. Raises NotFound for an address never given out."""
+        uid, _, path = address.partition("/")
+        if ref.instance not in (None, uid):
+            raise NotFound("the instance has no such bulk data")
+        for held in (await self._catalogue.held(Ref(ref.study, ref.series, uid)))[:1]:
+            with await self._catalogue.call(open_instance, Path(held.path)) as instance:
+                try:
+                    values = await self._catalogue.call(instance.bulk_value, path)
+                except LookupError:
+                    raise NotFound("the instance has no such bulk data") from None
+                for value in values:
+                    async with self._part(instance, value, 0) as part:
+                        yield part
+
+    @asynccontextmanager
+    async def _part(self, instance: Instance, value: BulkValue, number: int) -> AsyncIterator[FramePart]:
+        extent = value.extent
+        async with aclosing(self._catalogue.steps(lambda: iter_chunks(instance.source, extent))) as body:
+            yield FramePart(number, value.media_type, value.transfer_syntax, body, extent.size)
+
+    async def store(self, parts: AsyncIterator[Part]) -> Sequence[StoreOutcome]:
+        """What is stored is found at once. An instance that is here with other bytes is refused as a duplicate."""
+        catalogue, outcomes = self._catalogue, []
+        await catalogue.up_to_date()
+        async for part in parts:
+            place_of, character_set = catalogue.index.instance, catalogue.character_set
+            accepted = await accept(catalogue.readers, catalogue.directory, part, place_of, character_set)
+            if accepted.held is not None:
+                await catalogue.call(catalogue.index.update, [accepted.held], [], [])
+            outcomes.append(accepted.outcome)
+        return outcomes
+
+
+def _whole(held: Held) -> Generator[bytes, None, None]:
+    """The bytes of a file that is still the one in the index, all of them. Raises Part10Error where it is not."""
+    with Path(held.path).open("rb", buffering=0) as file:
+        status, left = fstat(file.fileno()), held.stamp[1]
+        if (status.st_mtime_ns, status.st_size) != held.stamp:
+            raise Part10Error("the file has changed")
+        while left:
+            chunk = file.read(min(_CHUNK, left))
+            if not chunk:
+                raise Part10Error("the file was cut off")
+            left -= len(chunk)
+            yield chunk
+
+
+def _frames_of(instance: Instance) -> FrameTable:
+    return instance.frames
+
+
+def _report(asked: Conditions, truncated: bool) -> Report:
+    return Report(
+        matched=frozenset(asked.matched),
+        ignored=frozenset(asked.ignored),
+        unknown=frozenset(asked.unknown),
+        truncated=truncated,
+        complete_rows=True,
+    )
