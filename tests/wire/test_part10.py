@@ -312,6 +312,58 @@ async def test_a_head_can_be_extended_after_a_first_look():
     assert await joined(stream.raw()) == data
 
 
+async def test_a_file_that_was_taken_apart_cannot_be_passed_on_any_more():
+    stream = await opened(test_file("CT_small.dcm"))
+    await anext(stream.tail)
+    with pytest.raises(RuntimeError):
+        await anext(stream.raw())
+
+
+async def test_the_group_length_ends_the_file_meta_even_before_what_looks_like_more_of_it():
+    data_set = pack("<HH2sH", 2, 0x16, b"AE", 2) + b"X " + pack("<HH2sH", 8, 0x18, b"UI", 4) + b"1.3\0"
+    for size in (1, 64, 4096):
+        stream = await opened(file_meta("1.2", "1.3", EXPLICIT) + data_set, size)
+        assert stream.head == data_set
+        assert stream.transfer_syntax == EXPLICIT
+
+
+async def test_no_group_length_survives_the_conversion_because_it_would_be_wrong():
+    nested = pack("<HHLL", 8, 0, 4, 12) + pack("<HHL", 8, 0x1155, 4) + b"1.3\0"
+    item = pack("<HHL", 0xFFFE, 0xE000, len(nested)) + nested
+    head = pack("<HHLL", 8, 0, 4, 99) + pack("<HHL", 8, 0x1110, len(item)) + item
+    written_ = await joined(explicit_little_endian(await opened(file_meta("1.2", "1.3", "1.2.840.10008.1.2") + head)))
+    data_set = written_[len(file_meta("1.2", "1.3", EXPLICIT)) :]
+    expected = pack("<HH2sH", 8, 0x1155, b"UI", 4) + b"1.3\0"
+    expected = pack("<HHL", 0xFFFE, 0xE000, len(expected)) + expected
+    assert data_set == pack("<HH2sHL", 8, 0x1110, b"SQ", 0, len(expected)) + expected
+
+
+@pytest.mark.parametrize("size", [1 << 20, 333])
+async def test_a_deflated_data_set_comes_out_whole_wherever_its_pieces_end(size):
+    for extra in range(0, 600, 2):
+        data_set = (
+            pack("<HH2sH", 8, 0x18, b"UI", 4) + b"1.3\0" + pack("<HH2sHL", 0x7FE0, 0x10, b"OW", 0, (256 << 10) + extra)
+        )
+        data_set += bytes((256 << 10) + extra)
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+        deflated = deflate.compress(data_set) + deflate.flush()
+        stream = await opened(file_meta("1.2", "1.3", DEFLATED) + deflated, size)
+        assert stream.head + await joined(stream.tail) == data_set
+
+
+async def test_the_first_byte_goes_on_before_the_rest_is_asked_for():
+    asked = []
+
+    async def source(data):
+        async for chunk in chunked(data, 1000):
+            asked.append(len(chunk))
+            yield chunk
+
+    stream = await open_part10(source(test_file("CT_small.dcm")), until=AFTER_UIDS)
+    await anext(stream.raw())
+    assert sum(asked) <= 3000
+
+
 async def test_a_head_above_its_limit_is_refused():
     data = written(sample(TextValue="x" * 50_000))
     with pytest.raises(Part10Error):
@@ -358,7 +410,9 @@ async def test_a_changed_instance_uid_is_in_the_file_meta_and_trailing_elements_
     for syntax in (EXPLICIT, DEFLATED, *FORBIDDEN):
         seen.clear()
         data = written(dataset, syntax)
-        after = read(await joined(rewrite(await opened(data, 77), change)))
+        out = await joined(rewrite(await opened(data, 77), change))
+        after = read(out)
+        assert out.count(pack("<HH2sH", 0x0012, 0x0062, b"CS", 4)) == 1
         assert (after.file_meta.MediaStorageSOPInstanceUID, after.SOPInstanceUID, str(after.PatientName)) == (
             "9.9",
             "9.9",
@@ -481,7 +535,7 @@ def large(size, syntax):
 async def pumped(head, chunk, count):
     yield head
     for _ in range(count):
-        yield chunk
+        yield bytes(bytearray(chunk))  # an object of its own, so that holding on to it shows
 
 
 USES = {
