@@ -62,7 +62,8 @@ class Listing:
 def listing(directory: Path) -> Listing:
     """Every file that may be a DICOM instance. Hidden files and DICOMDIR are none. Raises OSError for the root only."""
     found = Listing({}, [])
-    seen: set[tuple[int, int]] = set()
+    root = directory.stat()
+    seen = {(root.st_dev, root.st_ino)}
     pending = [str(directory)]
     while pending:
         current = pending.pop()
