@@ -68,7 +68,8 @@ class TextMatching:
         return kept.strip("*") and kept, False
 
     def text(self, key: str) -> tuple[str, bool]:
-        """Any other text key, in the same way."""
+        """Any other text key, in the same way; padding does not count (PS3.5 6.2)."""
+        key = key.strip(" ")
         if self.exact or key.isascii():
             return self._encoded(key)
         kept = re.sub(r"[^\x00-\x7f]+|\\", "*", key)

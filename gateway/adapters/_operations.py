@@ -38,9 +38,7 @@ class Operation(Generic[T]):
         except NodeError as error:
             self.channel.end(error)
         except Exception as error:  # noqa: BLE001 - a reader must never wait for a thread that has died
-            failure = NodeProtocolError(node, f"could not be understood ({type(error).__name__})")
-            failure.__cause__ = error
-            self.channel.end(failure)
+            self.channel.end(NodeProtocolError(node, f"could not be understood ({type(error).__name__})"))
         else:
             self.channel.end()
 
@@ -78,14 +76,14 @@ class Associations:
     def __init__(
         self,
         peer: Peer,
-        find_contexts: Callable[[], NodeAssociation],
+        new_for_find: Callable[[], NodeAssociation],
         limit: int,
         *,
         patience: float,
         reading_patience: float,
     ) -> None:
         self.peer = peer
-        self._new_for_find = find_contexts
+        self._new_for_find = new_for_find
         self._limit = limit
         self._patience = patience
         self._reading_patience = reading_patience

@@ -25,7 +25,7 @@ from gateway.adapters._operations import Associations, Operation, find_context
 from gateway.adapters._retrieving import PENDING, Models
 from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.dataset import Dataset, text
-from gateway.model.vocabulary import PATIENT_NAME, SPECIFIC_CHARACTER_SET, STUDY_UID
+from gateway.model.vocabulary import PATIENT_NAME, STUDY_UID
 from gateway.wire.dicomjson import to_json
 
 _SAMPLE = 50
@@ -73,6 +73,7 @@ class Probing:
         self._associations = associations
         self._models = models
         self._character_set = character_set
+        self._character_sets: set[str] = set()
         self._other = PATIENT_ROOT if models == STUDY_ROOT else STUDY_ROOT
 
     def run(self, operation: Operation[Findings]) -> None:
@@ -107,7 +108,7 @@ class Probing:
 
     def _learn(self, operation: Operation[Findings], findings: Findings) -> None:
         rows = self._rows(operation, PatientName=None, ModalitiesInStudy=None, SpecificCharacterSet=None)
-        findings.character_sets = {found for row in rows if (found := text(row, SPECIFIC_CHARACTER_SET))}
+        findings.character_sets = self._character_sets - {""}
         self._learn_modalities(operation, findings, rows)
         self._learn_case(operation, findings, rows)
         below = {text(row, STUDY_UID) for row in self._rows(operation, "SERIES", SeriesInstanceUID=None)}
@@ -139,11 +140,18 @@ class Probing:
         ):
             for status, row in association.find(identifier, self._models.find):
                 if int(status.Status) in PENDING and row is not None:
+                    self._character_sets.add(_declared(row))
                     rows.append(to_json(row, default_character_set=self._character_set))
                 if len(rows) >= _SAMPLE:
                     association.end()
                     break
         return rows
+
+
+def _declared(row: Identifier) -> str:
+    """(0008,0005) as the node sends it."""
+    value = row.get("SpecificCharacterSet") or ""
+    return value if isinstance(value, str) else "\\".join(map(str, value))
 
 
 def _identifier(level: str, **keys: str | None) -> Identifier:

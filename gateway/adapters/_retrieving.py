@@ -160,8 +160,8 @@ class Retrieving:
             yield Ref(self._ref.study, series), classes
 
     def _get_by_syntax(self, operation: Operation[Event], intake: Intake, holdings: Holdings) -> None:
-        """DCMTK's dcmqrscp sends by the first context of a class, whatever the syntax of the file. So what failed is asked
-        for again with one compressed syntax on offer at a time, by the series that lack something.
+        """DCMTK's dcmqrscp sends by the first context of a class, whatever the file's syntax. What failed is asked for
+        again with one compressed syntax on offer at a time, by the series that lack something.
         """
         for syntax in COMPRESSED_SYNTAXES:
             for series in intake.series_missing:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from pydicom.dataset import Dataset as Command
 from pynetdicom import AE, evt
@@ -30,6 +30,7 @@ from gateway.errors import SettingsError
 
 _REJECTED_PERMANENT, _SERVICE_USER, _CALLING_NOT_RECOGNISED = 1, 1, 3  # PS3.8 Table 9-21
 _MAX_PDU = 131072
+_GREETING_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,24 @@ class PendingMove:
     intake: Intake
 
 
+class _Server(ThreadedAssociationServer):
+    """The TLS handshake happens at the first read, in the caller's own thread: who never sends it keeps nobody out."""
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        client, address = cast(socket.socket, self.socket).accept()
+        client.settimeout(_GREETING_TIMEOUT)
+        if self.ssl_context:
+            client = self.ssl_context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        return client, address
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing: the default prints a traceback, and the peer sees its connection closed."""
+
+
 class StorageReceiver:
     """The C-MOVE destination. `allowed_calling` maps each AE title that may call to the addresses it may call from.
 
-    Addresses are IP addresses or host names, resolved at `open`. Port 0 takes a free one; after `open`, `port` tells which.
+    Addresses are IP addresses or host names, resolved at `open`. Port 0 takes a free one: see `port` after `open`.
     """
 
     def __init__(
@@ -93,7 +108,7 @@ class StorageReceiver:
         entity = AE(self.ae_title)
         entity.maximum_pdu_size = _MAX_PDU
         entity.maximum_associations = self._max_associations
-        entity.acse_timeout = self._response_timeout
+        entity.acse_timeout = min(_GREETING_TIMEOUT, self._response_timeout)
         entity.dimse_timeout = None
         entity.network_timeout = None
         entity.supported_contexts = receivable_contexts()
@@ -104,11 +119,11 @@ class StorageReceiver:
             (evt.EVT_CONN_CLOSE, self._on_closed),
             (evt.EVT_C_STORE, status_of_sink),
         ]
-        server = entity.start_server(
-            (self.host, self.port), block=False, ssl_context=self._tls, evt_handlers=handlers, ae_title=self.ae_title
+        server = entity.make_server(
+            (self.host, self.port), ssl_context=self._tls, evt_handlers=handlers, server_class=_Server
         )
-        if server is None:
-            raise OSError
+        entity._servers.append(server)
+        threading.Thread(target=server.serve_forever, name=f"storage-scp-{self.ae_title}", daemon=True).start()
         return server
 
     def _stop(self, server: ThreadedAssociationServer) -> None:

@@ -247,6 +247,9 @@ class DimseAdapter:
             yield f"PACS: C-MOVE destination AE title {self._destination}, host {receiver.host}, port {receiver.port}"
         if "get" not in findings.capabilities:
             yield 'node file: retrieve = "move"' if "move" in findings.capabilities else "PACS: allow C-GET or C-MOVE"
+        wanted = self._matching.character_set
+        if findings.character_sets == {"ISO_IR 100"} and wanted not in ("", "ISO_IR 100"):
+            yield "PACS: it answers in Latin-1 only and may drop other letters (Orthanc: DefaultEncoding = Utf8)"
         if findings.is_relational != self._relational:
             yield f"node file: relational = {str(findings.is_relational).lower()}"
 

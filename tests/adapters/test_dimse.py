@@ -4,6 +4,8 @@ import asyncio
 import logging
 import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from contextlib import aclosing, asynccontextmanager
@@ -13,11 +15,14 @@ import psutil
 import pydicom
 import pytest
 from dimse_peers import CT, MOVE_DESTINATION, NAMES, dcmqrscp, free_port, multi_frame, named_file, orthanc
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformationModelGet
 
+from gateway.adapters._identifiers import TextMatching
 from gateway.adapters.dimse import DimseAdapter, StorageReceiver
 from gateway.errors import (
     NodeBusy,
@@ -29,10 +34,12 @@ from gateway.errors import (
     Unsupported,
 )
 from gateway.model.folding import fold_name
-from gateway.model.query import Operator, Ref
+from gateway.model.matching import matches, wildcard
+from gateway.model.query import Match, Operator, Ref
 from gateway.model.seam import NativeMatch, NativeQuery, Part, Report
-from gateway.model.vocabulary import Level
+from gateway.model.vocabulary import PATIENT_NAME, Level
 from gateway.simulators.dimse import DimseOptions, DimseSimulator
+from gateway.wire.charset import codec_of
 from gateway.wire.filemeta import file_meta
 
 FILES = ["CT_small.dcm", "MR_small.dcm", "JPEG2000.dcm", "SC_rgb_rle_2frame.dcm", "rtplan.dcm", "test-SR.dcm"]
@@ -308,6 +315,45 @@ async def test_a_slow_reader_gets_every_row(simulator):
             await asyncio.sleep(0.01)
             seen += 1
         assert seen == 9 + 1
+
+
+@given(
+    name=st.text("KkBbSsŠśŽzżŁlAaÄáěEe0^ -", min_size=1, max_size=12),
+    plain=st.booleans(),
+    upper=st.booleans(),
+    start=st.integers(0, 12),
+    character_set=st.sampled_from(["ISO_IR 101", "ISO_IR 100", "ISO_IR 192", ""]),
+    ignores_case=st.booleans(),
+)
+def test_a_pushed_name_finds_at_least_what_we_would_match(name, plain, upper, start, character_set, ignores_case):
+    """Whatever of the stored name the caller types, the pushed key must not be narrower than our own matching."""
+    assume(set(name) <= set("^ -") or set(name).issubset(_letters_of(character_set) | set("^ -")))
+    typed = fold_name(name) if plain else name
+    typed = (typed.upper() if upper else typed)[:start] + "*"
+    row = {PATIENT_NAME: {"vr": "PN", "Value": [{"Alphabetic": name}]}}
+    assume(matches(Match((PATIENT_NAME,), Operator.WILDCARD, (typed,)), row))
+    matching = TextMatching(character_set=character_set, ignores_case=ignores_case)
+    pushed, is_same = matching.name(typed)
+    assert not is_same
+    stored, sent = (name.lower(), pushed.lower()) if ignores_case else (name, pushed)
+    assert not pushed or wildcard(sent).fullmatch(stored)
+
+
+def _letters_of(character_set):
+    codec = codec_of(character_set) if character_set else "utf_8"
+    return {c for c in "KkBbSsŠśŽzżŁlAaÄáěEe0" if c.encode(codec, "ignore")}
+
+
+def test_a_latin_2_name_keeps_the_letters_that_have_no_accented_kin():
+    matching = TextMatching(character_set="ISO_IR 101", ignores_case=True)
+    assert matching.name("Kowalski^Jan") == ("*K*w*k*J*", False)
+    assert TextMatching(character_set="ISO_IR 192", ignores_case=True).name("Kowalski^Jan") == ("", False)
+    assert TextMatching(character_set="ISO_IR 101").name("Kowalski^Jan") == ("", False)
+
+
+def test_other_text_is_pushed_as_it_is_unless_it_is_not_ascii():
+    assert TextMatching().text(" CT*HEAD ") == ("CT*HEAD", True)
+    assert TextMatching().text("Kręgosłup szyjny") == ("Kr*gos*up szyjny", False)
 
 
 # Retrieves
@@ -609,6 +655,50 @@ async def test_an_unknown_calling_ae_title_is_refused_and_too_many_associations_
             await rows_of(first, NativeQuery(Level.STUDY))
             with pytest.raises(NodeBusy, match="limit exceeded"):
                 await rows_of(second, NativeQuery(Level.STUDY))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tls")
+    key, crt = directory / "key.pem", directory / "crt.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*command, *names, "-keyout", key, "-out", crt], check=True, capture_output=True)
+    return crt, key
+
+
+async def test_tls_protects_search_and_get_and_an_unknown_certificate_is_unreachable(corpus, certificate):
+    server_side, client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    server_side.load_cert_chain(*certificate)
+    client_side.load_verify_locations(certificate[0])
+    with DimseSimulator(corpus, options=DimseOptions(tls=server_side)) as simulator:
+        async with adapter_of(simulator, tls=client_side) as adapter:
+            rows, _ = await rows_of(adapter, NativeQuery(Level.STUDY))
+            assert len(rows) == 9
+            assert len(await parts_of(adapter, Ref(CT))) == 1
+        async with adapter_of(simulator, tls=ssl.create_default_context()) as adapter:
+            with pytest.raises(NodeUnreachable):
+                await rows_of(adapter, NativeQuery(Level.STUDY))
+
+
+async def test_the_receiver_takes_tls_and_one_who_never_shakes_hands_keeps_nobody_out(certificate):
+    server_side, client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    server_side.load_cert_chain(*certificate)
+    client_side.load_verify_locations(certificate[0])
+    receiver = StorageReceiver("GW", "127.0.0.1", 0, {"FRIEND": ["127.0.0.1"]}, tls=server_side)
+    await receiver.open()
+
+    def call():
+        entity = AE("FRIEND")
+        entity.add_requested_context(CTImageStorage)
+        association = entity.associate("127.0.0.1", receiver.port, tls_args=(client_side, "localhost"))
+        is_established = association.is_established
+        association.release()
+        return is_established
+
+    with socket.create_connection(("127.0.0.1", receiver.port)):
+        assert await asyncio.to_thread(call)
+    await receiver.close()
 
 
 async def test_waiting_for_a_permit_has_a_deadline(corpus):
