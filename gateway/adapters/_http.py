@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import orjson
 
 from gateway.adapters._address import AllowList
-from gateway.adapters._auth import HttpAuth, authorizer
+from gateway.adapters._auth import Basic, Bearer, ClientCredentials, HttpAuth, authorizer
 from gateway.adapters._transport import Connections, Content, Reply, TlsOptions
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, NodeTimeout, NodeUnreachable
 
@@ -271,4 +271,15 @@ def _retry_after(reply: Reply) -> float | None:
         return None
 
 
-__all__ = ["Answer", "Content", "HttpAuth", "HttpClient", "JsonAnswer", "Timeouts", "TlsOptions"]
+__all__ = [
+    "Answer",
+    "Basic",
+    "Bearer",
+    "ClientCredentials",
+    "Content",
+    "HttpAuth",
+    "HttpClient",
+    "JsonAnswer",
+    "Timeouts",
+    "TlsOptions",
+]

@@ -6,6 +6,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ class Connections:
         if self._client is None:
             transport = _Transport(_tls_context(self._tls), self._max_connections)
             timeout = httpx.Timeout(None, connect=self._connect_timeout)
-            self._client = httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
+            no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+            self._client = httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=no_cookies)
 
     async def close(self) -> None:
         if self._client is not None:

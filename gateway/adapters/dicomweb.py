@@ -92,6 +92,8 @@ class DicomwebAdapter:
             rows = self._rows(answer)
             fresh = _unseen(rows, UID_OF_LEVEL[query.level], seen)
             for row in fresh[:left]:
+                if search.has_parent and query.study:
+                    check_asked(self.node, Ref(query.study), row)
                 yield DicomRecord(row)
             offset += len(rows)
             has_more = (query.limit is None or len(seen) < query.limit) and _goes_on(answer, len(rows))

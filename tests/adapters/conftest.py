@@ -105,6 +105,11 @@ def _free_port() -> int:
         return port
 
 
+@pytest.fixture(scope="session")
+def free_port() -> int:
+    return _free_port()
+
+
 def needs(program: str) -> str:
     """The path of a program. Skips the test where it is missing, and fails it where CI promises that nothing is skipped."""
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/bin")

@@ -710,3 +710,15 @@ async def test_a_relational_search_that_the_node_does_not_have_is_unsupported(sc
         assert (await found(adapter, Level.SERIES, study="1.2"))[0] == []
         with pytest.raises(NodeProtocolError):
             await found(adapter, Level.STUDY)
+
+
+async def test_rows_of_another_study_than_the_one_in_the_path_are_out_of_protocol(scripted):
+    async def script(exchange):
+        await exchange.reply(
+            200, b'[{"0020000D":{"vr":"UI","Value":["1.3"]},"0020000E":{"vr":"UI","Value":["1.3.1"]}}]'
+        )
+
+    peer = await scripted(script)
+    async with adapter_on(peer.url, quirks=NONE) as adapter:
+        with pytest.raises(NodeProtocolError, match="another study"):
+            await found(adapter, Level.SERIES, study="1.2")

@@ -69,6 +69,17 @@ def test_no_secret_shows_in_the_repr_of_credentials():
     assert not any("hush" in text for text in shown)
 
 
+async def test_a_cookie_is_not_kept(scripted):
+    async def script(exchange):
+        await exchange.reply(200, b"{}", Set_Cookie="session=1; Path=/")
+
+    peer = await scripted(script)
+    async with client(peer.url.replace("127.0.0.1", "localhost")) as http:
+        await http.get_json(http.url("x"))
+        await http.get_json(http.url("x"))
+    assert "cookie" not in peer.requests[1].headers
+
+
 # --- tokens
 
 

@@ -1,0 +1,135 @@
+"""What a FHIR server answers: searchset Bundles taken apart, and the resources that a study refers to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+from urllib.parse import urljoin
+
+from gateway.errors import NodeProtocolError
+from gateway.model.query import Ref
+from gateway.wire.fhirjson import Resource
+
+_DICOM_UID = "urn:dicom:uid"
+_WADO_RS = "dicom-wado-rs"
+_USABLE = frozenset({None, "active", "test"})
+_RELATIVE = re.compile(r"[A-Z][A-Za-z]{1,63}/[A-Za-z0-9.-]{1,64}")
+_HISTORY = re.compile(r"/_history/[^/]*$")
+
+
+class Bundle:
+    """One page of a search. Raises NodeProtocolError for anything but a searchset of resources."""
+
+    def __init__(self, node: str, document: Any) -> None:
+        if not _is_resource(document, "Bundle") or document.get("type") != "searchset":
+            raise NodeProtocolError(node, "answered a search with something else than a searchset Bundle")
+        entries, links = document.get("entry") or [], document.get("link") or []
+        if not _are_objects(entries) or not _are_objects(links):
+            raise NodeProtocolError(node, "answered a search with a malformed Bundle")
+        self._links = {link.get("relation"): link.get("url") for link in links}
+        self.studies: list[Resource] = []
+        self.others: list[tuple[str, Resource]] = []
+        for entry in entries:
+            resource = entry.get("resource")
+            if not _is_resource(resource):
+                raise NodeProtocolError(node, "answered a search with an entry that is no resource")
+            if resource["resourceType"] == "ImagingStudy":
+                self.studies.append(resource)
+            else:
+                self.others.append((str(entry.get("fullUrl") or ""), resource))
+
+    def link(self, relation: str) -> str:
+        found = self._links.get(relation)
+        return found if isinstance(found, str) else ""
+
+
+def _is_resource(document: Any, kind: str = "") -> bool:
+    if not isinstance(document, dict) or not isinstance(document.get("resourceType"), str):
+        return False
+    return not kind or document["resourceType"] == kind
+
+
+def _are_objects(listed: Any) -> bool:
+    return isinstance(listed, list) and all(isinstance(one, dict) for one in listed)
+
+
+class References:
+    """The resources that are known by the references to them: 'Patient/1', or their absolute address."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base = base_url.rstrip("/") + "/"
+        self._known: dict[str, Resource | None] = {}
+
+    def add(self, resource: Resource, full_url: str = "") -> None:
+        self._known[f"{resource['resourceType']}/{resource.get('id')}"] = resource
+        if full_url:
+            self._known[self._plain(full_url)] = resource
+
+    def settle(self, reference: str, resource: Resource | None) -> None:
+        """What reading a reference gave; None is remembered as well."""
+        self._known[self._plain(reference)] = resource
+
+    def resolve(self, reference: str) -> Resource | None:
+        return self._known.get(self._plain(reference))
+
+    def is_open(self, reference: str) -> bool:
+        """Whether it names a resource of its own that has not been looked for yet."""
+        plain = self._plain(reference)
+        is_address = plain.startswith(("http://", "https://")) or _RELATIVE.fullmatch(plain)
+        return bool(is_address) and plain not in self._known
+
+    def address(self, reference: str) -> str:
+        return urljoin(self._base, self._plain(reference))
+
+    def _plain(self, reference: str) -> str:
+        return _HISTORY.sub("", reference).removeprefix(self._base)
+
+
+def references_to(holder: Resource, element: str) -> Iterator[str]:
+    """The texts of the References at an element, one or a list."""
+    held = holder.get(element)
+    for one in held if isinstance(held, list) else [held]:
+        if isinstance(one, dict) and isinstance(one.get("reference"), str):
+            yield one["reference"]
+
+
+def contained(study: Resource, reference: str) -> Resource | None:
+    inside = study.get("contained") or []
+    return next((one for one in inside if isinstance(one, dict) and one.get("id") == reference[1:]), None)
+
+
+def study_uid(study: Resource) -> str:
+    """The StudyInstanceUID: an identifier since R4, an element of its own in STU3."""
+    identifiers = study.get("identifier")
+    for one in identifiers if isinstance(identifiers, list) else []:
+        if isinstance(one, dict) and one.get("system") == _DICOM_UID:
+            return str(one.get("value") or "").removeprefix("urn:oid:")
+    return str(study.get("uid") or "").removeprefix("urn:oid:")
+
+
+def wado_address(endpoint: Resource) -> str:
+    """The DICOMweb service root of an Endpoint in use; '' for other kinds. Some name a study or series below it."""
+    kinds = endpoint.get("connectionType")
+    codings = [coding for kind in (kinds if isinstance(kinds, list) else [kinds]) for coding in _codings(kind)]
+    address = endpoint.get("address")
+    if _WADO_RS not in codings or not isinstance(address, str) or endpoint.get("status") not in _USABLE:
+        return ""
+    return address.partition("/studies/")[0].rstrip("/")
+
+
+def _codings(kind: Any) -> Iterable[Any]:
+    """The codes of a Coding (STU3, R4), or of a CodeableConcept (R5)."""
+    if not isinstance(kind, dict):
+        return []
+    return [one.get("code") for one in kind.get("coding") or [kind] if isinstance(one, dict)]
+
+
+def holders(study: Resource, ref: Ref) -> Iterator[tuple[Ref, Resource]]:
+    """What may carry endpoints for `ref`: its study, else each series with the part of `ref` that lies in it."""
+    yield ref, study
+    series = study.get("series")
+    for one in series if isinstance(series, list) else []:
+        uid = str(one.get("uid") or "").removeprefix("urn:oid:") if isinstance(one, dict) else ""
+        if uid and ref.series in (None, uid):
+            yield Ref(ref.study, uid, ref.instance), one

@@ -1,0 +1,130 @@
+"""One search of a FHIR server under way: its pages, the resources its studies refer to, its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterable
+
+from gateway.adapters._bundle import Bundle, References, contained, references_to, study_uid
+from gateway.adapters._fhirsearch import Plan, Search, unused
+from gateway.adapters._http import HttpClient
+from gateway.errors import NodeProtocolError, NodeRefused
+from gateway.model.seam import NativeQuery, Report
+from gateway.model.vocabulary import Level
+from gateway.wire.fhirjson import Resource
+
+FHIR_JSON = "application/fhir+json"
+
+_STRICT = {"Prefer": "handling=strict"}  # an unknown parameter is then an error (FHIR search, 'handling errors')
+_NO = frozenset({400, 404, 405, 406, 410, 422, 501})
+_FOLLOWED = ("subject", "patient", "basedOn")
+_MOST_READS, _READS_AT_ONCE = 50, 4
+
+
+class SearchRefused(Exception):  # noqa: N818 - no failure yet: the search is asked again with less
+    """The server does not take a search as it is."""
+
+    def __init__(self, search: Search, status: int) -> None:
+        self.search, self.status = search, status
+
+
+class Finding:
+    """What one `find` has seen so far. `seconds` bound all of it; references are read for at most 50 resources."""
+
+    def __init__(self, http: HttpClient, query: NativeQuery, seconds: float) -> None:
+        self._http, self._query = http, query
+        self._ends = time.monotonic() + seconds
+        self._reads_left = _MOST_READS
+        self._turns = asyncio.Semaphore(_READS_AT_ONCE)
+        self._seen: set[str] = set()
+        self._unused: frozenset[str] = frozenset()
+        self._truncated = False
+        self.known = References(http.base_url)
+
+    @property
+    def within(self) -> float:
+        return max(0.01, self._ends - time.monotonic())
+
+    @property
+    def is_full(self) -> bool:
+        """The limit counts rows, and only at the study level is a study one row."""
+        limit = self._query.limit if self._query.level is Level.STUDY else None
+        return limit is not None and len(self._seen) >= limit
+
+    def report(self, plan: Plan) -> Report:
+        """A resource holds all there is to a study: what its rows do not say has no value."""
+        matched = plan.matched(self._unused) & plan.asked
+        return Report(matched, plan.asked - matched, truncated=self._truncated, complete_rows=True)
+
+    async def studies(self, plan: Plan, search: Search) -> AsyncGenerator[Resource, None]:
+        """The studies of one search not seen in another. Raises SearchRefused, then nothing was given yet."""
+        url = self._http.url("ImagingStudy", plan.query(search, self._query.limit))
+        visited: set[str] = set()
+        while url and not self.is_full:
+            visited.add(url)
+            bundle, base = await self._page(url, search, is_first=len(visited) == 1)
+            fresh = list(self._fresh(bundle, search))
+            await self._follow(fresh)
+            for study in fresh:
+                yield study
+            following = bundle.link("next")
+            url = self._http.check_address(following, base=base) if following else ""
+            if url in visited:
+                self._truncated, url = True, ""
+
+    async def _page(self, url: str, search: Search, *, is_first: bool) -> tuple[Bundle, str]:
+        node = self._http.node
+        answer = await self._http.get_json(url, accept=FHIR_JSON, headers=_STRICT, expect=_NO, within=self.within)
+        if answer.status in _NO:
+            if is_first:
+                raise SearchRefused(search, answer.status)
+            raise NodeProtocolError(node, f"answered a page of a search with status {answer.status}")
+        bundle = Bundle(node, answer.document)
+        if is_first:
+            self._unused |= unused(search, bundle.link("self"))
+        for full_url, resource in bundle.others:
+            self.known.add(resource, full_url)
+        return bundle, answer.url
+
+    def _fresh(self, bundle: Bundle, search: Search) -> Iterable[Resource]:
+        for study in bundle.studies:
+            if self.is_full:
+                return
+            if self._is_asked_for(study, search) and study.get("id", "") not in self._seen:
+                self._seen.add(study.get("id", ""))
+                yield study
+
+    def _is_asked_for(self, study: Resource, search: Search) -> bool:
+        """Other studies are left out where the server ignored the UID, and a fault where it says it used it."""
+        if self._query.study in (None, study_uid(study)):
+            return True
+        if {name for name, _ in search} & {"identifier", "study"} - self._unused:
+            raise NodeProtocolError(self._http.node, "gave another study than the one asked for")
+        return False
+
+    async def _follow(self, studies: list[Resource]) -> None:
+        """Reads what the studies refer to and the server did not include."""
+        listed = (ref for study in studies for element in _FOLLOWED for ref in references_to(study, element))
+        wanted = [ref for ref in dict.fromkeys(listed) if self.known.is_open(ref)]
+        await asyncio.gather(*map(self.read, wanted))
+
+    async def read(self, reference: str) -> Resource | None:
+        """The resource, or None where the server does not give it. Not the server's silence: that is raised."""
+        if self.known.is_open(reference) and self._reads_left > 0:
+            self._reads_left -= 1
+            async with self._turns:
+                self.known.settle(reference, await self._read(reference))
+        return self.known.resolve(reference)
+
+    async def _read(self, reference: str) -> Resource | None:
+        try:
+            url = self._http.check_address(self.known.address(reference))
+            answer = await self._http.get_json(url, accept=FHIR_JSON, expect=_NO, within=self.within)
+        except (NodeRefused, NodeProtocolError):
+            return None
+        return answer.document if isinstance(answer.document, dict) else None
+
+    async def resource(self, study: Resource, reference: str) -> Resource | None:
+        """What a reference in a study names, contained in it or not."""
+        return contained(study, reference) if reference.startswith("#") else await self.read(reference)
