@@ -60,8 +60,9 @@ from gateway.pipeline import Pipeline, Views
 from gateway.privacy.view import PlainView, View
 from gateway.security.audit import Audit
 from gateway.security.caller import Caller
+from gateway.security.guard import check_start
 from gateway.security.identity import OidcIdentity, OpenIdentity
-from gateway.security.policy import Policy, check_start
+from gateway.security.policy import Policy
 from gateway.settings import Settings
 from gateway.store.patients import PatientIds
 from gateway.telemetry import configure, log
@@ -221,7 +222,7 @@ def build_node(config: NodeConfig, builder: Builder, formats: Mapping[str, Forma
         raise SettingsError(
             f"node[{config.id}].mapping: there is no mapping '{config.mapping_name}'; there are {known}"
         )
-    retrieve = config.retrieve
+    mapping, retrieve = mapping.knowing(config.issuers), config.retrieve
     return Node(
         config,
         builder.adapter(config, config.connection, mapping),
@@ -300,7 +301,8 @@ def _time_zones(file: NodeFile, formats: Mapping[str, FormatMapping]) -> dict[st
 
 def _issuers(file: NodeFile, formats: Mapping[str, FormatMapping]) -> identifiers.Issuers:
     used = {config.mapping_name for config in file.enabled}
-    listed = [issuer for name in sorted(used) if name in formats for issuer in formats[name].issuers]
+    own = [issuer for config in file.enabled for issuer in config.issuers]
+    listed = own + [issuer for name in sorted(used) if name in formats for issuer in formats[name].issuers]
     return identifiers.declared((one.issuer, system) for one in listed for system in one.systems)
 
 

@@ -55,10 +55,21 @@ class OutgoingInstance:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A retrieve under way. `issues` are known before the first byte; `instances` raises if anything fails later."""
+    """A retrieve under way; `instances` raises if anything fails later. `issues` name silent nodes and known gaps;
+    `partial` says that there are gaps: something a holder has is missing."""
 
     instances: AsyncIterator[OutgoingInstance]
     issues: tuple[Issue, ...]
+    partial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """One data set per instance (DICOM JSON model); `issues` and `partial` as in Outgoing."""
+
+    datasets: tuple[Dataset, ...]
+    issues: tuple[Issue, ...]
+    partial: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +137,17 @@ class Pipeline:
             )
             return Answer((tree,), _view_issues(view, record.issues))
 
-    async def metadata(self, caller: Caller, ref: Ref, names: Sequence[str]) -> Answer[Dataset]:
+    async def metadata(self, caller: Caller, ref: Ref, names: Sequence[str]) -> Metadata:
         """One data set per instance (DICOM JSON model), as the caller may see it; bulk data has no address yet."""
         nodes, view = self._plan(caller, names, "r")
         inner = view_ref(view, ref)
         async with self._audited("metadata", caller, nodes, view, ref=inner) as record:
             with stage("nodes"):
-                answer = await self.retrieval.metadata(inner, nodes)
-            record.issues = answer.issues
+                described = await self.retrieval.metadata(inner, nodes)
+            record.issues = (*described.silent, *described.gaps)
             with stage("view"):
-                items = tuple(view.dataset(dataset) for dataset in answer.items)
-            return Answer(items, _view_issues(view, answer.issues))
+                datasets = tuple(view.dataset(dataset) for dataset in described.datasets)
+            return Metadata(datasets, _view_issues(view, record.issues), bool(described.gaps))
 
     @asynccontextmanager
     async def retrieve(
@@ -149,9 +160,9 @@ class Pipeline:
             self._audited("retrieve", caller, nodes, view, ref=inner) as record,
             self.retrieval.open(inner, nodes) as opened,
         ):
-            record.issues = opened.issues
+            record.issues = (*opened.silent, *opened.gaps)
             async with aclosing_iterator(self._outgoing(opened.instances, view, transfer_syntax, record)) as instances:
-                yield Outgoing(instances, _view_issues(view, opened.issues))
+                yield Outgoing(instances, _view_issues(view, record.issues), bool(opened.gaps))
 
     async def _outgoing(
         self, instances: AsyncIterator[OpenedInstance], view: View, transfer_syntax: str, record: AuditRecord

@@ -184,7 +184,7 @@ def _add_patients(search: StudySearch, keys: list[PatientKey]) -> None:
     search.matches.append(_any_of((PATIENT_ID,), [key.id for key in keys]))
     search.matches.append(_any_of((ISSUER,), [key.issuer for key in keys]))
     wanted = frozenset(keys)
-    search.conditions.append(lambda found: bool(found.patients & wanted))
+    search.conditions.append(lambda found: bool(found.known_as & wanted))
 
 
 async def _patient_identifier(search: StudySearch, values: list[str]) -> None:

@@ -23,6 +23,8 @@ STATUS: dict[type[GatewayError], int] = {
     errors.Conflict: 409,
     errors.MethodNotAllowed: 405,
     errors.TooLarge: 413,
+    errors.IdentityUnavailable: 503,
+    errors.AuditUnavailable: 503,
     errors.NodeError: 502,
     errors.NodeUnreachable: 503,
     errors.NodeTimeout: 504,
@@ -64,6 +66,8 @@ async def gateway_error(request: Request, error: Exception) -> Response:
 def _headers(error: GatewayError) -> dict[str, str]:
     if isinstance(error, errors.Unauthenticated):
         return {"WWW-Authenticate": 'Bearer realm="imaging-gateway"'}
+    if isinstance(error, (errors.IdentityUnavailable, errors.AuditUnavailable)):
+        return {"Retry-After": "5"}
     if isinstance(error, NodeError) and status_of(error) in (503, 504):
         return {"Retry-After": str(int(error.retry_after or 5))}
     return {}

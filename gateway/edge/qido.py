@@ -23,19 +23,18 @@ from gateway.model.vocabulary import (
     RETRIEVE_URL,
     RETURNED,
     SERIES_UID,
+    SPECIFIC_CHARACTER_SET,
     STUDY_UID,
     Level,
     level_of,
     path,
     path_name,
-    vr,
 )
 
 _FUZZY_WARNING = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
 )
 _UNSUPPORTED_SWITCHES = {"emptyvaluematching", "multiplevaluematching"}
-_SEQUENCES_WHOLE = 1
 
 
 @dataclass(slots=True)
@@ -200,6 +199,7 @@ def render(found: Found, query: Query, root: str) -> Dataset:
         attributes = {tag: value for tag, value in attributes.items() if tag in wanted}
     ref = Ref(found.study, found.series or None, found.instance or None)
     attributes = {tag: value for tag, value in attributes.items() if len(value) > 1}
+    attributes[SPECIFIC_CHARACTER_SET] = attribute(SPECIFIC_CHARACTER_SET, ["ISO_IR 192"])
     attributes[RETRIEVE_URL] = attribute(RETRIEVE_URL, [f"{root}/{ref.path}"])
     attributes[RETRIEVE_AE_TITLE] = attribute(RETRIEVE_AE_TITLE, found.holders, "AE")
     return dict(sorted(attributes.items()))
@@ -212,7 +212,7 @@ def wanted_tags(query: Query) -> frozenset[str]:
         levels.append(Level.STUDY)
     if query.level is Level.IMAGE and not query.series:
         levels.append(Level.SERIES)
-    always = {STUDY_UID, PATIENT_ID, ISSUER, "00080005"}
+    always = {STUDY_UID, PATIENT_ID, ISSUER}
     always |= {SERIES_UID} if query.level is not Level.STUDY else set()
     asked = {path_[0] for path_ in query.return_} | {match.path[0] for match in query.matches}
     return frozenset(always | asked | _tags_of(levels))
@@ -220,6 +220,3 @@ def wanted_tags(query: Query) -> frozenset[str]:
 
 def _tags_of(levels: Iterable[Level]) -> set[str]:
     return {tag for level in levels for tag in RETURNED[level]}
-
-
-__all__ = ["endpoint", "parse", "render", "vr"]

@@ -85,7 +85,7 @@ async def _respond(
         boundary = multipart.boundary()
         body = _guarded(_parts(boundary, context.root, first, outgoing.instances))
         response = OpenStream(stack.pop_all(), body, multipart.content_type(boundary, DICOM), headers)
-        response.status_code = 206 if outgoing.issues else 200
+        response.status_code = 206 if outgoing.partial else 200
     for warning in problems.warnings(request, outgoing.issues, context.root):
         response.headers.append("Warning", warning)
     return response
@@ -226,12 +226,11 @@ async def metadata(request: Request) -> Response:
     """`/metadata` at all three levels: every attribute, bulk data by our own addresses (PS3.18 10.4.1.1.2)."""
     context, ref = context_of(request), ref_of(request)
     media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
-    answer = await context.pipeline.metadata(context.caller, ref, context.nodes)
-    body = orjson.dumps([with_addresses(dataset, context.root) for dataset in answer.items])
-    response = context.json_response(
-        request, body, media_type, problems.warnings(request, answer.issues, context.root), answer.complete
-    )
-    if answer.issues and response.status_code == 200:
+    found = await context.pipeline.metadata(context.caller, ref, context.nodes)
+    body = orjson.dumps([with_addresses(dataset, context.root) for dataset in found.datasets])
+    warnings = problems.warnings(request, found.issues, context.root)
+    response = context.json_response(request, body, media_type, warnings, complete=not found.issues)
+    if found.partial:
         response.status_code = 206
     return response
 

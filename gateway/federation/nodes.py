@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from gateway.errors import SettingsError
+from gateway.mapping.schema import Issuer
 from gateway.model.moments import named_zone
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -150,6 +151,7 @@ class NodeConfig(_Connected):
     organisation: str = ""
     mapping: str = ""
     patient_id_issuer: str = Field("", max_length=64)
+    issuers: tuple[Issuer, ...] = ()
     time_zone: str = ""
     character_set: str = ""
     retrieve: RetrieveConfig | None = None

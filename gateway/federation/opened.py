@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gateway.errors import NodeProtocolError
 from gateway.federation.node import Node
 from gateway.model.dataset import Dataset, text
-from gateway.model.patient import PatientKey, patient_of
+from gateway.model.patient import PatientKey
 from gateway.model.query import Ref
 from gateway.model.study import Row
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID
@@ -41,7 +41,7 @@ def check_instance(node: Node, ref: Ref, owner: Row, found: Dataset) -> Ref:
     asked = ((ref.study, study), (ref.series, series), (ref.instance, instance))
     if not (series and instance) or any(wanted and wanted != given for wanted, given in asked):
         raise NodeProtocolError(node.id, "sent another study, series or instance than the one asked for")
-    if not _is_owners(node, owner, patient_of(found, owner.patient.issuer)):
+    if not _is_owners(node, owner, node.reader.patient(found, owner.patient.issuer)):
         raise NodeProtocolError(node.id, "sent an instance of another patient than the study's")
     return Ref(study, series, instance)
 

@@ -44,7 +44,7 @@ class Pixels:
         keeps = not (isinstance(adapter, Frames) and isinstance(adapter, Describes))
         async with (
             node.working("retrieve"),
-            aclosing_iterator(adapter.retrieve(ref)) as parts,
+            aclosing_iterator(_first_byte(adapter.retrieve(ref), node)) as parts,
             aclosing_iterator(self._opened(node, ref, owner, parts, keeps)) as opened,
         ):
             yield opened
@@ -53,7 +53,7 @@ class Pixels:
         self, node: Node, ref: Ref, owner: Row, parts: AsyncIterator[Part], keeps: bool
     ) -> AsyncIterator[OpenedInstance]:
         given: list[str] = []
-        async for part in paced(parts, node, node.config.first_byte_deadline):
+        async for part in parts:
             sink = Sink()
             body = tee(paced(part.body, node, node.config.idle_deadline), sink)
             one = await _open(node, ref, owner, body)
@@ -144,20 +144,20 @@ async def _open(node: Node, ref: Ref, owner: Row, body: AsyncIterator[bytes]) ->
 
 
 async def _describe(node: Node, adapter: Describes, ref: Ref) -> AsyncIterator[Dataset]:
-    async with node.working("describe"), aclosing_iterator(adapter.describe(ref)) as datasets:
-        async for dataset in paced(datasets, node, node.config.first_byte_deadline):
+    async with node.working("describe"), aclosing_iterator(_first_byte(adapter.describe(ref), node)) as datasets:
+        async for dataset in datasets:
             yield dataset
 
 
 async def _frames(node: Node, adapter: Frames, ref: Ref, numbers: Sequence[int]) -> AsyncIterator[FramePart]:
-    async with node.working("frames"), aclosing_iterator(adapter.frames(ref, numbers)) as frames:
-        async for frame in paced(frames, node, node.config.first_byte_deadline):
+    async with node.working("frames"), aclosing_iterator(_first_byte(adapter.frames(ref, numbers), node)) as frames:
+        async for frame in frames:
             yield frame
 
 
 async def _bulkdata(node: Node, adapter: BulkData, ref: Ref, address: str) -> AsyncIterator[FramePart]:
-    async with node.working("bulkdata"), aclosing_iterator(adapter.bulkdata(ref, address)) as parts:
-        async for part in paced(parts, node, node.config.first_byte_deadline):
+    async with node.working("bulkdata"), aclosing_iterator(_first_byte(adapter.bulkdata(ref, address), node)) as parts:
+        async for part in parts:
             yield part
 
 
@@ -192,6 +192,11 @@ def bulk_address(dataset: Dataset, path: tuple[str, ...]) -> str:
     if not 1 <= number <= len(items) or len(rest) < 2 or not isinstance(items[number - 1], dict):
         raise NotFound("there is no such bulk data")
     return bulk_address(items[number - 1], tuple(rest[1:]))
+
+
+def _first_byte(items: AsyncIterator[T], node: Node) -> AsyncIterator[T]:
+    """Each item within the node's first-byte deadline."""
+    return paced(items, node, node.config.first_byte_deadline)
 
 
 async def paced(items: AsyncIterator[T], node: Node, seconds: float) -> AsyncIterator[T]:

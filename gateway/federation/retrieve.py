@@ -12,7 +12,7 @@ from gateway.federation.federate import Federation
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.opened import OpenedInstance
 from gateway.federation.pixels import Pixels
-from gateway.model.answer import Answer, Found, Issue
+from gateway.model.answer import Found, Issue
 from gateway.model.dataset import Dataset, text
 from gateway.model.query import Ref
 from gateway.model.seam import FramePart
@@ -34,10 +34,21 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Instances on their way; `issues` are the gaps known before the first byte."""
+    """Instances on their way. `silent` are nodes that might hold more but did not answer; `gaps` is what a holder has and
+    did not give, known before the first byte: only that makes the answer a partial one (206)."""
 
     instances: AsyncIterator[OpenedInstance]
-    issues: tuple[Issue, ...]
+    silent: tuple[Issue, ...]
+    gaps: tuple[Issue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One data set per instance, with what is missing as in Opened."""
+
+    datasets: tuple[Dataset, ...]
+    silent: tuple[Issue, ...]
+    gaps: tuple[Issue, ...]
 
 
 @dataclass(slots=True)
@@ -54,25 +65,25 @@ class Retrieval:
         Raises NotFound, Conflict (the UID names several patients), NodeError. A failure after the first instance is raised
         from `instances`: the answer then breaks off, it is not ended.
         """
-        study, issues = await self._study(ref, nodes)
+        study, silent = await self._study(ref, nodes)
         pieces, gaps = await self._plan(ref, study)
         async with aclosing_iterator(self._stream(pieces)) as instances:
             first = await anext(instances, None)
             if first is None:
                 raise NotFound("there is nothing to retrieve")
             async with aclosing_iterator(_chain(first, instances)) as chained:
-                yield Opened(chained, tuple(dict.fromkeys((*issues, *gaps))))
+                yield Opened(chained, silent, gaps)
 
-    async def metadata(self, ref: Ref, nodes: Sequence[Node]) -> Answer[Dataset]:
-        """One data set per instance under `ref`, each once. Raises as `open`; a holder that fails is an issue if others gave."""
-        study, issues = await self._study(ref, nodes)
+    async def metadata(self, ref: Ref, nodes: Sequence[Node]) -> Described:
+        """One data set per instance under `ref`, each once. Raises as `open`; a holder that fails is a gap if others gave."""
+        study, silent = await self._study(ref, nodes)
         pieces, gaps = await self._plan(await self._at_series(ref, study), study)
         found = await in_parallel(pieces, self._described)
         failures = [failure for _, failure in found if failure]
         datasets = _each_once(dataset for part, _ in found for dataset in part)
         if not datasets:
             raise failures[0] if failures else NotFound(f"there is no {ref.path}")
-        return Answer(tuple(datasets), tuple(dict.fromkeys((*issues, *gaps, *map(Issue.of, failures)))))
+        return Described(tuple(datasets), silent, tuple(dict.fromkeys((*gaps, *map(Issue.of, failures)))))
 
     async def frames(self, ref: Ref, numbers: Sequence[int], nodes: Sequence[Node]) -> AsyncIterator[FramePart]:
         """The frames of one instance, from its winner."""

@@ -53,9 +53,10 @@ class Sink:
 async def tee(body: AsyncIterator[bytes], sink: Sink) -> AsyncIterator[bytes]:
     """The same chunks; the sink gets each too, and commits only when the body ended by itself."""
     try:
-        async for chunk in body:
-            await sink.write(chunk)
-            yield chunk
+        async with aclosing_iterator(body) as chunks:
+            async for chunk in chunks:
+                await sink.write(chunk)
+                yield chunk
         if sink.writer is not None:
             await sink.writer.commit()
             sink.writer = None

@@ -74,3 +74,8 @@ class Found:
     def patients(self) -> frozenset[PatientKey]:
         """Every identifier the holders know this one patient by."""
         return frozenset(row.patient for row in self.rows)
+
+    @property
+    def known_as(self) -> frozenset[PatientKey]:
+        """`patients` and the other identifiers that (0010,1002) of any holder gives."""
+        return self.patients.union(*(row.linked for row in self.rows))

@@ -1,0 +1,90 @@
+"""A gateway as its users meet it: the real application in a real server on a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+
+from gateway import settings
+from gateway.app import create_app
+from gateway.federation.nodes import NodeFile
+from gateway.pipeline import Views
+
+
+class Gateway:
+    """Runs in a thread with its own loop. `nodes` are [[node]] tables; further keywords are settings."""
+
+    def __init__(
+        self, nodes: list[dict[str, Any]], *, views: Views | None = None, file: dict[str, Any] | None = None, **given: Any
+    ) -> None:
+        self._file = NodeFile.model_validate({"node": nodes, **(file or {})})
+        defaults: dict[str, Any] = {"cache_timeout": 5.0, "log_level": "ERROR", "audit": Path("/dev/null")}
+        self._settings = settings.read(**{**defaults, **given})
+        self._views = views
+        self._ready = threading.Event()
+        self.app: Starlette | None = None
+        self.url = ""
+
+    def __enter__(self) -> Gateway:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        if not self._ready.wait(60) or self._failure:
+            raise RuntimeError("the gateway did not start") from self._failure
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+        return self
+
+    _failure: BaseException | None = None
+
+    def _run(self) -> None:
+        try:
+            self.app = create_app(self._settings, self._file, self._views)
+            asyncio.run(self._serve())
+        except BaseException as error:
+            self._failure = error
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        assert self.app is not None
+        config = uvicorn.Config(self.app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        self._server = uvicorn.Server(config)
+        task = asyncio.create_task(self._server.serve([self._socket]))
+        while not self._server.started and not task.done():
+            await asyncio.sleep(0.01)
+        if task.done() or not self.app.state.ready:
+            self._failure = RuntimeError("start-up failed")
+        self.loop = asyncio.get_running_loop()
+        self._ready.set()
+        await task
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join(30)
+        self._socket.close()
+        assert not self._thread.is_alive(), "the gateway did not stop"
+
+    def get(self, path: str, **kwargs: Any) -> httpx.Response:
+        return self.client.get(path, **kwargs)
+
+    @property
+    def dicomweb(self) -> str:
+        return f"{self.url}/dicom-web"
+
+
+def files_node(identifier: str, directory: Path, **more: Any) -> dict[str, Any]:
+    """A [[node]] of the files adapter."""
+    return {"id": identifier, "name": identifier, "adapter": "files", "connection": {"directory": str(directory)}, **more}
