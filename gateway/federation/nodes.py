@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ from gateway.model.moments import named_zone
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 NodeId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,15}$")]
+_Fail = Callable[[tuple[str | int, ...], str], None]
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-\x1f]+$")]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -143,7 +144,10 @@ class RetrieveConfig(_Connected):
 
 
 class NodeConfig(_Connected):
-    """One hospital or national endpoint. Times are seconds."""
+    """One hospital or national endpoint. Times are seconds.
+
+    `issuers` are the hospital's own assigning authorities under all their names, beside those of its format.
+    """
 
     id: NodeId
     name: str
@@ -240,36 +244,45 @@ def read(path: Path, environment: Mapping[str, str] = os.environ) -> NodeFile:
         raise SettingsError(f"{path}: cannot be read; make it from the example in README.md") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: is not TOML: {error}") from None
+    file, faults = parse(raw, environment)
+    if file is None:
+        raise SettingsError(f"{path}: {faults[0]}")
+    return file
+
+
+def parse(raw: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> tuple[NodeFile | None, list[str]]:
+    """The file from its TOML, or None and every fault as 'node[pl-krakow].connection.port: ...'; never a value."""
+    faults: list[str] = []
+    filled = _fill(raw, environment, (), lambda key, fault: faults.append(f"{_place(key, raw)}: {fault}"))
     try:
-        return NodeFile.model_validate(_fill(raw, environment, path, ()))
+        file = NodeFile.model_validate(filled)
     except ValidationError as error:
-        raise SettingsError(f"{path}: {_first(error, raw)}") from None
+        found = error.errors(include_input=False, include_url=False)
+        faults += [f"{_place(fault['loc'], raw)}: {fault['msg'].removeprefix('Value error, ')}" for fault in found]
+    return (None, faults) if faults else (file, [])
 
 
-def _fill(value: Any, environment: Mapping[str, str], file: Path, key: tuple[str, ...]) -> Any:
+def _fill(value: Any, environment: Mapping[str, str], key: tuple[str | int, ...], fail: _Fail) -> Any:
     """Every ${VAR} in every text replaced from the environment."""
     if isinstance(value, dict):
-        return {name: _fill(inner, environment, file, (*key, name)) for name, inner in value.items()}
+        return {name: _fill(inner, environment, (*key, name), fail) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_fill(inner, environment, file, (*key, str(index))) for index, inner in enumerate(value)]
+        return [_fill(inner, environment, (*key, index), fail) for index, inner in enumerate(value)]
     if not isinstance(value, str):
         return value
 
     def variable(match: re.Match[str]) -> str:
-        try:
-            return environment[match.group(1)]
-        except KeyError:
-            where = ".".join(key)
-            raise SettingsError(f"{file}: {where}: the environment variable {match.group(1)} is not set") from None
+        if match.group(1) not in environment:
+            fail(key, f"the environment variable {match.group(1)} is not set")
+        return environment.get(match.group(1), match.group(0))
 
     return _VARIABLE.sub(variable, value)
 
 
-def _first(error: ValidationError, raw: Mapping[str, Any]) -> str:
-    """The first fault as 'node[pl-krakow].connection.port: ...', without the value itself."""
-    fault = error.errors(include_input=False, include_url=False)[0]
-    steps = [str(step) for step in fault["loc"]]
+def _place(key: Sequence[str | int], raw: Mapping[str, Any]) -> str:
+    """A key as people find it: a node by its id, not by its number."""
+    steps = [str(step) for step in key]
     if len(steps) > 1 and steps[0] == "node" and steps[1].isdigit():
         named = raw["node"][int(steps[1])]
         steps[0:2] = [f"node[{named.get('id', steps[1]) if isinstance(named, dict) else steps[1]}]"]
-    return f"{'.'.join(steps) or 'the file'}: {fault['msg']}"
+    return ".".join(steps) or "the file"
