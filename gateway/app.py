@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pydicom.config
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -60,7 +61,7 @@ from gateway.pipeline import Pipeline, Views
 from gateway.privacy.view import PlainView, View
 from gateway.security.audit import Audit
 from gateway.security.caller import Caller
-from gateway.security.guard import check_start
+from gateway.security.guard import check_start, is_exposed
 from gateway.security.identity import OidcIdentity, OpenIdentity
 from gateway.security.policy import Policy
 from gateway.settings import Settings
@@ -250,10 +251,13 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     """The application; nothing is opened before its lifespan starts. Raises SettingsError and InvalidMapping."""
     check_start(settings)
     configure(settings.log_level)
+    # pydicom warns of odd values by quoting them, and values are patient data.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
     file = file or node_file.read(settings.nodes)
     formats = load_all([settings.mappings] if settings.mappings else [])
     proxies = Proxies(settings.trusted_proxies)
-    identity = OpenIdentity()
+    identity: OpenIdentity | OidcIdentity = OpenIdentity(settings.open_purpose)
     if settings.oidc_issuer:
         identity = OidcIdentity(settings.oidc_issuer, settings.oidc_audience, settings.oidc_ca_bundle)
     secret = settings.secret.get_secret_value().encode() if settings.secret else secrets.token_bytes(32)
@@ -262,7 +266,13 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
         middleware=[
             Middleware(Telemetry),
             *_cors(settings),
-            Middleware(Authentication, identity, proxies, require_tls=bool(settings.oidc_issuer)),
+            Middleware(
+                Authentication,
+                identity,
+                proxies,
+                require_tls=is_exposed(settings),
+                public_root=settings.public_root,
+            ),
         ],
         exception_handlers={
             GatewayError: problems.gateway_error,

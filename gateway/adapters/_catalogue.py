@@ -7,21 +7,16 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from gateway.adapters._index import Index
 from gateway.adapters._scan import Held, Stamp, listing, read_held
-from gateway.adapters._threads import run, stepped
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeUnreachable
 from gateway.model.query import Ref
 from gateway.wire.instance import Part10Error
-
-T = TypeVar("T")
-P = ParamSpec("P")
+from gateway.wire.threads import Threads, run
 
 _THREADS = 4
 _FAILURES = (OSError, Part10Error, sqlite3.Error)
@@ -31,7 +26,7 @@ _SETTLED = 2.0
 
 
 class Catalogue:
-    """The files of one node. Blocking work on them goes through `call` and `steps`; failures become NodeErrors."""
+    """The files of one node. Blocking work on them goes through `threads`; failures become NodeErrors."""
 
     def __init__(self, node: str, directory: Path, index: Path | None, rescan: float, character_set: str) -> None:
         """`index` is the SQLite file; None is a temporary one, readable by this user only and gone with `close`."""
@@ -53,8 +48,9 @@ class Catalogue:
         settings = {"directory": str(self.directory.absolute()), "character_set": self.character_set}
         self.index = Index(file, settings)
         self.readers = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"files-{self.node}")
+        self.threads = Threads(self.readers, _FAILURES, self._told)
         self._scanner = ThreadPoolExecutor(1, thread_name_prefix=f"files-{self.node}-scan")
-        await self.call(self.index.open)
+        await self.threads.call(self.index.open)
         self._begin_scan()
 
     async def close(self) -> None:
@@ -81,31 +77,12 @@ class Catalogue:
         """The files under `ref` as they are now: the directory is looked through again when they have changed."""
         if self._scanned == float("-inf"):
             await self.up_to_date()
-        found = await self.call(self.index.files, ref)
-        is_fresh: bool = await self.call(_are_unchanged, found)
+        found = await self.threads.call(self.index.files, ref)
+        is_fresh: bool = await self.threads.call(_are_unchanged, found)
         if found and is_fresh:
             return found
         await self.up_to_date(at_once=bool(found))
-        return await self.call(self.index.files, ref)
-
-    async def call(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """What a blocking call returns, made in a thread."""
-        try:
-            return await run(self.readers, work, *arguments, **options)
-        except _FAILURES as error:
-            raise self._told(error) from None
-
-    async def steps(self, begin: Callable[[], Generator[T, None, None]]) -> AsyncGenerator[T, None]:
-        """The items of a blocking generator, made in threads."""
-        async with aclosing(stepped(self.readers, begin)) as items:
-            while True:
-                try:
-                    item = await anext(items)
-                except StopAsyncIteration:
-                    return
-                except _FAILURES as error:
-                    raise self._told(error) from None
-                yield item
+        return await self.threads.call(self.index.files, ref)
 
     def _told(self, error: Exception) -> NodeError:
         """The error of this house for what files and SQLite raise, whose own texts name paths."""

@@ -12,11 +12,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from gateway.adapters._scan import Held, read_held
-from gateway.adapters._threads import run
 from gateway.errors import InvalidQuery
 from gateway.model.query import check_uid
 from gateway.model.seam import Part, StoreOutcome
 from gateway.wire.instance import Part10Error
+from gateway.wire.threads import run
 
 # Failure Reasons (0008,1197) of PS3.4 Table GG.4-1 and PS3.18 Table I.2-2.
 OUT_OF_RESOURCES = 0xA700

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from os import fstat
 from pathlib import Path
 
@@ -12,12 +12,13 @@ from gateway.adapters._catalogue import Catalogue
 from gateway.adapters._conditions import Conditions, conditions
 from gateway.adapters._incoming import accept
 from gateway.adapters._scan import Held
-from gateway.errors import InvalidQuery, NotFound
+from gateway.errors import NotFound
 from gateway.model.dataset import Dataset
 from gateway.model.query import Ref
 from gateway.model.seam import FramePart, NativeQuery, Part, Probe, Record, Report, StoreOutcome
+from gateway.wire.bodies import bulk_value_of, frames_of
 from gateway.wire.dicomjson import DicomRecord
-from gateway.wire.instance import BulkValue, FrameTable, Instance, Part10Error, iter_chunks, open_instance
+from gateway.wire.instance import Part10Error, open_instance
 
 _CHUNK = 512 << 10
 
@@ -53,7 +54,7 @@ class FilesAdapter:
     async def probe(self) -> Probe:
         began = time.monotonic()
         await self._catalogue.up_to_date()
-        held, skipped = await self._catalogue.call(self._catalogue.index.counts)
+        held, skipped = await self._catalogue.threads.call(self._catalogue.index.counts)
         return Probe(
             product="directory of DICOM files",
             capabilities=("find", "retrieve", "describe", "frames", "bulkdata", "store"),
@@ -66,7 +67,7 @@ class FilesAdapter:
         await self._catalogue.up_to_date()
         asked = conditions(query)
         given, truncated = 0, False
-        async with aclosing(self._catalogue.steps(lambda: self._catalogue.index.rows(query, asked))) as batches:
+        async with aclosing(self._catalogue.threads.steps(lambda: self._catalogue.index.rows(query, asked))) as batches:
             async for batch in batches:
                 rows = batch if query.limit is None else batch[: query.limit - given]
                 truncated = truncated or len(rows) < len(batch)
@@ -78,13 +79,13 @@ class FilesAdapter:
     async def retrieve(self, ref: Ref) -> AsyncGenerator[Part, None]:
         """Every instance as the file's exact bytes."""
         for held in await self._catalogue.held(ref):
-            async with aclosing(self._catalogue.steps(lambda held=held: _whole(held))) as body:  # type: ignore[misc]
+            async with aclosing(self._catalogue.threads.steps(lambda held=held: _whole(held))) as body:  # type: ignore[misc]
                 yield Part(held.instance, held.transfer_syntax, body, held.series, held.stamp[1])
 
     async def describe(self, ref: Ref) -> AsyncGenerator[Dataset, None]:
         """BulkDataURI is '<SOP Instance UID>/<path>'."""
         held = await self._catalogue.held(ref)
-        async with aclosing(self._catalogue.steps(lambda: self._described(held))) as described:
+        async with aclosing(self._catalogue.threads.steps(lambda: self._described(held))) as described:
             async for dataset in described:
                 yield dataset
 
@@ -99,15 +100,9 @@ class FilesAdapter:
     async def frames(self, ref: Ref, numbers: Sequence[int]) -> AsyncGenerator[FramePart, None]:
         """Nothing when the instance is not here. Frames that cannot be told apart are a NodeProtocolError."""
         for held in (await self._catalogue.held(ref))[:1]:
-            with await self._catalogue.call(open_instance, Path(held.path)) as instance:
-                table = await self._catalogue.call(_frames_of, instance)
-                for number in numbers:
-                    if not 1 <= number <= table.count:
-                        raise InvalidQuery(f"the instance has no frame {number}", parameter="frames")
-                for number in numbers:
-                    value = BulkValue(table.media_type, table.transfer_syntax, table.locate(number))
-                    async with self._part(instance, value, number) as part:
-                        yield part
+            async with aclosing(frames_of(self._catalogue.threads, Path(held.path), numbers)) as frames:
+                async for frame in frames:
+                    yield frame
 
     async def bulkdata(self, ref: Ref, address: str) -> AsyncGenerator[FramePart, None]:
         """Encapsulated pixel data comes as one part per frame. Raises NotFound for an address never given out."""
@@ -115,20 +110,9 @@ class FilesAdapter:
         if ref.instance not in (None, uid):
             raise NotFound("the instance has no such bulk data")
         for held in (await self._catalogue.held(Ref(ref.study, ref.series, uid)))[:1]:
-            with await self._catalogue.call(open_instance, Path(held.path)) as instance:
-                try:
-                    values = await self._catalogue.call(instance.bulk_value, path)
-                except LookupError:
-                    raise NotFound("the instance has no such bulk data") from None
-                for value in values:
-                    async with self._part(instance, value, 0) as part:
-                        yield part
-
-    @asynccontextmanager
-    async def _part(self, instance: Instance, value: BulkValue, number: int) -> AsyncIterator[FramePart]:
-        extent = value.extent
-        async with aclosing(self._catalogue.steps(lambda: iter_chunks(instance.source, extent))) as body:
-            yield FramePart(number, value.media_type, value.transfer_syntax, body, extent.size)
+            async with aclosing(bulk_value_of(self._catalogue.threads, Path(held.path), path)) as parts:
+                async for part in parts:
+                    yield part
 
     async def store(self, parts: AsyncIterator[Part]) -> Sequence[StoreOutcome]:
         """What is stored is found at once. An instance that is here with other bytes is refused as a duplicate."""
@@ -138,7 +122,7 @@ class FilesAdapter:
             place_of, character_set = catalogue.index.instance, catalogue.character_set
             accepted = await accept(catalogue.readers, catalogue.directory, part, place_of, character_set)
             if accepted.held is not None:
-                await catalogue.call(catalogue.index.update, [accepted.held], [], [])
+                await catalogue.threads.call(catalogue.index.update, [accepted.held], [], [])
             outcomes.append(accepted.outcome)
         return outcomes
 
@@ -155,10 +139,6 @@ def _whole(held: Held) -> Generator[bytes, None, None]:
                 raise Part10Error("the file was cut off")
             left -= len(chunk)
             yield chunk
-
-
-def _frames_of(instance: Instance) -> FrameTable:
-    return instance.frames
 
 
 def _report(asked: Conditions, truncated: bool) -> Report:

@@ -72,9 +72,9 @@ class Node:
         entry = mapping.study.get("PatientID")
         return mapping.protocol != "dicom" or (entry is not None and entry.path not in (None, "PatientID"))
 
-    def says_all_of(self, path: tuple[str, ...]) -> bool:
-        """Whether an attribute missing from a row is missing for good: the mapping reads it from records given whole."""
-        return self.asker.mapping.protocol == "fhir" and self.asker.reads(path)
+    def says_all_of(self, path: tuple[str, ...], complete_rows: bool) -> bool:
+        """Whether an attribute missing from a row has no value: the node gives all it has, and the mapping reads it."""
+        return complete_rows and (self.asker.mapping.protocol == "dicom" or self.asker.reads(path))
 
     async def pixels(self, ref: Ref) -> Adapter:
         """The adapter that has the instances under `ref`: the node's own, or that of the address it gives. Raises NodeError."""
@@ -126,7 +126,8 @@ class Node:
                 for row in found:
                     self._check_place(row, query)
                 rows.extend(found)
-        return NodeAnswer(tuple(rows), report.complete_rows, report.truncated, unreadable)
+        truncated = report.truncated or len(rows) >= self.config.max_results
+        return NodeAnswer(tuple(rows), report.complete_rows, truncated, unreadable)
 
     def _check_place(self, row: Row, query: Query) -> None:
         """A row of another study or series than asked for is a node gone wrong, not an answer."""

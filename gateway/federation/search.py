@@ -94,7 +94,7 @@ class NodeSearch:
 
     def _says(self, match: Match, row: Row, answer: NodeAnswer) -> bool:
         verdict = matches(match, row.attributes)
-        if verdict is None and not answer.complete_rows:
+        if verdict is None and not self.node.says_all_of(match.path, answer.complete_rows):
             self._undecided(match)
         return bool(verdict)
 
@@ -110,9 +110,7 @@ class NodeSearch:
 
     async def _is_match(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> bool:
         verdict, undecided = decide(upper, row)
-        if verdict is False or (undecided and complete_rows):
-            return False
-        if any(self.node.says_all_of(match.path) for match in undecided if match.path[0] not in DECIDED_BELOW):
+        if verdict is False or any(self.node.says_all_of(match.path, complete_rows) for match in undecided):
             return False
         for match in (*undecided, *lower):
             if not await self._exists_below(row, match):
@@ -145,7 +143,7 @@ class NodeSearch:
             verdicts = [matches(wanted, instance.attributes) for instance in answer.rows]
             if True in verdicts:
                 return True
-            undecided |= None in verdicts and not answer.complete_rows
+            undecided |= None in verdicts and not self.node.says_all_of(wanted.path, answer.complete_rows)
         if undecided:
             self._undecided(match)
         return False
@@ -204,8 +202,8 @@ class NodeSearch:
 
     def _row_answers(self, query: Query, row: Row, answer: NodeAnswer) -> bool:
         verdict, undecided = decide(query, row)
-        if undecided and not answer.complete_rows:
-            for match in undecided:
+        for match in undecided:
+            if not self.node.says_all_of(match.path, answer.complete_rows):
                 self._undecided(match)
         return bool(verdict)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.cache.spool import NotSpooled, Spool, SpooledInstance, Writer
-from gateway.errors import NotFound
+from gateway.errors import NodeProtocolError, NotFound
 from gateway.federation.fanout import cancel_all
 from gateway.federation.node import aclosing_iterator
 from gateway.federation.opened import OpenedInstance, drain
@@ -19,7 +19,8 @@ from gateway.model.dataset import Dataset
 from gateway.model.query import Ref
 from gateway.model.seam import FramePart
 from gateway.wire.bodies import bulk_value_of, frames_of
-from gateway.wire.instance import metadata
+from gateway.wire.instance import Part10Error, metadata
+from gateway.wire.threads import Threads
 
 Fetch = Callable[[Ref], AbstractAsyncContextManager[AsyncIterator[OpenedInstance]]]
 
@@ -91,22 +92,28 @@ class SpooledSeries:
         if self.spool.is_complete(node, series.study, series.series):
             for found in self.spool.find(node, series.study, series.series):
                 async with self._file(node, Ref(found.study, found.series, found.instance), fetch) as path:
-                    yield await asyncio.to_thread(metadata, path, str)
+                    yield await _threads(node).call(metadata, path, str)
             return
         async with fetch(series) as instances:
             async for one in instances:
                 async with self._passing(one, fetch) as path:
-                    yield await asyncio.to_thread(metadata, path, str)
+                    yield await _threads(node).call(metadata, path, str)
 
     async def frames(self, node: str, ref: Ref, numbers: Sequence[int], fetch: Fetch) -> AsyncIterator[FramePart]:
         """The frames asked for, in order, each in chunks. Raises InvalidQuery for a number the instance does not have."""
-        async with self._file(node, ref, fetch) as path, aclosing_iterator(frames_of(path, numbers)) as frames:
+        async with (
+            self._file(node, ref, fetch) as path,
+            aclosing_iterator(frames_of(_threads(node), path, numbers)) as frames,
+        ):
             async for frame in frames:
                 yield frame
 
     async def bulkdata(self, node: str, ref: Ref, address: str, fetch: Fetch) -> AsyncIterator[FramePart]:
         """One bulk data value by its path, in one part or (encapsulated pixel data) one per frame. Raises NotFound."""
-        async with self._file(node, ref, fetch) as path, aclosing_iterator(bulk_value_of(path, address)) as parts:
+        async with (
+            self._file(node, ref, fetch) as path,
+            aclosing_iterator(bulk_value_of(_threads(node), path, address)) as parts,
+        ):
             async for part in parts:
                 yield part
 
@@ -172,6 +179,13 @@ class SpooledSeries:
             if instance:
                 arriving.arrived.add(instance)
             arriving.news.notify_all()
+
+
+def _threads(node: str) -> Threads:
+    """Reads spooled files in the loop's own threads; a broken one is what the node sent."""
+    return Threads(
+        None, (Part10Error, OSError), lambda _: NodeProtocolError(node, "sent an instance that cannot be read")
+    )
 
 
 async def _fetch_alone(ref: Ref, fetch: Fetch, path: Path) -> Path:

@@ -35,8 +35,12 @@ def issuer_of(dataset: Dataset, default: str) -> str:
 
 
 def patient_of(dataset: Dataset, default_issuer: str) -> PatientKey:
-    """The patient that a data set names. Surrounding spaces are padding (PS3.5 6.2 LO) and do not count."""
-    return PatientKey(issuer_of(dataset, default_issuer), text(dataset, PATIENT_ID).strip())
+    """The patient that a data set names. Surrounding spaces are padding (PS3.5 6.2 LO) and do not count.
+
+    An id with letters that could not be decoded names nobody: two such ids may differ in just those letters.
+    """
+    identifier = text(dataset, PATIENT_ID).strip()
+    return PatientKey(issuer_of(dataset, default_issuer), "" if "\ufffd" in identifier else identifier)
 
 
 def other_keys(dataset: Dataset) -> frozenset[PatientKey]:

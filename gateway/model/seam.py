@@ -126,8 +126,7 @@ class StoreOutcome:
 class Probe:
     """What a node showed of itself when asked: for `ping`, /nodes and the planning of searches.
 
-    `matches` are the DICOM keywords the node was seen to match (empty: not probed). `quirks` are short stable words.
-    `advice` are lines for a person: what to put into the node file, what the PACS administrator has to enter.
+    `quirks` are short stable words. `latency` is seconds. `advice` are lines for a person: what to put into the node file, what the PACS administrator has to enter.
     """
 
     product: str = ""

@@ -2,64 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import TypeVar
 
 from gateway.errors import InvalidQuery, NotFound
 from gateway.model.seam import FramePart
-from gateway.wire.frames import Extent
+from gateway.wire.frames import FrameTable
 from gateway.wire.instance import BulkValue, Instance, iter_chunks, open_instance
+from gateway.wire.threads import Threads
 
-T = TypeVar("T")
 
-
-async def frames_of(path: Path, numbers: Sequence[int]) -> AsyncIterator[FramePart]:
+async def frames_of(threads: Threads, path: Path, numbers: Sequence[int]) -> AsyncGenerator[FramePart, None]:
     """The frames asked for (1-based), in that order. Raises InvalidQuery for one that the file does not have."""
-    instance = await asyncio.to_thread(open_instance, path)
-    try:
-        table = await asyncio.to_thread(lambda: instance.frames)
+    with await threads.call(open_instance, path) as instance:
+        table = await threads.call(_frames_of, instance)
         wrong = [number for number in numbers if not 1 <= number <= table.count]
         if wrong:
             raise InvalidQuery(f"the instance has {table.count} frames, no frame {wrong[0]}", parameter="frames")
         for number in numbers:
-            extent = await asyncio.to_thread(table.locate, number)
-            body = _body(instance, extent)
-            yield FramePart(number, table.media_type, table.transfer_syntax, body, _size(extent))
-    finally:
-        await asyncio.to_thread(instance.close)
+            value = BulkValue(table.media_type, table.transfer_syntax, table.locate(number))
+            async with aclosing(_body(threads, instance, value)) as body:
+                yield FramePart(number, value.media_type, value.transfer_syntax, body, value.extent.size)
 
 
-async def bulk_value_of(path: Path, address: str) -> AsyncIterator[FramePart]:
+async def bulk_value_of(threads: Threads, path: Path, address: str) -> AsyncGenerator[FramePart, None]:
     """One long value by its path in the file, in one part or (encapsulated pixel data) one per frame. Raises NotFound."""
-    instance = await asyncio.to_thread(open_instance, path)
-    try:
-        for value in await asyncio.to_thread(_bulk_value, instance, address):
-            body = _body(instance, value.extent)
-            yield FramePart(0, value.media_type, value.transfer_syntax, body, _size(value.extent))
-    finally:
-        await asyncio.to_thread(instance.close)
+    with await threads.call(open_instance, path) as instance:
+        try:
+            values = await threads.call(instance.bulk_value, address)
+        except LookupError:
+            raise NotFound("the instance has no such bulk data") from None
+        for value in values:
+            async with aclosing(_body(threads, instance, value)) as body:
+                yield FramePart(0, value.media_type, value.transfer_syntax, body, value.extent.size)
 
 
-def _bulk_value(instance: Instance, address: str) -> list[BulkValue]:
-    try:
-        return instance.bulk_value(address)
-    except LookupError:
-        raise NotFound("there is no such bulk data") from None
+def _frames_of(instance: Instance) -> FrameTable:
+    return instance.frames
 
 
-async def _body(instance: Instance, extent: Extent) -> AsyncIterator[bytes]:
-    async for chunk in in_thread(lambda: iter_chunks(instance.source, extent)):
-        yield chunk
-
-
-def _size(extent: Extent) -> int | None:
-    return getattr(extent, "size", None)
-
-
-async def in_thread(make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-    """A blocking iterator, each step in a thread."""
-    iterator, end = await asyncio.to_thread(make), object()
-    while (item := await asyncio.to_thread(next, iterator, end)) is not end:
-        yield item  # type: ignore[misc]
+def _body(threads: Threads, instance: Instance, value: BulkValue) -> AsyncGenerator[bytes, None]:
+    return threads.steps(lambda: iter_chunks(instance.source, value.extent))

@@ -1,10 +1,12 @@
-"""Runs blocking generators in threads, one step at a time, and closes them only when no thread is inside."""
+"""Runs blocking work in threads: generators one step at a time, closed only when no thread is inside."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Executor
+from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -13,7 +15,38 @@ P = ParamSpec("P")
 _END = object()
 
 
-async def stepped(executor: Executor, begin: Callable[[], Generator[T, None, None]]) -> AsyncGenerator[T, None]:
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Blocking work for one node, in `executor` (None: the loop's own), its failures told as `told` says.
+
+    `failures` are the exceptions that `told` turns into this house's errors; any other is a fault of ours and passes.
+    """
+
+    executor: Executor | None
+    failures: tuple[type[Exception], ...]
+    told: Callable[[Exception], Exception]
+
+    async def call(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """What a blocking call returns."""
+        try:
+            return await run(self.executor, work, *arguments, **options)
+        except self.failures as error:
+            raise self.told(error) from None
+
+    async def steps(self, begin: Callable[[], Generator[T, None, None]]) -> AsyncGenerator[T, None]:
+        """The items of a blocking generator."""
+        async with aclosing(stepped(self.executor, begin)) as items:
+            while True:
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    return
+                except self.failures as error:
+                    raise self.told(error) from None
+                yield item
+
+
+async def stepped(executor: Executor | None, begin: Callable[[], Generator[T, None, None]]) -> AsyncGenerator[T, None]:
     """The items of a blocking generator. Leaving early closes it, and so the files and cursors it holds.
 
     A thread cannot be interrupted: when the caller is cancelled during a step, the generator is closed right after it.
@@ -42,7 +75,7 @@ def _close_after(step: asyncio.Future[object], blocking: Generator[object, None,
     blocking.close()
 
 
-async def run(executor: Executor, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+async def run(executor: Executor | None, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """What a blocking call returns. When the caller is cancelled the call still ends before this does."""
     step = asyncio.get_running_loop().run_in_executor(executor, partial(work, *arguments, **options))
     try:
