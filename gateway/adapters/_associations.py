@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -46,6 +47,7 @@ if logging.getLogger("pynetdicom").level == logging.NOTSET:
 MAX_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers of one byte
 _TRANSIENT, _PRESENTATION = 2, 3  # PS3.8 9.3.4
 _RELEASE_TIMEOUT = 1.0
+_LENIENCE = 0.2
 
 Response = tuple[Dataset, Dataset | None]
 
@@ -99,6 +101,10 @@ class NodeAssociation:
             (evt.EVT_CONN_OPEN, self._on_connected),
             (evt.EVT_C_STORE, status_of_sink),
         ]
+        # pynetdicom waits for its own reading thread, which half a PDU, or one byte a minute, would hold for ever.
+        watchdog = threading.Timer(peer.connect_timeout + _LENIENCE, self._shut_down)
+        watchdog.daemon = True
+        watchdog.start()
         try:
             self._association = entity.associate(
                 peer.host,
@@ -112,10 +118,16 @@ class NodeAssociation:
             )
         except OSError:
             raise NodeUnreachable(peer.node, "its host name or address cannot be resolved") from None
+        finally:
+            watchdog.cancel()
         if self._is_left:
             raise Left
         if not self._association.is_established:
             raise self._refusal(self._association)
+
+    def _shut_down(self) -> None:
+        if self._association and not self._association.is_established:
+            shut_down(self._association)
 
     def _on_requested(self, event: evt.Event) -> None:
         self._association = event.assoc
@@ -237,11 +249,10 @@ class NodeAssociation:
     def stop(self) -> None:
         """From any thread, without blocking: the thread that uses the association aborts it and gets Left."""
         self._is_left = True
-        association, provider = self._association, self._provider
+        provider = self._provider
         if provider:
             provider.stop()
-        if association and not association.is_established:
-            shut_down(association)
+        self._shut_down()
 
     def end(self, *, release: bool = False) -> None:
         """A-RELEASE when asked for and possible, else A-ABORT; returns when the association's threads have ended."""

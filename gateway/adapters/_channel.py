@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Left(Exception):  # noqa: N818 - a signal between threads, not an error that anyone reports
+class Left(Exception):
     """The reader has gone, or has not read for too long: the writer has nothing more to do."""
 
 

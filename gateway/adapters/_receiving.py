@@ -94,11 +94,15 @@ class Intake:
     def missing(self) -> int:
         return len(self._expected.keys() - self.received) if self._expected is not None else 0
 
-    @property
-    def series_missing(self) -> list[str]:
-        """The series that still lack instances."""
+    def lacking(self) -> dict[str, list[str]]:
+        """The instances that have not come, by series; an empty list stands for all of the series."""
         expected = self._expected or {}
-        return list(dict.fromkeys(series for uid, series in expected.items() if uid not in self.received))
+        begun = {series for uid, series in expected.items() if uid in self.received}
+        lacking: dict[str, list[str]] = {}
+        for uid, series in expected.items():
+            if uid not in self.received:
+                lacking.setdefault(series, []).extend([uid] if series in begun else [])
+        return lacking
 
     def open(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> Sink:
         """Where the data set of this instance goes; a sink that refuses it when it is not expected or comes again."""

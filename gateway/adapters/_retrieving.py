@@ -19,6 +19,7 @@ from gateway.model.query import Ref
 
 PENDING = (0xFF00, 0xFF01)
 _ROOM = MAX_CONTEXTS - 1  # one is for the retrieve itself
+_ASKED_AGAIN = 5
 _OUT_OF_RESOURCES = (0xA701, 0xA702)
 _SOP_CLASS_NOT_SUPPORTED = (0x0122, 0x0112, 0x0211)
 _MOVE_DESTINATION_UNKNOWN = 0xA801
@@ -161,15 +162,21 @@ class Retrieving:
 
     def _get_by_syntax(self, operation: Operation[Event], intake: Intake, holdings: Holdings) -> None:
         """DCMTK's dcmqrscp sends by the first context of a class, whatever the file's syntax. What failed is asked for
-        again with one compressed syntax on offer at a time, by the series that lack something.
+        again with one compressed syntax on offer at a time: whole series, or a few instances, but nothing twice.
         """
         for syntax in COMPRESSED_SYNTAXES:
-            for series in intake.series_missing:
-                ref = self._located(holdings) if self._ref.instance else Ref(self._ref.study, series)
-                classes = holdings.classes_by_series[series]
+            for ref in self._lacking(intake):
+                classes = holdings.classes_by_series[ref.series or ""]
                 self._get_round(operation, intake, ref, classes, only=syntax)
             if not intake.missing:
                 return
+
+    def _lacking(self, intake: Intake) -> Iterator[Ref]:
+        for series, instances in intake.lacking().items():
+            if not instances and not self._ref.instance:
+                yield Ref(self._ref.study, series)
+            elif len(instances) <= _ASKED_AGAIN:
+                yield from (Ref(self._ref.study, series, uid) for uid in instances or [self._ref.instance or ""])
 
     def _get_round(
         self,
@@ -273,7 +280,7 @@ class Retrieving:
         return NodeRefused(self._node, f"answered {service} with status {status:04X}")
 
 
-class _NothingCame(Exception):  # noqa: N818 - always unwrapped before anyone outside sees it
+class _NothingCame(Exception):
     """A retrieve failed before its first instance: another way may be tried. `error` is what the caller would get."""
 
     def __init__(self, error: NodeError) -> None:

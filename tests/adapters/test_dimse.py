@@ -489,8 +489,25 @@ async def test_an_association_that_breaks_in_the_middle_raises_and_never_ends_ne
 async def test_instances_of_another_study_are_not_taken(corpus):
     with DimseSimulator(corpus, options=DimseOptions(foreign_study=True)) as simulator:
         async with adapter_of(simulator) as adapter:
-            with pytest.raises(NodeProtocolError):
-                await parts_of(adapter, Ref(CT))
+            with pytest.raises(NodeProtocolError, match="not asked for"):
+                await anext(adapter.retrieve(Ref(CT)))
+
+
+async def test_an_instance_that_the_node_lists_and_cannot_send_raises_after_the_others(tmp_path):
+    study = generate_uid()[:50]
+    for number in range(3):
+        dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        dataset.StudyInstanceUID, dataset.SOPInstanceUID = study, f"{study}.{number}"
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.save_as(tmp_path / f"{number}.dcm")
+    with DimseSimulator(tmp_path) as simulator:
+        (tmp_path / "2.dcm").unlink()
+        async with adapter_of(simulator) as adapter:
+            parts = adapter.retrieve(Ref(study))
+            for _ in range(2):
+                assert [chunk async for chunk in (await anext(parts)).body]
+            with pytest.raises(NodeProtocolError, match="1 sub-operations"):
+                await anext(parts)
 
 
 async def test_leaving_a_retrieve_in_the_middle_of_an_instance_aborts_it(dcmtk, big):
@@ -627,8 +644,10 @@ async def test_half_a_pdu_and_then_silence_is_a_timeout():
     address = {"host": "127.0.0.1", "port": server.sockets[0].getsockname()[1], "called_ae_title": "HALF"}
     adapter = DimseAdapter("half", **address, connect_timeout=0.4, response_timeout=5)
     await adapter.open()
+    begun = time.monotonic()
     with pytest.raises(NodeTimeout):
         await rows_of(adapter, NativeQuery(Level.STUDY))
+    assert time.monotonic() - begun < 2.0
     await until(lambda: not dimse_threads())
     await adapter.close()
     server.close()
