@@ -299,11 +299,12 @@ async def test_an_idle_association_that_the_node_closed_is_not_used_again(corpus
     simulator.stop()
 
 
-async def test_leaving_a_search_early_aborts_its_association(simulator):
+async def test_leaving_a_search_early_aborts_its_association(simulator, monkeypatch):
+    monkeypatch.setattr("gateway.adapters.dimse._ROWS_AHEAD", 1)
     async with adapter_of(simulator) as adapter:
         async with aclosing(adapter.find(NativeQuery(Level.STUDY))) as rows:
             await anext(rows)
-        await until(lambda: simulator.open_associations == 0)
+        await until(lambda: simulator.operations["aborted"] == 1 and simulator.open_associations == 0, 1.0)
         assert adapter.associations.in_use == 0
         assert adapter.associations.idle == 0
 
