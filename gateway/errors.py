@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 
 class GatewayError(Exception):
     """Anything the gateway refuses or fails to do.
@@ -17,6 +20,14 @@ class GatewayError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.parameter = parameter
+
+    def rephrased(self, phrase: Callable[[str], str]) -> Self:
+        """The same error with other words, as a new one: the original may be shared with other callers."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.detail = phrase(self.detail)
+        twin.args = (twin.detail,)
+        return twin
 
 
 class RequestError(GatewayError):
@@ -63,6 +74,18 @@ class TooLarge(RequestError):
     code, title = "GW108", "Too large"
 
 
+class IdentityUnavailable(RequestError):
+    """The issuer's keys cannot be had, so that no token can be verified. Nothing is wrong with the token."""
+
+    code, title = "GW109", "Identity not verifiable now"
+
+
+class AuditUnavailable(RequestError):
+    """Nothing is shown to anyone while it cannot be written down who saw it."""
+
+    code, title = "GW110", "Audit not writable now"
+
+
 class NodeError(GatewayError):
     """One node failed. `transient` errors are the only ones that may be retried; `retry_after` is in seconds."""
 
@@ -74,6 +97,11 @@ class NodeError(GatewayError):
         self.node = node
         self.reason = detail
         self.retry_after = retry_after
+
+    def rephrased(self, phrase: Callable[[str], str]) -> Self:
+        twin = super().rephrased(phrase)
+        twin.reason = phrase(self.reason)
+        return twin
 
 
 class NodeUnreachable(NodeError):
@@ -118,6 +146,11 @@ class NoNodeAnswered(NodeError):
         self.reason = "no answer"
         self.failures = failures
         self.retry_after = max((f.retry_after or 0.0 for f in failures), default=0.0) or None
+
+    def rephrased(self, phrase: Callable[[str], str]) -> Self:
+        twin = super().rephrased(phrase)
+        twin.failures = tuple(failure.rephrased(phrase) for failure in self.failures)
+        return twin
 
 
 class MappingError(GatewayError):

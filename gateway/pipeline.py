@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from gateway.errors import GatewayError, NodeError, NoNodeAnswered, NotAcceptable
+from gateway.errors import GatewayError, NotAcceptable
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation
 from gateway.federation.node import Node, aclosing_iterator
@@ -232,7 +232,7 @@ class Pipeline:
             record.outcome = "partial" if record.issues else "success"
         except GatewayError as error:
             record.outcome = error.code
-            raise _view_error(view, error) from None
+            raise error.rephrased(view.error) from None
         except BaseException as error:
             record.outcome = type(error).__name__
             raise
@@ -296,14 +296,3 @@ def _check_syntax(available: str, asked: str) -> None:
 
 def _view_issues(view: View, issues: Sequence[Issue]) -> tuple[Issue, ...]:
     return tuple(replace(issue, text=view.error(issue.text)) for issue in issues)
-
-
-def _view_error(view: View, error: GatewayError) -> GatewayError:
-    """The same error with every text as the caller may see it."""
-    error.detail = view.error(error.detail)
-    if isinstance(error, NoNodeAnswered):
-        for failure in error.failures:
-            failure.detail = view.error(failure.detail)
-    if isinstance(error, NodeError):
-        error.reason = view.error(error.reason)
-    return error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway.cache.answers import Answers
-from gateway.errors import Conflict, GatewayError, NodeError, NodeUnreachable, NotFound
+from gateway.errors import Conflict, GatewayError, NodeError, NodeTimeout, NodeUnreachable, NotFound
 from gateway.federation.fanout import Outcome, ask_all, in_parallel
 from gateway.federation.merge import Domains, merge, with_counts
 from gateway.federation.node import Node
@@ -48,19 +49,37 @@ class Federation:
 
         Raises NoNodeAnswered when no node answered, Conflict for a bare PatientID that two issuers use.
         """
+        if query.study and query.level is not Level.STUDY:
+            await self._require_one_patient(query.study, nodes)
         outcomes = await self._ask(query, nodes)
         issues = _issues(outcomes)
         found = merge(_rows(outcomes), self.domains, self.priority)
         self._check_bare_patient_id(query, found, nodes, issues)
         if query.level is Level.STUDY:
             found = await self._count_shared(found, issues)
+        else:
+            found = marked_by_study(found, self.domains)
         return Answer(tuple(found), tuple(issues))
+
+    async def _require_one_patient(self, study: str, nodes: Sequence[Node]) -> None:
+        """What lies below a study of two patients is never listed together. Raises Conflict."""
+        answer = await self._merged(_of_study(study), nodes)
+        if len(answer) > 1 or any(one.in_node for one in answer):
+            raise ambiguous(study, answer)
+
+    async def _merged(self, query: Query, nodes: Sequence[Node]) -> list[Found]:
+        return merge(_rows(await self._ask(query, nodes)), self.domains, self.priority)
 
     async def _ask(self, query: Query, nodes: Sequence[Node]) -> list[Outcome[tuple[tuple[Row, ...], list[Issue]]]]:
         async def ask(node: Node) -> tuple[tuple[Row, ...], list[Issue]]:
             budget = Budget(node.id, node.config.descent_parents, node.config.descent_seconds)
             search = NodeSearch(node, self.answers, budget)
-            return await search.rows(query), search.issues
+            seconds = node.config.search_deadline
+            try:
+                async with asyncio.timeout(seconds):
+                    return await search.rows(query), search.issues
+            except TimeoutError:
+                raise NodeTimeout(node.id, f"did not answer within {seconds:g} s") from None
 
         return await ask_all(nodes, ask, deadline=self.deadline)
 
@@ -131,8 +150,7 @@ class Federation:
 
         Raises NotFound when every node said no, NodeUnreachable when it was not found but not every node answered.
         """
-        query = Query(Level.STUDY, (Match((STUDY_UID,), Operator.EXACT, (study,)),))
-        answer = await self.search(query, nodes)
+        answer = await self.search(_of_study(study), nodes)
         if not answer.items:
             raise _not_found(study, answer.issues)
         return answer
@@ -144,6 +162,22 @@ class Federation:
         if len(answer.items) > 1 or answer.items[0].in_node:
             raise ambiguous(study, answer.items)
         return answer
+
+
+def _of_study(study: str) -> Query:
+    return Query(Level.STUDY, (Match((STUDY_UID,), Operator.EXACT, (study,)),))
+
+
+def marked_by_study(found: list[Found], domains: Domains) -> list[Found]:
+    """Series and instances of a study UID that names several patients are as ambiguous as their study."""
+    studies = merge((as_study(row) for one in found for row in one.rows), domains, {})
+    kinds = {study.study: study.ambiguous for study in studies if study.ambiguous}
+    return [replace(one, ambiguous=kinds[one.study]) if one.study in kinds else one for one in found]
+
+
+def as_study(row: Row) -> Row:
+    """The study that a row lies in, as far as its identity goes."""
+    return replace(row, level=Level.STUDY, series="", instance="", children=())
 
 
 def names_issuer(query: Query) -> bool:

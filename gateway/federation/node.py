@@ -82,7 +82,7 @@ class Node:
             return self.retriever
         if not isinstance(self.finder, Locates):
             return self.finder
-        async with asyncio.timeout(self.config.search_deadline):
+        async with self.working("locate"), asyncio.timeout(self.config.search_deadline):
             locations = await self.finder.locate(ref)
         if not locations:
             raise Unsupported(self.id, "gives no address for the instances of this study")
