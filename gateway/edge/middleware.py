@@ -1,10 +1,11 @@
-"""What happens to every request before a route sees it: request id, proxy, token, clock, access log and metrics. Pure ASGI."""
+"""What happens to every request before a route sees it: request id, proxy, token, clock, log, metrics. Pure ASGI."""
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Awaitable, Callable
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -12,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.edge import problems
 from gateway.edge.proxies import Proxies
-from gateway.errors import GatewayError, Unauthenticated
+from gateway.errors import Forbidden, GatewayError, Unauthenticated
+from gateway.security import guard
 from gateway.security.caller import Caller
 from gateway.telemetry import (
     log,
@@ -23,9 +25,11 @@ from gateway.telemetry import (
     server_timing,
     start_stages,
 )
+from gateway.wire.media import quoted
 
 # Paths that anyone may ask: they say nothing about patients or nodes.
 _OPEN = ("/live", "/ready")
+_OPEN_FHIR = re.compile(r"/fhir(?:/r4|/r5)?/(?:metadata/?|\.well-known/smart-configuration)")
 _SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -37,9 +41,7 @@ class Identity(Protocol):
 
 def is_open(method: str, path: str) -> bool:
     """Whether a request needs no token: liveness, discovery, capability statements, preflights."""
-    if method == "OPTIONS" or path in _OPEN or path.startswith("/.well-known/"):
-        return True
-    return path.startswith("/fhir") and path.rstrip("/").endswith("/metadata") and path.count("/") <= 3
+    return method == "OPTIONS" or path in _OPEN or path.startswith("/.well-known/") or bool(_OPEN_FHIR.fullmatch(path))
 
 
 class Telemetry:
@@ -87,13 +89,19 @@ def route_name(scope: Scope) -> str:
 
 
 class Authentication:
-    """Puts the Caller into the scope, or answers 401. Believes a proxy only when it is a named one."""
+    """Puts the Caller into the scope, or answers 401. Believes a proxy only when it is a named one.
 
-    def __init__(self, app: ASGIApp, identity: Identity, proxies: Proxies, *, require_tls: bool) -> None:
+    `require_tls` refuses a token that came over plain HTTP. `public_root` is the gateway's own URL, or ''.
+    """
+
+    def __init__(
+        self, app: ASGIApp, identity: Identity, proxies: Proxies, *, require_tls: bool, public_root: str = ""
+    ) -> None:
         self._app = app
         self._identity = identity
         self._proxies = proxies
         self._require_tls = require_tls
+        self._public_root = public_root
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,15 +111,42 @@ class Authentication:
         try:
             scope["caller"] = await self._caller(scope)
         except GatewayError as error:
-            response = await problems.gateway_error(Request(scope), error)
-            await response(scope, receive, send)
+            await self._refuse(error, scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     async def _caller(self, scope: Scope) -> Caller:
         if is_open(scope["method"], scope["path"]):
             return Caller()
-        authorization = Headers(scope=scope).get("authorization")
-        if authorization and self._require_tls and scope["scheme"] != "https":
+        sent = Headers(scope=scope).getlist("authorization")
+        if len(sent) > 1:
+            raise Unauthenticated("more than one Authorization header: send one")
+        if sent and self._require_tls and scope["scheme"] != "https":
             raise Unauthenticated("a token must not travel over plain HTTP: use https, and get a new token")
-        return await self._identity.caller(authorization)
+        caller = await self._identity.caller(sent[0] if sent else None)
+        if caller.is_open and not is_loopback(Headers(scope=scope).get("host", "")):
+            raise Forbidden("without an issuer (GATEWAY_OIDC_ISSUER) this gateway answers as localhost only")
+        return caller
+
+    async def _refuse(self, error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        response = await problems.gateway_error(request, error)
+        if isinstance(error, Unauthenticated):
+            root = self._public_root.rstrip("/") or str(request.base_url).rstrip("/")
+            response.headers["WWW-Authenticate"] = challenge(root, "authorization" in request.headers)
+        await response(scope, receive, send)
+
+
+def challenge(root: str, had_token: bool) -> str:
+    """WWW-Authenticate (RFC 6750 3): where to learn about tokens (RFC 9728 5.1), and that the one sent is no good."""
+    metadata = quoted(f"{root}/.well-known/oauth-protected-resource")
+    error = ', error="invalid_token"' if had_token else ""
+    return f'Bearer realm="imaging-gateway", resource_metadata={metadata}{error}'
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a Host header names this machine: another name that leads here is a page's trick (DNS rebinding)."""
+    try:
+        return guard.is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False

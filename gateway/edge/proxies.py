@@ -1,8 +1,9 @@
-"""Reverse proxies that are believed: Forwarded and X-Forwarded-* count only when the peer is one of those named (RFC 7239)."""
+"""Reverse proxies that are believed: Forwarded and X-Forwarded-* count only from a named peer (RFC 7239)."""
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
@@ -12,6 +13,15 @@ from gateway.errors import SettingsError
 from gateway.wire.media import split_list
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# RFC 7239 4, and values without the quotes they should have ("host=a:8443"). What does not match as a whole is not
+# believed at all: an open quote in a caller's own header could otherwise swallow what the proxy added to it. Every
+# repetition is possessive, so that a hostile header costs no backtracking.
+_VALUE = r'(?:"(?:[^"\\]|\\.)*+"|[^\s",;\\]*+)'
+_ELEMENT = rf"[\w-]++={_VALUE}(?:\s*+;\s*+[\w-]++={_VALUE})*+(?:\s*+;)?+\s*+"
+_FORWARDED = re.compile(rf"\s*+{_ELEMENT}(?:,\s*+{_ELEMENT})*+")
+_HOST = re.compile(r"[A-Za-z0-9._-]+(?::\d{1,5})?|\[[0-9A-Fa-f:.]+\](?::\d{1,5})?")
+_PARTS = ("proto", "host")
 
 
 class Proxies:
@@ -27,10 +37,12 @@ class Proxies:
             ) from None
 
     def trusts(self, peer: str) -> bool:
+        """Whether the peer's address is a trusted proxy's; on a dual-stack socket IPv4 comes as ::ffff:10.0.0.5."""
         try:
             address = ipaddress.ip_address(peer)
         except ValueError:
             return False
+        address = getattr(address, "ipv4_mapped", None) or address
         return any(address in network for network in self._networks)
 
     def applied(self, scope: Scope) -> Scope:
@@ -40,19 +52,47 @@ class Proxies:
         if not self.trusts(peer):
             return scope
         said = forwarded(Headers(scope=scope))
-        if said.get("proto") in ("http", "https"):
+        if "proto" in said:
             scope["scheme"] = said["proto"]
-        if said.get("host"):
+        if "host" in said:
             others = [(name, value) for name, value in scope["headers"] if name != b"host"]
-            scope["headers"] = [*others, (b"host", said["host"].encode("ascii", "ignore"))]
+            scope["headers"] = [*others, (b"host", said["host"].encode("ascii"))]
         return scope
 
 
 def forwarded(headers: Headers) -> dict[str, str]:
-    """proto and host of the nearest proxy's Forwarded element, else of X-Forwarded-Proto and -Host."""
-    elements = split_list(headers.get("forwarded", ""))
-    if elements:
-        pairs = (pair.partition("=") for pair in split_list(elements[-1], ";"))
-        return {name.strip().lower(): value.strip().strip('"') for name, _, value in pairs}
-    found = {key: headers.get(f"x-forwarded-{key}", "") for key in ("proto", "host")}
-    return {key: value.split(",")[-1].strip() for key, value in found.items() if value}
+    """`proto` and `host` as the nearest proxy says them; what it does not say, or what cannot be one, is left out.
+
+    A proxy sets one family of headers and may pass the other on as its caller sent it. Where the two disagree, the
+    scheme is http and the host is not believed.
+    """
+    standard, customary = _standard(headers), _customary(headers)
+    said = {**customary, **standard}
+    for part in _PARTS:
+        if part in standard and part in customary and standard[part] != customary[part]:
+            said.pop(part)
+            said |= {"proto": "http"} if part == "proto" else {}
+    return said
+
+
+def _standard(headers: Headers) -> dict[str, str]:
+    """The last element of Forwarded: each proxy adds its own at the end, as an element or as a line of its own."""
+    text = ",".join(headers.getlist("forwarded"))
+    if not text.strip():
+        return {}
+    if not _FORWARDED.fullmatch(text):
+        return {"proto": "http"}
+    pairs = (pair.partition("=") for pair in split_list(split_list(text)[-1], ";"))
+    return _believable({name.strip().lower(): value.strip().strip('"') for name, _, value in pairs})
+
+
+def _customary(headers: Headers) -> dict[str, str]:
+    """X-Forwarded-Proto and X-Forwarded-Host, the last value of each."""
+    lists = {part: ",".join(headers.getlist(f"x-forwarded-{part}")) for part in _PARTS}
+    return _believable({part: text.rpartition(",")[2].strip() for part, text in lists.items()})
+
+
+def _believable(said: dict[str, str]) -> dict[str, str]:
+    proto, host = said.get("proto", "").lower(), said.get("host", "")
+    found = {"proto": proto} if proto in ("http", "https") else {}
+    return found | ({"host": host} if _HOST.fullmatch(host) else {})

@@ -1,0 +1,74 @@
+"""Refuses to start a gateway that would show patients to the network, or let tokens travel in plain text."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from gateway.errors import SettingsError
+from gateway.settings import Settings
+
+
+def check_start(settings: Settings) -> None:
+    """Raises SettingsError naming the variable to set.
+
+    A gateway on loopback is reachable from elsewhere all the same when a proxy or a public address is named.
+    """
+    _check_certificate(settings)
+    if is_exposed(settings):
+        _check_exposed(settings)
+    if settings.oidc_issuer:
+        _check_issuer(settings.oidc_issuer)
+
+
+def is_exposed(settings: Settings) -> bool:
+    """Whether others than the users of this machine can reach it: there, tokens are needed and must come over TLS."""
+    public = urlsplit(settings.public_root).hostname
+    return not settings.on_loopback or bool(settings.trusted_proxies) or bool(public and not is_loopback(public))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address, as a URL's `hostname` gives it, means this machine only."""
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 6.3
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_certificate(settings: Settings) -> None:
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        missing = "GATEWAY_TLS_KEY" if settings.tls_certificate else "GATEWAY_TLS_CERTIFICATE"
+        raise SettingsError(f"{missing}: a certificate and its key are set together", parameter=missing)
+
+
+def _check_exposed(settings: Settings) -> None:
+    if not settings.oidc_issuer:
+        raise SettingsError(
+            "GATEWAY_OIDC_ISSUER: without it anyone who reaches this gateway may see its patients; name the issuer "
+            "whose tokens are accepted, or listen on 127.0.0.1 without a proxy or a public root",
+            parameter="GATEWAY_OIDC_ISSUER",
+        )
+    if not settings.tls_certificate and not settings.trusted_proxies:
+        raise SettingsError(
+            "GATEWAY_TLS_CERTIFICATE: tokens would travel in plain text; set it with GATEWAY_TLS_KEY, or name the "
+            "proxies that terminate TLS in GATEWAY_TRUSTED_PROXIES",
+            parameter="GATEWAY_TLS_CERTIFICATE",
+        )
+
+
+def _check_issuer(issuer: str) -> None:
+    """An https URL without query or fragment (OpenID Connect Discovery 1.0, 3); plain http on loopback only."""
+    try:
+        url = urlsplit(issuer)
+        host = url.hostname or ""
+    except ValueError:
+        url, host = urlsplit(""), ""
+    secure = url.scheme == "https" or (url.scheme == "http" and is_loopback(host))
+    if not host or not secure or url.query or url.fragment or url.username:
+        raise SettingsError(
+            "GATEWAY_OIDC_ISSUER: give an https URL without query or fragment (http only for an issuer on loopback): "
+            "the keys that tokens are verified with are fetched from there",
+            parameter="GATEWAY_OIDC_ISSUER",
+        )
