@@ -16,14 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from gateway.adapters import _auth as credentials
-from gateway.adapters._http import HttpClient, Timeouts
-from gateway.adapters._storage_scp import StorageReceiver
-from gateway.adapters._transport import TlsOptions
 from gateway.adapters.dicomweb import DicomwebAdapter
 from gateway.adapters.dimse import DimseAdapter
+from gateway.adapters.dimse.storage_scp import StorageReceiver
 from gateway.adapters.fhir import FhirAdapter
 from gateway.adapters.files import FilesAdapter
+from gateway.adapters.http import auth as credentials
+from gateway.adapters.http.client import HttpClient, Timeouts
+from gateway.adapters.http.transport import TlsOptions
 from gateway.cache.answers import Answers, Ttl
 from gateway.cache.client import Cache
 from gateway.cache.spool import Spool

@@ -13,10 +13,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
-from gateway.adapters import _qido as qido
-from gateway.adapters._http import HttpClient, Timeouts
-from gateway.adapters._quirks import ANSWERS_204, NO_FRAMES, NO_METADATA
 from gateway.adapters.dicomweb import DicomwebAdapter
+from gateway.adapters.dicomweb import qido as qido
+from gateway.adapters.dicomweb.quirks import ANSWERS_204, NO_FRAMES, NO_METADATA
+from gateway.adapters.http.client import HttpClient, Timeouts
 from gateway.errors import (
     InvalidQuery,
     NodeProtocolError,

@@ -22,8 +22,8 @@ from pydicom.uid import generate_uid
 from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformationModelGet
 
-from gateway.adapters._identifiers import TextMatching
 from gateway.adapters.dimse import DimseAdapter, StorageReceiver
+from gateway.adapters.dimse.identifiers import TextMatching
 from gateway.errors import (
     NodeBusy,
     NodeError,
@@ -277,7 +277,7 @@ async def test_out_of_resources_is_a_truncated_answer(corpus):
 
 
 async def test_searches_share_one_association_and_it_is_released_when_idle(simulator, monkeypatch):
-    monkeypatch.setattr("gateway.adapters._operations.KEPT_IDLE", 0.3)
+    monkeypatch.setattr("gateway.adapters.dimse.operations.KEPT_IDLE", 0.3)
     async with adapter_of(simulator) as adapter:
         for _ in range(5):
             await rows_of(adapter, NativeQuery(Level.STUDY))

@@ -16,10 +16,10 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from gateway.adapters import _fhirsearch as search
-from gateway.adapters._fhirserver import Server, server_of
-from gateway.adapters._http import HttpClient, Timeouts
 from gateway.adapters.fhir import FhirAdapter
+from gateway.adapters.fhir import search as search
+from gateway.adapters.fhir.server import Server, server_of
+from gateway.adapters.http.client import HttpClient, Timeouts
 from gateway.errors import NodeProtocolError, NodeRefused, NodeTimeout, NodeUnreachable, Unsupported
 from gateway.mapping.ask import Asker
 from gateway.mapping.load import load_all

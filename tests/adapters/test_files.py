@@ -387,7 +387,7 @@ async def test_an_index_on_disk_is_private_and_spares_the_next_start_the_reading
         await node.close()
         assert [one(r, "PatientName") for r in rows] == ([expected] if expected else [])
         assert index.stat().st_mode & 0o077 == 0
-        monkeypatch.setattr("gateway.adapters._catalogue.read_held", refuse)
+        monkeypatch.setattr("gateway.adapters.files.catalogue.read_held", refuse)
 
 
 def refuse(path, stamp, character_set):

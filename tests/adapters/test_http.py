@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey, RSAKey
 
-from gateway.adapters._address import AllowList, place
-from gateway.adapters._auth import Basic, Bearer, ClientCredentials, assertion
-from gateway.adapters._http import MAX_CHUNK, HttpClient, Timeouts, TlsOptions
+from gateway.adapters.http.address import AllowList, place
+from gateway.adapters.http.auth import Basic, Bearer, ClientCredentials, assertion
+from gateway.adapters.http.client import MAX_CHUNK, HttpClient, Timeouts, TlsOptions
 from gateway.errors import (
     NodeBusy,
     NodeProtocolError,

@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from pynetdicom.presentation import PresentationContext, build_context
 
-from gateway.adapters._associations import NodeAssociation, Peer
-from gateway.adapters._channel import Channel, Left
+from gateway.adapters.dimse.associations import NodeAssociation, Peer
+from gateway.adapters.dimse.channel import Channel, Left
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from typing import IO
 from pydicom.filereader import read_file_meta_info
 from pynetdicom.presentation import PresentationContext, build_context
 
-from gateway.adapters._associations import MAX_CONTEXTS, NodeAssociation, Peer
-from gateway.adapters._operations import Operation
+from gateway.adapters.dimse.associations import MAX_CONTEXTS, NodeAssociation, Peer
+from gateway.adapters.dimse.operations import Operation
 from gateway.model.seam import StoreOutcome
 
 _SOP_CLASS_NOT_SUPPORTED, _CANNOT_UNDERSTAND = 0x0122, 0xC000

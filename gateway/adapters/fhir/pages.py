@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable
 
-from gateway.adapters._bundle import Bundle, References, contained, references_to, study_uid
-from gateway.adapters._fhirsearch import Plan, Search, unused
-from gateway.adapters._http import HttpClient
+from gateway.adapters.fhir.bundle import Bundle, References, contained, references_to, study_uid
+from gateway.adapters.fhir.search import Plan, Search, unused
+from gateway.adapters.http.client import HttpClient
 from gateway.errors import NodeProtocolError, NodeRefused
 from gateway.model.seam import NativeQuery, Report
 from gateway.model.vocabulary import Level

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pydicom import Dataset as Identifier
 from pynetdicom.presentation import PresentationContext, build_context
 
-from gateway.adapters._associations import MAX_CONTEXTS, NodeAssociation, Response
-from gateway.adapters._operations import Associations, Operation, find_context
-from gateway.adapters._receiving import Event, Intake
-from gateway.adapters._storage_contexts import COMPRESSED_SYNTAXES, classes_of, contexts_for, need_of
-from gateway.adapters._storage_scp import StorageReceiver
+from gateway.adapters.dimse.associations import MAX_CONTEXTS, NodeAssociation, Response
+from gateway.adapters.dimse.operations import Associations, Operation, find_context
+from gateway.adapters.dimse.receiving import Event, Intake
+from gateway.adapters.dimse.storage_contexts import COMPRESSED_SYNTAXES, classes_of, contexts_for, need_of
+from gateway.adapters.dimse.storage_scp import StorageReceiver
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.query import Ref
 

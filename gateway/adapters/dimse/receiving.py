@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from gateway.adapters._channel import Channel, Left
+from gateway.adapters.dimse.channel import Channel, Left
 from gateway.wire.part10 import file_meta
 
 SUCCESS, OUT_OF_RESOURCES, NOT_AUTHORISED = 0x0000, 0xA700, 0x0124

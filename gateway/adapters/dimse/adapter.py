@@ -10,15 +10,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal, TypeVar
 
-from gateway.adapters._associations import NodeAssociation, Peer
-from gateway.adapters._channel import Channel
-from gateway.adapters._identifiers import FindRequest, TextMatching, request_of
-from gateway.adapters._operations import Associations, Operation, find_context
-from gateway.adapters._probing import PATIENT_ROOT, STUDY_ROOT, Findings, Probing
-from gateway.adapters._receiving import Begun, Event, Finished
-from gateway.adapters._retrieving import PENDING, Retrieving
-from gateway.adapters._storage_scp import StorageReceiver
-from gateway.adapters._storing import private_file, store_each
+from gateway.adapters.dimse.associations import NodeAssociation, Peer
+from gateway.adapters.dimse.channel import Channel
+from gateway.adapters.dimse.identifiers import FindRequest, TextMatching, request_of
+from gateway.adapters.dimse.operations import Associations, Operation, find_context
+from gateway.adapters.dimse.probing import PATIENT_ROOT, STUDY_ROOT, Findings, Probing
+from gateway.adapters.dimse.receiving import Begun, Event, Finished
+from gateway.adapters.dimse.retrieving import PENDING, Retrieving
+from gateway.adapters.dimse.storage_scp import StorageReceiver
+from gateway.adapters.dimse.storing import private_file, store_each
 from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.query import Ref
 from gateway.model.seam import NativeQuery, Part, Probe, Record, Report, StoreOutcome

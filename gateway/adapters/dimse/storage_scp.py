@@ -23,9 +23,9 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
-from gateway.adapters._provider import Provider, abort, prepare_socket, status_of_sink
-from gateway.adapters._receiving import Intake, Sink
-from gateway.adapters._storage_contexts import receivable_contexts
+from gateway.adapters.dimse.provider import Provider, abort, prepare_socket, status_of_sink
+from gateway.adapters.dimse.receiving import Intake, Sink
+from gateway.adapters.dimse.storage_contexts import receivable_contexts
 from gateway.errors import SettingsError
 
 _REJECTED_PERMANENT, _SERVICE_USER, _CALLING_NOT_RECOGNISED = 1, 1, 3  # PS3.8 Table 9-21

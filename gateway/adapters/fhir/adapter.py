@@ -9,11 +9,11 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from gateway.adapters import _fhirsearch as search
-from gateway.adapters._bundle import holders, references_to, wado_address
-from gateway.adapters._fhirpages import FHIR_JSON, Finding, SearchRefused
-from gateway.adapters._fhirserver import Server, Version, product_of, server_of, version_of
-from gateway.adapters._http import HttpClient
+from gateway.adapters.fhir import search as search
+from gateway.adapters.fhir.bundle import holders, references_to, wado_address
+from gateway.adapters.fhir.pages import FHIR_JSON, Finding, SearchRefused
+from gateway.adapters.fhir.server import Server, Version, product_of, server_of, version_of
+from gateway.adapters.http.client import HttpClient
 from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.query import Ref
 from gateway.model.seam import Location, NativeQuery, Probe, Record, Report

@@ -20,7 +20,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.pdu_primitives import P_DATA
 
-from gateway.adapters._receiving import NOT_AUTHORISED, Sink
+from gateway.adapters.dimse.receiving import NOT_AUTHORISED, Sink
 
 _MAX_SENT_PDU = 131072
 _QUEUED_PDUS = 8

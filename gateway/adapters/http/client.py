@@ -13,9 +13,9 @@ from urllib.parse import urlencode
 
 import orjson
 
-from gateway.adapters._address import AllowList
-from gateway.adapters._auth import Basic, Bearer, ClientCredentials, HttpAuth, authorizer
-from gateway.adapters._transport import Connections, Content, Reply, TlsOptions
+from gateway.adapters.http.address import AllowList
+from gateway.adapters.http.auth import Basic, Bearer, ClientCredentials, HttpAuth, authorizer
+from gateway.adapters.http.transport import Connections, Content, Reply, TlsOptions
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, NodeTimeout, NodeUnreachable
 
 MAX_CHUNK = 1024 * 1024

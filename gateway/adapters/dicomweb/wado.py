@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from gateway.adapters._http import Answer
+from gateway.adapters.http.client import Answer
 from gateway.errors import NodeProtocolError
 from gateway.model.dataset import Dataset, items, text, values
 from gateway.model.query import Ref

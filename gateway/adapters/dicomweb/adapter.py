@@ -10,10 +10,19 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import urljoin
 
-from gateway.adapters import _qido as qido
-from gateway.adapters._http import Answer, HttpClient, JsonAnswer
-from gateway.adapters._quirks import DICOM_JSON, NO_ANY_SYNTAX, Learned, examine, learn
-from gateway.adapters._wado import DICOM, OCTETS, Upload, answer_parts, check_asked, frame_part, instance_part, outcomes
+from gateway.adapters.dicomweb import qido as qido
+from gateway.adapters.dicomweb.quirks import DICOM_JSON, NO_ANY_SYNTAX, Learned, examine, learn
+from gateway.adapters.dicomweb.wado import (
+    DICOM,
+    OCTETS,
+    Upload,
+    answer_parts,
+    check_asked,
+    frame_part,
+    instance_part,
+    outcomes,
+)
+from gateway.adapters.http.client import Answer, HttpClient, JsonAnswer
 from gateway.errors import InvalidQuery, NodeProtocolError, NodeTimeout, Unsupported
 from gateway.model.dataset import Dataset, text, values
 from gateway.model.query import Operator, Ref

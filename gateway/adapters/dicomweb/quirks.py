@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from gateway.adapters import _qido as qido
-from gateway.adapters._http import HttpClient, JsonAnswer
+from gateway.adapters.dicomweb import qido as qido
+from gateway.adapters.http.client import HttpClient, JsonAnswer
 from gateway.errors import NodeProtocolError
 from gateway.model.dataset import Dataset, text
 from gateway.model.query import Ref

@@ -20,9 +20,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from gateway.adapters._associations import NodeAssociation
-from gateway.adapters._operations import Associations, Operation, find_context
-from gateway.adapters._retrieving import PENDING, Models
+from gateway.adapters.dimse.associations import NodeAssociation
+from gateway.adapters.dimse.operations import Associations, Operation, find_context
+from gateway.adapters.dimse.retrieving import PENDING, Models
 from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.dataset import Dataset, text
 from gateway.model.vocabulary import PATIENT_NAME, STUDY_UID

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from gateway.adapters._scan import Held, read_held
+from gateway.adapters.files.scan import Held, read_held
 from gateway.errors import InvalidQuery
 from gateway.model.query import check_uid
 from gateway.model.seam import Part, StoreOutcome

@@ -8,10 +8,10 @@ from contextlib import aclosing
 from os import fstat
 from pathlib import Path
 
-from gateway.adapters._catalogue import Catalogue
-from gateway.adapters._conditions import Conditions, conditions
-from gateway.adapters._incoming import accept
-from gateway.adapters._scan import Held
+from gateway.adapters.files.catalogue import Catalogue
+from gateway.adapters.files.conditions import Conditions, conditions
+from gateway.adapters.files.incoming import accept
+from gateway.adapters.files.scan import Held
 from gateway.errors import NotFound
 from gateway.model.dataset import Dataset
 from gateway.model.query import Ref

@@ -22,8 +22,8 @@ from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 from pynetdicom.presentation import PresentationContext
 
-from gateway.adapters._channel import Left
-from gateway.adapters._provider import (
+from gateway.adapters.dimse.channel import Left
+from gateway.adapters.dimse.provider import (
     OpenSink,
     Provider,
     abort,

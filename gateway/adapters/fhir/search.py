@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from itertools import product
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from gateway.adapters._fhirserver import Server
+from gateway.adapters.fhir.server import Server
 from gateway.model.query import Operator
 from gateway.model.seam import NativeMatch, NativeQuery
 from gateway.model.vocabulary import (

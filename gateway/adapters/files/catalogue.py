@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gateway.adapters._index import Index
-from gateway.adapters._scan import Held, Stamp, listing, read_held
+from gateway.adapters.files.index import Index
+from gateway.adapters.files.scan import Held, Stamp, listing, read_held
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeUnreachable
 from gateway.model.query import Ref
 from gateway.wire.instance import Part10Error

@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
-from gateway.adapters._conditions import STUDY, Conditions
-from gateway.adapters._scan import Held, Stamp
+from gateway.adapters.files.conditions import STUDY, Conditions
+from gateway.adapters.files.scan import Held, Stamp
 from gateway.errors import InvalidQuery
 from gateway.model.dataset import Dataset, attribute
 from gateway.model.query import Ref
