@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import secrets
 import ssl
@@ -32,6 +33,7 @@ from gateway.edge.middleware import Authentication, Telemetry
 from gateway.edge.proxies import Proxies
 from gateway.errors import GatewayError, SettingsError
 from gateway.federation import nodes as node_file
+from gateway.federation.fanout import cancel_all, in_parallel
 from gateway.federation.federate import Federation
 from gateway.federation.merge import Domains
 from gateway.federation.node import Node
@@ -132,8 +134,11 @@ def _dimse(builder: Builder, config: NodeConfig, connection: Any, mapping: Forma
         retrieve=connection.retrieve,
         move_receiver=builder.receiver,
         move_destination_ae=builder.receiver.ae_title if builder.receiver else "",
+        move_calling_ae_titles=connection.move_calling_ae_titles,
         character_set=config.character_set or mapping.character_set,
         relational=connection.relational,
+        patient_root=connection.patient_root,
+        name_matching=connection.name_matching,
     )
 
 
@@ -242,7 +247,8 @@ def receiver_of(file: NodeFile) -> StorageReceiver | None:
     allowed: dict[str, list[str]] = {}
     for config in file.enabled:
         if isinstance(config.connection, DimseConnection):
-            allowed.setdefault(config.connection.called_ae_title, []).append(config.connection.host)
+            for title in config.connection.move_calling_ae_titles or (config.connection.called_ae_title,):
+                allowed.setdefault(title, []).append(config.connection.host)
     settings = file.move_receiver
     return StorageReceiver(settings.ae_title, settings.host, settings.port, allowed)
 
@@ -350,6 +356,9 @@ async def _lifespan(
         app.state.pipeline = Pipeline(federation, retrieval, Policy(), views, audit)
         app.state.patients, app.state.cache_state = patients, lambda: cache.state
         _tune_garbage_collector()
+        if settings.probe:
+            probing = asyncio.create_task(in_parallel(nodes.values(), Node.probe))
+            stack.push_async_callback(cancel_all, [probing])
         app.state.ready = True
         log().info("started", nodes=len(nodes), state=cache.state)
         try:

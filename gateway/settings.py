@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     spool_bytes: int = Field(2 * 1024**3, ge=0, description="bytes the spool may hold; 0 turns it off")
     spool_seconds: float = Field(600.0, ge=0, description="seconds an instance stays in the spool after its last use")
 
+    probe: bool = Field(True, description="false does not ask nodes at start what they can do")
     search_deadline: float = Field(20.0, gt=0, description="seconds for a whole federated search")
     strict_accept: bool = Field(False, description="true answers 406 to a missing Accept header (PS3.18 8.7.5)")
     bare_patient_id: str = Field("refuse", pattern="^(refuse|warn)$", description="a PatientID borne by two issuers")

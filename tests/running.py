@@ -26,7 +26,7 @@ class Gateway:
         self, nodes: list[dict[str, Any]], *, views: Views | None = None, file: dict[str, Any] | None = None, **given: Any
     ) -> None:
         self._file = NodeFile.model_validate({"node": nodes, **(file or {})})
-        defaults: dict[str, Any] = {"cache_timeout": 5.0, "log_level": "ERROR", "audit": Path("/dev/null")}
+        defaults: dict[str, Any] = {"cache_timeout": 5.0, "log_level": "ERROR", "probe": False, "audit": Path("/dev/null")}
         self._settings = settings.read(**{**defaults, **given})
         self._views = views
         self._ready = threading.Event()

@@ -88,6 +88,14 @@ class Node:
             raise Unsupported(self.id, "gives no address for the instances of this study")
         return await self.opener(locations[0])
 
+    async def probe(self) -> None:
+        """Has the adapter learn what the node can do; what it learns it keeps. A node that fails is down until it answers."""
+        try:
+            async with self.working("probe"), asyncio.timeout(self.config.search_deadline):
+                await self.finder.probe()
+        except NodeError:
+            return  # remembered by `working`
+
     async def ask(self, query: Query, answers: Answers) -> NodeAnswer:
         """The node's rows for `query` at its level. Raises NodeError; Unsupported when it cannot search at that level."""
         if not isinstance(self.finder, Finds) or not self.may("find"):

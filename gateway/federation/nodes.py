@@ -79,14 +79,21 @@ class FilesConnection(_Table):
 
 
 class DimseConnection(_Table):
-    """A DICOM application entity. `retrieve` auto = C-GET, and C-MOVE where C-GET is refused."""
+    """A DICOM application entity. `retrieve` auto = C-GET, and C-MOVE where C-GET is refused.
+
+    `move_calling_ae_titles` are the titles it calls us with when it answers a C-MOVE, where that is not its own.
+    `name_matching` exact is for a PACS known to match names without case and diacritics, as PS3.4 wants.
+    """
 
     host: str
     port: int = Field(ge=1, le=65535)
     called_ae_title: AeTitle
     calling_ae_title: AeTitle = "IMAGING-GW"
     retrieve: Literal["auto", "get", "move"] = "auto"
+    move_calling_ae_titles: tuple[AeTitle, ...] = ()
     relational: bool = False
+    patient_root: bool = False
+    name_matching: Literal["wide", "exact"] = "wide"
     max_associations: int = Field(4, ge=1, le=64)
     tls: Tls | None = None
 

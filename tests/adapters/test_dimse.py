@@ -300,7 +300,7 @@ async def test_an_idle_association_that_the_node_closed_is_not_used_again(corpus
 
 
 async def test_leaving_a_search_early_aborts_its_association(simulator, monkeypatch):
-    monkeypatch.setattr("gateway.adapters.dimse._ROWS_AHEAD", 1)
+    monkeypatch.setattr("gateway.adapters.dimse.adapter._ROWS_AHEAD", 1)
     async with adapter_of(simulator) as adapter:
         async with aclosing(adapter.find(NativeQuery(Level.STUDY))) as rows:
             await anext(rows)
