@@ -14,24 +14,23 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-_NOTHING: tuple[str, str] = ("", "")
 _FORM = re.compile(r"(?:user|system)/(\*|[A-Z][A-Za-z]*)\.(read|write|search|\*|(?=[cruds])c?r?u?d?s?)")
 _WORDS = {"read": "rs", "write": "cud", "search": "s", "*": "cruds"}
 
 
 @lru_cache(maxsize=1024)
-def grant(scope: str) -> tuple[str, str]:
-    """(resource or '*', the permissions it grants among 'cruds'); ('', '') for a scope that grants nothing here."""
+def grant(scope: str) -> tuple[str, str] | None:
+    """(resource or '*', the permissions it grants among 'cruds'); None for a scope that grants nothing here."""
     form = _FORM.fullmatch(scope)
     if form is None:
-        return _NOTHING
+        return None
     resource, permissions = form.groups()
     return resource, _WORDS.get(permissions, permissions)
 
 
 def allows(scopes: Iterable[str], resource: str, action: str) -> bool:
     """Whether any of the scopes grants one permission ('r' or 's') on a resource type."""
-    granted = (grant(scope) for scope in scopes)
+    granted = filter(None, map(grant, scopes))
     return any(named in ("*", resource) and action in permissions for named, permissions in granted)
 
 

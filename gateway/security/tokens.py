@@ -29,7 +29,7 @@ _END_OF_TIME = 2.0**53
 _MOST_CHARACTERS = 32 * 1024
 _COMPACT = re.compile(r"([A-Za-z0-9_-]{2,4096})\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _ADVICE = {
-    "iss": "the token is another issuer's: get one from this gateway's issuer",
+    "iss": "the token is not from this gateway's issuer: get one there",
     "aud": "the token is not for this gateway: ask the issuer for its audience",
     "exp": "the token says no readable time of expiry",
     "nbf": "the token is not valid yet: check the clocks",

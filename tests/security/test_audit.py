@@ -1,0 +1,258 @@
+"""The audit: what it holds, what it never holds, and that nothing is lost when its sink fails."""
+
+import asyncio
+import os
+import stat
+import time
+
+import orjson
+import pytest
+
+from gateway.errors import AuditUnavailable, SettingsError
+from gateway.model.answer import Issue
+from gateway.model.query import Query, Ref, parse_match
+from gateway.model.vocabulary import STUDY_UID, Level, tag
+from gateway.security.audit import Audit, match_hash
+from gateway.security.caller import Caller
+from gateway.telemetry import request_id
+
+SECRET = b"a secret of the tests"
+CALLER = Caller("dr-a", "viewer", frozenset({"system/*.rs"}), "TREAT")
+
+
+def query(*keys, **options):
+    matches = tuple(parse_match((tag(keyword),), raw) for keyword, raw in keys)
+    return Query(Level.STUDY, matches, **options)
+
+
+def lines(path):
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+async def audited(path, *writes):
+    """Opens an audit, lets each of `writes` begin and change a record, closes it, and gives the lines."""
+    audit = Audit(path, SECRET)
+    await audit.open()
+    for begin, change in writes:
+        record = audit.begin(*begin)
+        change(record)
+        audit.write(record)
+    await audit.close()
+    return lines(path)
+
+
+async def test_a_record_says_who_what_why_of_whom_and_what_came_of_it(tmp_path):
+    request_id.set("0af7651916cd43dd8448eb211c80319c")
+
+    def change(record):
+        record.outcome, record.studies, record.count = "partial", ["1.2.3", "1.2.4"], 2
+        record.issues = (Issue("paris", "GW202", "node paris: DOE^JANE timed out"),)
+
+    (line,) = await audited(tmp_path / "audit", (("search", CALLER, ["berlin", "paris"], query()), change))
+    assert line.pop("time").endswith("+00:00")
+    assert line.pop("seconds") >= 0
+    assert line == {
+        "request_id": "0af7651916cd43dd8448eb211c80319c",
+        "subject": "dr-a",
+        "client": "viewer",
+        "purpose": "TREAT",
+        "action": "search",
+        "nodes": ["berlin", "paris"],
+        "ref": "",
+        "match": {},
+        "outcome": "partial",
+        "studies": ["1.2.3", "1.2.4"],
+        "count": 2,
+        "issues": [{"node": "paris", "code": "GW202"}],
+    }
+
+
+async def test_a_retrieve_names_its_uids(tmp_path):
+    ref = Ref("1.2.3", "1.2.3.4")
+    (line,) = await audited(tmp_path / "audit", (("retrieve", CALLER, ["berlin"], None, ref), lambda record: None))
+    assert line["ref"] == "studies/1.2.3/series/1.2.3.4"
+    assert line["studies"] == ["1.2.3"]
+
+
+async def test_match_values_are_never_in_clear(tmp_path):
+    asked = query(
+        ("PatientID", "4711-0815"),
+        ("PatientName", "Żółć^Łucja*"),
+        ("PatientBirthDate", "19700101-19701231"),
+        ("StudyInstanceUID", "1.2.840.99,1.2.840.98"),
+        study="1.2.3",
+    )
+    path = tmp_path / "audit"
+    (line,) = await audited(path, (("search", CALLER, ["berlin"], asked), lambda record: None))
+    text = path.read_text()
+    for secret in ("4711", "ucja", "Łucja", "19700101", "1970", "1.2.840.99", SECRET.decode()):
+        assert secret not in text
+    assert line["match"]["PatientID"] == match_hash(SECRET, "PatientID", "4711-0815")
+    assert line["match"]["PatientBirthDate"] == match_hash(SECRET, "PatientBirthDate", "19700101-19701231")
+    assert line["match"]["StudyInstanceUID"] == [
+        match_hash(SECRET, "StudyInstanceUID", "1.2.840.99"),
+        match_hash(SECRET, "StudyInstanceUID", "1.2.840.98"),
+    ]
+    assert line["studies"] == ["1.2.3"]
+    assert line["ref"] == "studies/1.2.3"
+    assert STUDY_UID not in line["match"]
+
+
+def test_a_hash_depends_on_the_secret_the_attribute_and_the_value():
+    hashes = {
+        match_hash(SECRET, "PatientID", "1"),
+        match_hash(b"another", "PatientID", "1"),
+        match_hash(SECRET, "AccessionNumber", "1"),
+        match_hash(SECRET, "PatientID", "2"),
+    }
+    assert len(hashes) == 4
+    assert match_hash(SECRET, "PatientID", "1 ") == match_hash(SECRET, "PatientID", "1")
+    assert match_hash(SECRET, "PatientName", "Mu\u0308ller") == match_hash(SECRET, "PatientName", "M\u00fcller")
+
+
+async def test_the_file_is_private_and_appended_to(tmp_path):
+    path = tmp_path / "audit"
+    before = os.umask(0)
+    try:
+        await audited(path, (("search", CALLER, ["berlin"]), lambda record: None))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(await audited(path, (("search", CALLER, ["berlin"]), lambda record: None))) == 2
+
+
+async def test_a_file_that_cannot_be_opened_names_the_setting(tmp_path):
+    with pytest.raises(SettingsError) as caught:
+        await Audit(tmp_path / "missing" / "audit", SECRET).open()
+    assert caught.value.parameter == "GATEWAY_AUDIT"
+
+
+async def test_thousands_of_records_are_written_in_order_by_the_time_of_closing(tmp_path):
+    path = tmp_path / "audit"
+    audit = Audit(path, SECRET)
+    await audit.open()
+    for number in range(5000):
+        record = audit.begin("search", CALLER, ["berlin"])
+        record.count = number
+        audit.write(record)
+    await audit.close()
+    assert [line["count"] for line in lines(path)] == list(range(5000))
+
+
+async def test_a_sink_that_fails_stops_new_requests_loses_nothing_and_recovers(tmp_path):
+    path, good = tmp_path / "audit", tmp_path / "good"
+    path.symlink_to("/dev/full")
+    audit = Audit(path, SECRET)
+    await audit.open()
+    under_way = [audit.begin("search", CALLER, ["berlin"]) for _ in range(3)]
+    for number, record in enumerate(under_way):
+        record.count = number
+        audit.write(record)
+    await until(lambda: refused(audit))
+    good.touch()
+    path.unlink()
+    path.symlink_to(good)
+    await until(lambda: not refused(audit))
+    audit.write(audit.begin("search", CALLER, ["berlin"]))
+    await audit.close()
+    assert [line["count"] for line in lines(good)] == [0, 1, 2, 0]
+
+
+def refused(audit):
+    try:
+        audit.begin("search", CALLER, ["berlin"])
+    except AuditUnavailable:
+        return True
+    return False
+
+
+async def until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def test_what_the_file_refuses_to_the_end_goes_to_standard_error(tmp_path, capfd):
+    path = tmp_path / "audit"
+    path.symlink_to("/dev/full")
+    audit = Audit(path, SECRET)
+    await audit.open()
+    record = audit.begin("search", CALLER, ["berlin"])
+    record.studies = ["1.2.3.4.5"]
+    audit.write(record)
+    await audit.close()
+    written = [line for line in capfd.readouterr().err.splitlines() if "1.2.3.4.5" in line]
+    assert len(written) == 1
+    assert orjson.loads(written[0])["action"] == "search"
+
+
+async def test_a_sink_that_hangs_is_felt_as_refusal_not_as_a_stopped_event_loop(tmp_path):
+    """A FIFO whose reader does not read: writing blocks in the audit's own thread only."""
+    path = tmp_path / "audit"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    audit = Audit(path, SECRET, most_waiting=50)
+    await audit.open()
+    big = ["1.2." + "9" * 60] * 2000  # more than the pipe holds
+    started = time.monotonic()
+    served = 0
+    try:
+        while not refused(audit) and served < 1000:
+            record = audit.begin("search", CALLER, ["berlin"])
+            record.studies = big
+            audit.write(record)
+            served += 1
+        assert 50 <= served < 1000
+        assert time.monotonic() - started < 5
+    finally:
+        drained = asyncio.create_task(asyncio.to_thread(drain, reader, served))
+        await audit.close()
+        assert await drained == served
+
+
+def drain(reader, expected):
+    """Reads until as many lines have come, or nothing for a while."""
+    seen, quiet = 0, 0
+    while seen < expected and quiet < 200:
+        try:
+            chunk = os.read(reader, 1 << 20)
+        except BlockingIOError:
+            chunk = b""
+        seen += chunk.count(b"\n")
+        quiet = 0 if chunk else quiet + 1
+        if not chunk:
+            time.sleep(0.02)
+    os.close(reader)
+    return seen
+
+
+async def test_a_rotated_file_is_followed(tmp_path):
+    path = tmp_path / "audit"
+    audit = Audit(path, SECRET)
+    await audit.open()
+    audit.write(audit.begin("search", CALLER, ["berlin"]))
+    await until(lambda: path.stat().st_size > 0)
+    path.rename(tmp_path / "audit.1")
+    audit.write(audit.begin("retrieve", CALLER, ["berlin"]))
+    await audit.close()
+    assert [line["action"] for line in lines(tmp_path / "audit.1")] == ["search"]
+    assert [line["action"] for line in lines(path)] == ["retrieve"]
+
+
+async def test_a_record_that_outlives_the_audit_is_still_written(tmp_path):
+    path = tmp_path / "audit"
+    audit = Audit(path, SECRET)
+    await audit.open()
+    late = audit.begin("retrieve", CALLER, ["berlin"])
+    await audit.close()
+    audit.write(late)
+    assert [line["action"] for line in lines(path)] == ["retrieve"]
+
+
+async def test_standard_error_is_the_default(capfd):
+    audit = Audit(None, SECRET)
+    await audit.open()
+    audit.write(audit.begin("search", CALLER, ["berlin"]))
+    await audit.close()
+    assert orjson.loads(capfd.readouterr().err)["subject"] == "dr-a"
