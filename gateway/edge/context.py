@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import URL, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -84,4 +84,13 @@ def context_of(request: Request) -> Context:
 def base_of(request: Request) -> str:
     """The configured public root, else what the request (or the trusted proxy's Forwarded) says."""
     configured: str = request.app.state.settings.public_root
-    return configured.rstrip("/") or str(request.base_url).rstrip("/")
+    return configured.rstrip("/") or str(_with_port(request)).rstrip("/")
+
+
+def _with_port(request: Request) -> URL:
+    """The root of the request's own URL. dicomweb-client leaves the port out of Host: where Host is the very address that
+    the connection came in on, the connection knows it."""
+    base, address = request.base_url, request.scope.get("server")
+    if base.port is None and base.scheme == "http" and address and base.hostname in (address[0], "localhost"):
+        return base.replace(port=address[1]) if address[1] != 80 else base
+    return base
