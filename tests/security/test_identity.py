@@ -274,6 +274,11 @@ async def test_a_token_without_key_id_is_verified_by_an_only_key_and_by_none_of_
     plain = "Bearer " + jwt.encode({"alg": "RS256"}, claims, issuer.keys["one"])
     async with identity_of(issuer) as identity:
         assert (await identity.caller(plain)).subject == "dr-a"
+    encrypts = issuer.keys["one"].as_dict(private=False) | {"kid": "enc", "use": "enc"}
+    issuer.jwks = {"keys": [issuer.keys["one"].as_dict(private=False), encrypts]}
+    async with identity_of(issuer) as identity:
+        assert (await identity.caller(plain)).subject == "dr-a"
+    issuer.jwks = None
     issuer.keys["two"] = RSAKey.generate_key(2048, {"kid": "two"})
     async with identity_of(issuer) as identity:
         await refusal(identity, plain)
