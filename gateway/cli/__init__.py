@@ -1,0 +1,1 @@
+"""The command line: serve, demo, check, ping, query, simulate. It only starts, asks and prints; it holds no rule."""

@@ -1,0 +1,115 @@
+"""`check` names every problem with its file and key, and nothing starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.cli.commands import ROOT, Command
+
+NODES = """
+[[node]]
+id = "fr-lyon"
+name = "Lyon"
+adapter = "dimse"
+connection = { host = "127.0.0.1", port = 104, called_ae_title = "LYON" }
+"""
+
+
+def test_every_shipped_mapping_is_said_to_be_in_order(command: Command) -> None:
+    files = sorted(map(str, (ROOT / "mappings").glob("*.toml")))
+    done = command("check", *files)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": OK, mapping ") == len(files)
+
+
+def test_a_node_file_is_known_by_its_content_and_its_nodes_are_listed(command: Command) -> None:
+    Path(command.directory, "anything.toml").write_text(NODES)
+    done = command("check", "anything.toml")
+    assert (done.returncode, done.stdout) == (0, "anything.toml: OK, 1 nodes: fr-lyon (dimse, dicom)\n")
+
+
+def test_all_problems_of_a_node_file_are_listed_with_their_keys(command: Command) -> None:
+    Path(command.directory, "nodes.toml").write_text(
+        NODES.replace("port = 104", "port = 99999, colour = 1").replace('"Lyon"', '"${LYON_NAME}"')
+        + 'time_zone = "Europe/Lyon"\nmaping = "dicom"\n'
+    )
+    done = command.inside("check", "nodes.toml")
+    assert done.exit_code == 1
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("imaging-gateway: nodes.toml: node[fr-lyon].") for line in lines)
+    for key in (
+        "name: the environment variable LYON_NAME",
+        "connection.port:",
+        "connection.colour:",
+        "time_zone:",
+        "maping:",
+    ):
+        assert any(f"node[fr-lyon].{key}" in line for line in lines), key
+
+
+def test_variables_come_from_the_environment_and_their_values_are_not_printed(command: Command) -> None:
+    Path(command.directory, "nodes.toml").write_text(NODES.replace("port = 104", 'port = 104, secret = "${SECRET}"'))
+    done = command.inside("check", "nodes.toml", SECRET="hunter2-hunter2")
+    assert done.exit_code == 1
+    assert "node[fr-lyon].connection.secret:" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_node_that_names_a_mapping_that_is_not_there_is_a_problem(command: Command) -> None:
+    Path(command.directory, "nodes.toml").write_text(NODES + 'mapping = "dicom-atlantis"\n')
+    done = command.inside("check", "nodes.toml")
+    assert done.exit_code == 1
+    assert "nodes.toml: node[fr-lyon].mapping: there is no mapping 'dicom-atlantis'" in done.stderr
+
+
+def test_a_mapping_of_another_protocol_than_the_adapters_is_a_problem(command: Command) -> None:
+    Path(command.directory, "nodes.toml").write_text(NODES + 'mapping = "fhir-r4"\n')
+    done = command.inside("check", "nodes.toml")
+    assert done.exit_code == 1
+    assert "node[fr-lyon].mapping: 'fhir-r4' reads fhir" in done.stderr
+
+
+def test_a_new_format_and_the_node_that_uses_it_are_checked_together(command: Command) -> None:
+    plain = (ROOT / "mappings" / "dicom.toml").read_text().replace('format = "dicom"', 'format = "dicom-atlantis"')
+    Path(command.directory, "atlantis.toml").write_text(plain)
+    Path(command.directory, "nodes.toml").write_text(NODES + 'mapping = "dicom-atlantis"\n')
+    done = command.inside("check", "nodes.toml", "atlantis.toml")
+    assert done.exit_code == 0, done.stderr
+
+
+def test_a_directory_and_a_certificate_that_are_not_there_are_problems(command: Command) -> None:
+    Path(command.directory, "nodes.toml").write_text(
+        '[[node]]\nid = "a"\nname = "A"\nadapter = "files"\nconnection = { directory = "/nowhere/at/all" }\n'
+        '[[node]]\nid = "b"\nname = "B"\nadapter = "dicomweb"\n'
+        'connection = { url = "https://b.example/dicom-web", tls = { ca_bundle = "/nowhere/ca.pem" } }\n'
+    )
+    done = command.inside("check", "nodes.toml")
+    assert done.exit_code == 1
+    assert "node[a].connection.directory: there is no /nowhere/at/all" in done.stderr
+    assert "node[b].connection.tls.ca_bundle: there is no /nowhere/ca.pem" in done.stderr
+
+
+def test_a_mapping_with_an_unknown_key_and_one_whose_example_fails_are_told(command: Command) -> None:
+    plain = (ROOT / "mappings" / "dicom.toml").read_text()
+    Path(command.directory, "unknown.toml").write_text("colour = 1\n" + plain)
+    Path(command.directory, "wrong.toml").write_text(plain.replace('PatientID = "4711"', 'PatientID = "4712"', 1))
+    done = command.inside("check", "unknown.toml", "wrong.toml")
+    assert done.exit_code == 1
+    assert "unknown.toml: colour: unknown key" in done.stderr
+    assert "wrong.toml: example" in done.stderr
+
+
+def test_what_is_no_toml_or_neither_kind_of_file_is_told_without_a_traceback(command: Command) -> None:
+    Path(command.directory, "broken.toml").write_text("[[node\n")
+    Path(command.directory, "other.toml").write_text("colour = 1\n")
+    Path(command.directory, "binary.toml").write_bytes(b"\xff\xfe\x00")
+    done = command.inside("check", "broken.toml", "other.toml", "binary.toml", "absent.toml")
+    assert done.exit_code == 1
+    assert "Traceback" not in done.stderr
+    for told in (
+        "broken.toml: is not TOML",
+        "other.toml: is neither",
+        "binary.toml: is not UTF-8",
+        "absent.toml: cannot be read",
+    ):
+        assert told in done.stderr

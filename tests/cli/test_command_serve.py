@@ -1,0 +1,106 @@
+"""`serve` starts only when everything is in order, says in one line what is not, and ends without breaking a request."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.simulators.corpus import Corpus
+from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
+from tests.cli.commands import ROOT, Command
+
+
+def write_nodes(command: Command, url: str, mapping: str = "dicom") -> None:
+    Path(command.directory, "nodes.toml").write_text(
+        f'[[node]]\nid = "es-madrid"\nname = "Madrid"\nadapter = "dicomweb"\nmapping = "{mapping}"\n'
+        f'connection = {{ url = "{url}" }}\n'
+    )
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """From the line that says where it serves."""
+    assert process.stderr
+    for line in process.stderr:
+        if found := re.match(r"imaging-gateway: serving nodes.toml on (http://127\.0\.0\.1:\d+)$", line):
+            return found[1]
+    raise AssertionError("the gateway did not say that it serves")
+
+
+def test_sigterm_lets_the_request_under_way_end_and_the_exit_is_clean(command: Command, hospitals: Corpus) -> None:
+    slow = DicomwebOptions(delay=1.0, faulty_operations=frozenset({"retrieve_instance"}))
+    study = hospitals.nodes["es-madrid"].studies[0]
+    path = (
+        f"studies/{study.study_uid}/series/{study.series[0].series_uid}/instances/{study.instances[0].sop_instance_uid}"
+    )
+    with DicomwebSimulator(hospitals.nodes["es-madrid"].directory, slow) as madrid:
+        write_nodes(command, madrid.url)
+        with command.running("serve", "--port", "0") as process:
+            url = address(process)
+            assert httpx.get(f"{url}/ready").text == "ready"
+            answers: list[httpx.Response] = []
+            headers = {"Accept": "application/dicom; transfer-syntax=*"}
+            get = threading.Thread(
+                target=lambda: answers.append(httpx.get(f"{url}/dicom-web/{path}", headers=headers, timeout=20))
+            )
+            get.start()
+            while not madrid.operations["retrieve_instance"]:
+                assert get.is_alive()
+            process.send_signal(signal.SIGTERM)
+            get.join(20)
+            assert process.wait(20) == 0
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"{url}/live")
+    assert answers[0].status_code == 200
+    assert answers[0].content == study.instances[0].path.read_bytes()
+    assert "server" not in answers[0].headers
+
+
+def refused(command: Command, *words: str, **environment: str) -> str:
+    done = command("serve", *words, **environment)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("imaging-gateway: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_a_missing_node_file_and_a_wrong_variable_are_one_line_each(command: Command) -> None:
+    assert "nodes.toml: cannot be read" in refused(command, "--port", "0")
+    assert "GATEWAY_SEARCH_DEADLINE: " in refused(command, "--port", "0", GATEWAY_SEARCH_DEADLINE="soon")
+
+
+def test_a_node_without_its_mapping_and_a_mapping_with_an_unknown_key_are_one_line_each(command: Command) -> None:
+    write_nodes(command, "http://127.0.0.1:9/dicom-web", "dicom-atlantis")
+    assert "node[es-madrid].mapping: there is no mapping 'dicom-atlantis'" in refused(command, "--port", "0")
+    plain = (ROOT / "mappings" / "dicom.toml").read_text().replace('format = "dicom"', 'format = "dicom-atlantis"')
+    folder = command.directory / "formats"
+    folder.mkdir()
+    (folder / "atlantis.toml").write_text("colour = 1\n" + plain)
+    assert "atlantis.toml: colour: unknown key" in refused(command, "--port", "0", "--mappings", "formats")
+
+
+def test_a_taken_port_is_named_with_another_one_to_choose(command: Command) -> None:
+    write_nodes(command, "http://127.0.0.1:9/dicom-web")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        told = refused(command, "--port", str(port))
+    assert re.search(rf"port: {port} is taken by another program; choose another one, such as --port \d+", told)
+
+
+def test_off_loopback_without_an_oidc_issuer_it_does_not_start(command: Command) -> None:
+    write_nodes(command, "http://127.0.0.1:9/dicom-web")
+    assert "GATEWAY_OIDC_ISSUER" in refused(command, "--port", "0", "--host", "0.0.0.0")
+
+
+def test_a_certificate_that_is_none_is_named_by_its_variable(command: Command) -> None:
+    write_nodes(command, "http://127.0.0.1:9/dicom-web")
+    (command.directory / "cert.pem").write_text("not a certificate")
+    told = refused(command, "--port", "0", GATEWAY_TLS_CERTIFICATE="cert.pem", GATEWAY_TLS_KEY="cert.pem")
+    assert "GATEWAY_TLS_CERTIFICATE" in told
