@@ -43,14 +43,7 @@ class Context:
         mark_cacheable(response.headers, body if complete else None)
         for warning in warnings:
             response.headers.append("Warning", warning)
-        if complete and response.headers["etag"] in _tags(request.headers.get("if-none-match", "")):
-            kept = {
-                name: value
-                for name, value in response.headers.items()
-                if name not in ("content-length", "content-type")
-            }
-            return Response(status_code=304, headers=kept)
-        return response
+        return revalidated(request, response)
 
 
 def mark_cacheable(headers: MutableHeaders, body: bytes | None) -> None:
@@ -63,9 +56,13 @@ def mark_cacheable(headers: MutableHeaders, body: bytes | None) -> None:
     headers["Cache-Control"] = "private, no-cache"
 
 
-def _tags(header: str) -> set[str]:
-    """The entity tags of If-None-Match; weak comparison (RFC 9110 13.1.2)."""
-    return {tag.strip().removeprefix("W/") for tag in header.split(",")}
+def revalidated(request: Request, response: Response) -> Response:
+    """304 in place of a body that the caller has already: If-None-Match, compared weakly; '*' is any (RFC 9110 13.1.2)."""
+    asked = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if not asked & {response.headers.get("etag", "none"), "*"} or "etag" not in response.headers:
+        return response
+    kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+    return Response(status_code=304, headers=kept)
 
 
 def context_of(request: Request) -> Context:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gateway.edge import negotiation, problems
-from gateway.edge.context import Context, context_of, mark_cacheable
+from gateway.edge.context import Context, context_of, mark_cacheable, revalidated
 from gateway.edge.fhirmeta import capability_statement
 from gateway.edge.fhirsearch import StudySearch, parse
 from gateway.edge.identifiers import uid_of_id
@@ -62,11 +62,7 @@ class FhirRequest:
         version = "5.0" if self.renderer.is_r5 else "4.0"
         response = Response(body, status, media_type=f"{FHIR_JSON}; fhirVersion={version}")
         mark_cacheable(response.headers, body if complete else None)
-        asked = self.request.headers.get("if-none-match", "")
-        if complete and response.headers["etag"] in {tag.strip().removeprefix("W/") for tag in asked.split(",")}:
-            kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
-            return Response(status_code=304, headers=kept)
-        return response
+        return revalidated(self.request, response)
 
 
 def _handler(version: str | None, answer: Callable[[FhirRequest], Awaitable[Response]]):  # type: ignore[no-untyped-def]

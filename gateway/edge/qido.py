@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote_plus
@@ -34,6 +35,7 @@ from gateway.model.vocabulary import (
 _FUZZY_WARNING = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
 )
+_NAME = re.compile(r"[A-Za-z0-9.:_-]{1,128}")
 _UNSUPPORTED_SWITCHES = {"emptyvaluematching", "multiplevaluematching"}
 
 
@@ -160,14 +162,20 @@ def endpoint(level: Level):  # type: ignore[no-untyped-def]
 
 
 def query_pairs(request: Request) -> list[tuple[str, str]]:
-    """The query string as pairs in order, '+' and percent-encoding decoded as UTF-8. Raises InvalidQuery for broken UTF-8."""
+    """The query string as pairs in order, '+' and percent-encoding decoded as UTF-8. Raises InvalidQuery for broken UTF-8.
+
+    A name that no parameter could have is refused here, since errors repeat names and such a one may be a patient's.
+    """
     pairs = []
     for piece in filter(None, request.url.query.split("&")):
-        name, _, value = piece.partition("=")
+        raw_name, _, value = piece.partition("=")
+        name = unquote_plus(raw_name)
+        if not _NAME.fullmatch(name):
+            raise InvalidQuery("the name of a parameter is at most 128 letters, digits and any of . : _ -")
         try:
-            pairs.append((unquote_plus(name, errors="strict"), unquote_plus(value, errors="strict")))
+            pairs.append((name, unquote_plus(value, errors="strict")))
         except UnicodeDecodeError:
-            raise InvalidQuery("the query string is not UTF-8", parameter=name[:64]) from None
+            raise InvalidQuery("the query string is not UTF-8", parameter=name) from None
     return pairs
 
 

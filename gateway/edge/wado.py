@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TypeVar
@@ -25,6 +26,7 @@ from gateway.wire import multipart
 
 T = TypeVar("T")
 _MOST_FRAMES = 10_000
+_BULKDATA = re.compile(r"[0-9A-Fa-f]{8}(\.[1-9][0-9]{0,8}\.[0-9A-Fa-f]{8}){0,16}")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -163,7 +165,7 @@ def frame_numbers(listed: str) -> list[int]:
 async def bulkdata(request: Request) -> Response:
     """One bulk data value, at the address that /metadata gave (PS3.18 10.4.1.1.5)."""
     context, ref = context_of(request), ref_of(request)
-    path = request.path_params["path"]
+    path = bulkdata_path(request.path_params["path"])
     accept = negotiation.octets(request, strict=context.settings.strict_accept, single=True)
     async with AsyncExitStack() as stack:
         parts = await stack.enter_async_context(context.pipeline.bulkdata(context.caller, ref, path, context.nodes))
@@ -171,6 +173,13 @@ async def bulkdata(request: Request) -> Response:
         _check(accept, first)
         return _octets(stack, accept, first, parts, lambda _: f"{context.root}/{ref.path}/bulkdata/{path}")
     raise AssertionError("unreachable")
+
+
+def bulkdata_path(path: str) -> str:
+    """'7FE00010', '54000100.1.54001010': tags, with the numbers of the items between. Raises InvalidQuery."""
+    if not _BULKDATA.fullmatch(path):
+        raise InvalidQuery("bulkdata is followed by a tag, or tags and item numbers", parameter="bulkdata")
+    return path.upper()
 
 
 def _check(accept: OctetAccept, part: FramePart) -> None:

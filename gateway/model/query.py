@@ -7,11 +7,15 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from gateway.errors import InvalidQuery
+from gateway.model.spans import span
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level, path_name, vr
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
-_DATE = re.compile(r"\d{8}")
-_TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
+_FORMS = {
+    "DA": re.compile(r"[0-9]{8}"),
+    "TM": re.compile(r"[0-9]{2}([0-9]{2}([0-9]{2}(\.[0-9]{1,6})?)?)?"),
+    "DT": re.compile(r"[0-9]{4,14}(\.[0-9]{1,6})?([+-][0-9]{4})?"),
+}
 _WILDCARD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 
 
@@ -106,7 +110,9 @@ def parse_match(path: tuple[str, ...], raw: str) -> Match | None:
     name = path_name(path)
     vr_ = vr(path[-1])
     if vr_ == "SQ":
-        raise InvalidQuery(f"{name} is a sequence: match one of its attributes, as in {name}.<attribute>", parameter=name)
+        raise InvalidQuery(
+            f"{name} is a sequence: match one of its attributes, as in {name}.<attribute>", parameter=name
+        )
     if raw in ("", "*", '""'):
         return None
     if vr_ == "UI":
@@ -145,13 +151,8 @@ def _split_range(vr_: str, raw: str) -> tuple[str, str, str]:
 
 
 def _check_moment(vr_: str, value: str, name: str) -> None:
-    if vr_ == "DA":
-        good = bool(_DATE.fullmatch(value)) and "01" <= value[4:6] <= "12" and "01" <= value[6:8] <= "31"
-    elif vr_ == "TM":
-        good = bool(_TIME.fullmatch(value)) and value[:2] < "24" and value[2:4] < "60" and value[4:6] < "61"
-    else:
-        good = bool(re.fullmatch(r"\d{4,14}(\.\d{1,6})?([+-]\d{4})?", value))
-    if not good:
+    """Refuses what has not the form of the VR, and a day or a time that there is not: it would match nothing at all."""
+    if not _FORMS[vr_].fullmatch(value) or span(vr_, value) is None:
         form = {"DA": "YYYYMMDD", "TM": "HHMMSS", "DT": "YYYYMMDDHHMMSS"}[vr_]
         raise InvalidQuery(f"{name} is not a {form} value or range", parameter=name)
 
