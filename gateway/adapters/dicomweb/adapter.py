@@ -97,7 +97,8 @@ class DicomwebAdapter:
         offset, truncated, has_more = 0, False, True
         while has_more:
             left = None if query.limit is None else query.limit - len(seen)
-            answer = await self._page(search, offset, left, ends)
+            # One row more than wanted shows whether there is more.
+            answer = await self._page(search, offset, None if left is None else left + 1, ends)
             rows = self._rows(answer)
             fresh = _unseen(rows, UID_OF_LEVEL[query.level], seen)
             for row in fresh[:left]:
@@ -105,7 +106,8 @@ class DicomwebAdapter:
                     check_asked(self.node, Ref(query.study), row)
                 yield DicomRecord(row)
             offset += len(rows)
-            has_more = (query.limit is None or len(seen) < query.limit) and _goes_on(answer, len(rows))
+            truncated = query.limit is not None and len(seen) > query.limit
+            has_more = (query.limit is None or len(seen) <= query.limit) and _goes_on(answer, len(rows))
             if has_more and (not fresh or qido.IGNORES_OFFSET in quirks):
                 truncated, has_more = True, False
         yield search.report(truncated=truncated)

@@ -72,6 +72,8 @@ class Finding:
             url = self._http.check_address(following, base=base) if following else ""
             if url in visited:
                 self._truncated, url = True, ""
+        if url:  # full, with pages or a whole search not asked for
+            self._truncated = True
 
     async def _page(self, url: str, search: Search, *, is_first: bool) -> tuple[Bundle, str]:
         node = self._http.node
@@ -89,9 +91,10 @@ class Finding:
 
     def _fresh(self, bundle: Bundle, search: Search) -> Iterable[Resource]:
         for study in bundle.studies:
-            if self.is_full:
-                return
             if self._is_asked_for(study, search) and study.get("id", "") not in self._seen:
+                if self.is_full:
+                    self._truncated = True
+                    return
                 self._seen.add(study.get("id", ""))
                 yield study
 
