@@ -266,6 +266,8 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     identity: OpenIdentity | OidcIdentity = OpenIdentity(settings.open_purpose)
     if settings.oidc_issuer:
         identity = OidcIdentity(settings.oidc_issuer, settings.oidc_audience, settings.oidc_ca_bundle)
+    if is_exposed(settings) and settings.secret is None:
+        log().warning("no secret: ids, cursors and audit hashes change at each start", key="GATEWAY_SECRET")
     secret = settings.secret.get_secret_value().encode() if settings.secret else secrets.token_bytes(32)
     app = Starlette(
         routes=routes.table(),
@@ -287,7 +289,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
         },
         lifespan=lambda app: _lifespan(app, settings, file, formats, secret, identity, views or PlainViews()),
     )
-    app.state.settings, app.state.ready = settings, False
+    app.state.settings, app.state.ready, app.state.identity = settings, False, identity
     app.state.time_zones = _time_zones(file, formats)
     app.state.issuers = _issuers(file, formats)
     app.state.cursor_secret = secret
@@ -297,7 +299,16 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
 def _cors(settings: Settings) -> list[Middleware]:
     if not settings.cors_origins:
         return []
-    exposed = ["Warning", "ETag", "Link", "Retry-After", "X-Request-Id", "Server-Timing", "Content-Location"]
+    exposed = [
+        "Warning",
+        "ETag",
+        "Link",
+        "Retry-After",
+        "WWW-Authenticate",
+        "X-Request-Id",
+        "Server-Timing",
+        "Content-Location",
+    ]
     return [
         Middleware(
             CORSMiddleware,

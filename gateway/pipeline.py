@@ -106,13 +106,11 @@ class Pipeline:
         resource: str = "ImagingStudy",
     ) -> Answer[Found]:
         """Every result the caller may see, in order. Raises GatewayError; all nodes failing is an error."""
-        nodes, view = self._plan(caller, names, "s", resource)
-        async with self._audited("search", caller, nodes, view, query=query) as record:
-            inner = view.query(query)
+        async with self._request("search", caller, names, query=query, resource=resource) as (nodes, view, record):
             with stage("nodes"):
-                answer = await self.federation.search(inner, nodes)
+                answer = await self.federation.search(view.query(query), nodes)
             record.studies = sorted({found.study for found in answer.items})
-            record.issues = answer.issues
+            record.issues, record.count = answer.issues, len(answer.items)
             with stage("view"):
                 items = tuple(view_found(view, found) for found in ordered(answer.items, sort))
             return Answer(items, _view_issues(view, answer.issues))
@@ -120,11 +118,9 @@ class Pipeline:
     async def study(self, caller: Caller, uid: str, names: Sequence[str], choose: Choice) -> Answer[StudyTree]:
         """One study with its series and instances. `choose` picks among the patients' studies of the UID, as the caller
         sees them, or raises. Raises NotFound when every node said no."""
-        nodes, view = self._plan(caller, names, "r")
-        ref = view_ref(view, Ref(uid))
-        async with self._audited("read", caller, nodes, view, ref=ref) as record:
+        async with self._request("read", caller, names, ref=Ref(uid)) as (nodes, view, record):
             with stage("nodes"):
-                answer = await self.federation.studies(ref.study, nodes)
+                answer = await self.federation.studies(view.uid_inbound(uid), nodes)
                 located, issues = _chosen(choose, answer.items, view), answer.issues
                 series = await self.federation.series_of(located)
                 instances = await in_parallel(series.items, self.federation.instances_of)
@@ -139,12 +135,10 @@ class Pipeline:
 
     async def metadata(self, caller: Caller, ref: Ref, names: Sequence[str]) -> Metadata:
         """One data set per instance (DICOM JSON model), as the caller may see it; bulk data has no address yet."""
-        nodes, view = self._plan(caller, names, "r")
-        inner = view_ref(view, ref)
-        async with self._audited("metadata", caller, nodes, view, ref=inner) as record:
+        async with self._request("metadata", caller, names, ref=ref) as (nodes, view, record):
             with stage("nodes"):
-                described = await self.retrieval.metadata(inner, nodes)
-            record.issues = (*described.silent, *described.gaps)
+                described = await self.retrieval.metadata(view_ref(view, ref), nodes)
+            record.issues, record.count = (*described.silent, *described.gaps), len(described.datasets)
             with stage("view"):
                 datasets = tuple(view.dataset(dataset) for dataset in described.datasets)
             return Metadata(datasets, _view_issues(view, record.issues), bool(described.gaps))
@@ -154,11 +148,9 @@ class Pipeline:
         self, caller: Caller, ref: Ref, names: Sequence[str], transfer_syntax: str
     ) -> AsyncIterator[Outgoing]:
         """The instances under `ref`. `transfer_syntax` is '' (stored), '*' or one UID. Leaving closes what is open upstream."""
-        nodes, view = self._plan(caller, names, "r")
-        inner = view_ref(view, ref)
         async with (
-            self._audited("retrieve", caller, nodes, view, ref=inner) as record,
-            self.retrieval.open(inner, nodes) as opened,
+            self._request("retrieve", caller, names, ref=ref) as (nodes, view, record),
+            self.retrieval.open(view_ref(view, ref), nodes) as opened,
         ):
             record.issues = (*opened.silent, *opened.gaps)
             async with aclosing_iterator(self._outgoing(opened.instances, view, transfer_syntax, record)) as instances:
@@ -176,11 +168,9 @@ class Pipeline:
         self, caller: Caller, ref: Ref, numbers: Sequence[int], names: Sequence[str]
     ) -> AsyncIterator[AsyncIterator[FramePart]]:
         """The frames (1-based) of one instance, in the order asked for. Pixel data carries no identifiers to hide."""
-        nodes, view = self._plan(caller, names, "r")
-        inner = view_ref(view, ref)
         async with (
-            self._audited("frames", caller, nodes, view, ref=inner) as record,
-            aclosing_iterator(self.retrieval.frames(inner, numbers, nodes)) as frames,
+            self._request("frames", caller, names, ref=ref) as (nodes, view, record),
+            aclosing_iterator(self.retrieval.frames(view_ref(view, ref), numbers, nodes)) as frames,
         ):
             record.count = len(numbers)
             yield frames
@@ -190,11 +180,9 @@ class Pipeline:
         self, caller: Caller, ref: Ref, path: str, names: Sequence[str]
     ) -> AsyncIterator[AsyncIterator[FramePart]]:
         """One bulk data value of one instance, in one part or more, by its path ('54000100.1.54001010')."""
-        nodes, view = self._plan(caller, names, "r")
-        inner = view_ref(view, ref)
         async with (
-            self._audited("bulkdata", caller, nodes, view, ref=inner),
-            aclosing_iterator(self.retrieval.bulkdata(inner, tuple(path.split(".")), nodes)) as parts,
+            self._request("bulkdata", caller, names, ref=ref) as (nodes, view, _),
+            aclosing_iterator(self.retrieval.bulkdata(view_ref(view, ref), tuple(path.split(".")), nodes)) as parts,
         ):
             yield parts
 
@@ -203,32 +191,32 @@ class Pipeline:
         nodes = self.federation.select((), lambda config: self.policy.may_use(caller, config.id, config.purposes))
         return [_state(node) for node in nodes]
 
-    def _plan(
-        self, caller: Caller, names: Sequence[str], action: str, resource: str = "ImagingStudy"
-    ) -> tuple[list[Node], View]:
-        """The nodes the caller may ask, and the view that it asks through. Raises Forbidden when none is left.
-
-        `action` is the SMART permission: 'r' for reading what is known by its id, 's' for searching.
-        """
-        self.policy.require(caller, resource, action)
-        nodes = self.federation.select(names, lambda config: self.policy.may_use(caller, config.id, config.purposes))
-        self.policy.require_nodes(caller, [node.id for node in nodes])
-        return nodes, self.views.of(caller)
-
     @asynccontextmanager
-    async def _audited(
+    async def _request(
         self,
         action: str,
         caller: Caller,
-        nodes: Sequence[Node],
-        view: View,
+        names: Sequence[str],
+        *,
         query: Query | None = None,
         ref: Ref | None = None,
-    ) -> AsyncIterator[AuditRecord]:
-        """Writes one audit record whatever happens, and lets no error out that has not passed the view."""
-        record = self.audit.begin(action, caller, [node.id for node in nodes], query=query, ref=ref)
+        resource: str = "ImagingStudy",
+    ) -> AsyncIterator[tuple[list[Node], View, AuditRecord]]:
+        """Authorises and plans; writes one audit record whatever happens; lets no error out that has not passed the view.
+
+        Gives the nodes the caller may ask and the view it asks through. Raises Forbidden, also when no node is left.
+        """
+        view = self.views.of(caller)
+        record = self.audit.begin(action, caller, names, query=query, ref=ref)
         try:
-            yield record
+            self.policy.require(caller, resource, "s" if action == "search" and resource == "ImagingStudy" else "r")
+            nodes = self.federation.select(
+                names, lambda config: self.policy.may_use(caller, config.id, config.purposes)
+            )
+            record.nodes = tuple(node.id for node in nodes)
+            record.studies = [view.uid_inbound(ref.study)] if ref else record.studies
+            self.policy.require_nodes(caller, record.nodes)
+            yield nodes, view, record
             record.outcome = "partial" if record.issues else "success"
         except GatewayError as error:
             record.outcome = error.code

@@ -1,4 +1,4 @@
-"""OPTIONS on the DICOMweb service: what it offers, as JSON (PS3.18 8.9); no token is needed to ask."""
+"""What the gateway offers and where tokens come from; no token is needed to ask (PS3.18 8.9, SMART App Launch, RFC 9728)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from gateway.edge.context import base_of
 from gateway.edge.negotiation import DICOM, DICOM_JSON, FRAME_TYPES
+from gateway.security.discovery import protected_resource, smart_configuration
 
 _SEARCH_LEVELS = ("/studies", "/series", "/instances", "/studies/{study}/series", "/studies/{study}/instances",
                   "/studies/{study}/series/{series}/instances")  # fmt: skip
@@ -42,3 +43,15 @@ async def dicomweb(request: Request) -> Response:
     node = request.path_params.get("node")
     root = f"{base_of(request)}/nodes/{node}/dicom-web" if node else f"{base_of(request)}/dicom-web"
     return Response(orjson.dumps(description(root)), headers={"Allow": "GET, OPTIONS"}, media_type="application/json")
+
+
+async def smart(request: Request) -> Response:
+    """`/.well-known/smart-configuration`: where tokens come from and which scopes there are. 404 on an open gateway."""
+    issuer, metadata = request.app.state.settings.oidc_issuer, request.app.state.identity.metadata
+    return Response(orjson.dumps(smart_configuration(issuer, metadata)), media_type="application/json")
+
+
+async def resource(request: Request) -> Response:
+    """`/.well-known/oauth-protected-resource`: which issuer guards this gateway. 404 on an open one."""
+    issuer = request.app.state.settings.oidc_issuer
+    return Response(orjson.dumps(protected_resource(base_of(request), issuer)), media_type="application/json")

@@ -7,6 +7,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from gateway.edge import admin, capabilities, fhir, qido, wado
 from gateway.model.vocabulary import Level
 
+_FHIR_ROOTS = ("", "/fhir", "/fhir/r4", "/fhir/r5")
 _STUDY, _SERIES, _INSTANCE = "/studies/{study}", "/series/{series}", "/instances/{instance}"
 
 
@@ -42,6 +43,8 @@ def table() -> list[BaseRoute]:
         Route("/ready", admin.ready, methods=["GET"], name="ready"),
         Route("/metrics", admin.metrics, methods=["GET"], name="metrics"),
         Route("/nodes", admin.nodes, methods=["GET"], name="nodes"),
+        *(Route(f"{root}/.well-known/smart-configuration", capabilities.smart, name="smart") for root in _FHIR_ROOTS),
+        Route("/.well-known/oauth-protected-resource", capabilities.resource, name="protected-resource"),
         Mount("/nodes/{node}/dicom-web", routes=dicomweb(), name="node-dicomweb"),
         Mount("/dicom-web", routes=dicomweb(), name="dicomweb"),
         Mount("/fhir/r4", routes=fhir.routes("4.0"), name="fhir-r4"),
