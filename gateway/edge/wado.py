@@ -82,7 +82,7 @@ async def _respond(
     first = await _with_first_chunk(first)
     if accept.single_part:
         media_type = f"{DICOM}; transfer-syntax={first.transfer_syntax}"
-        response = OpenStream(stack.pop_all(), _guarded(first.body), media_type, headers)
+        response = OpenStream(stack.pop_all(), _guarded(_alone(first, outgoing.instances)), media_type, headers)
     else:
         boundary = multipart.boundary()
         body = _guarded(_parts(boundary, context.root, first, outgoing.instances))
@@ -105,6 +105,15 @@ async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byt
     async with aclosing_iterator(rest) as chunks:
         async for chunk in chunks:
             yield chunk
+
+
+async def _alone(one: OutgoingInstance, rest: AsyncIterator[OutgoingInstance]) -> AsyncIterator[bytes]:
+    """The one instance, and then the node's own end of the retrieve: only that says that it was sent whole."""
+    async with aclosing_iterator(one.body) as body:
+        async for chunk in body:
+            yield chunk
+    async for _ in rest:
+        raise BrokenOff("a single part cannot hold a second instance")
 
 
 async def _parts(

@@ -190,10 +190,14 @@ def _threads(node: str) -> Threads:
 
 async def _fetch_alone(ref: Ref, fetch: Fetch, path: Path) -> Path:
     """One instance into a file. Raises NotFound when the node does not give it."""
+    found = False
     async with fetch(ref) as instances:
         async for one in instances:
-            return await _save(one, path)
-    raise NotFound(f"the series has no instance {ref.instance}")
+            await _save(one, path)
+            found = True
+    if not found:
+        raise NotFound(f"the series has no instance {ref.instance}")
+    return path
 
 
 async def _save(one: OpenedInstance, path: Path) -> Path:
