@@ -107,8 +107,10 @@ def show(found: Studies) -> None:
     for heading in layout:
         table.add_column(heading, no_wrap=not screen.is_terminal, overflow="fold")
     for row in found.rows:
-        cells = _cells(row)
-        table.add_row(*(Text("\n".join(console.printable(cells[name]) for name in names)) for names in layout.values()))
+        cells = {name: console.printable(value) for name, value in _cells(row).items()}
+        if screen.is_terminal:
+            cells["Nodes"] = cells["Nodes"].replace(" ", "\n")
+        table.add_row(*(Text("\n".join(cells[name] for name in names)) for names in layout.values()))
     screen.print(table)
     screen.print(f"{len(found.rows)} {'study' if len(found.rows) == 1 else 'studies'}")
 
@@ -121,8 +123,7 @@ _STACKED = {
     "Date": ("Date", "Modalities"),
     "Patient": ("Name", "Patient"),
     "Study": ("Description", "Study UID"),
-    "Series": ("Series",),
-    "Images": ("Images",),
+    "Series\nImages": ("Series", "Images"),
     "Nodes": ("Nodes",),
 }
 

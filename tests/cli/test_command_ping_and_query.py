@@ -165,3 +165,11 @@ def test_without_a_gateway_query_says_how_to_get_one(command: Command, refused_p
 def test_several_warnings_in_one_header_are_told_apart() -> None:
     headers = ['299 gateway "node a: says \\"no\\", twice", 299 gateway "node b: cannot be reached"', '299 - "c"']
     assert query.warnings_of(headers) == ('node a: says "no", twice', "node b: cannot be reached", "c")
+
+
+def test_what_a_hospital_sends_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = {"vr": "PN", "Value": [{"Alphabetic": "Evil\x1b[2J\x07^[bold]Eve[/bold]"}]}
+    query.show(query.Studies([{"00100010": name}], ()))
+    shown = capsys.readouterr().out
+    assert "Evil [2J  [bold]Eve[/bold]" in shown
+    assert "\x1b" not in shown
