@@ -7,6 +7,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import time
 from enum import StrEnum
 
 import orjson
@@ -14,6 +15,7 @@ import orjson
 from gateway.errors import InvalidQuery
 from gateway.model.answer import Found
 from gateway.model.dataset import text
+from gateway.model.moments import parse_date, parse_time
 from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME, Level, tag
 
 SERIES_NUMBER, INSTANCE_NUMBER = tag("SeriesNumber"), tag("InstanceNumber")
@@ -42,9 +44,10 @@ def sort_key(found: Found, sort: Sort = Sort.NEWEST) -> Key:
     )
     if sort is Sort.ID:
         return last
-    moment = text(found.attributes, STUDY_DATE)[:8] + text(found.attributes, STUDY_TIME)[:6].ljust(6, "0")
-    if len(moment) < 14 or not moment.isdecimal():
+    day, clock = parse_date(text(found.attributes, STUDY_DATE)), parse_time(text(found.attributes, STUDY_TIME))
+    if day is None:
         return ("~", *last)
+    moment = f"{day:%Y%m%d}{clock or time.min:%H%M%S}".zfill(14)
     if sort is Sort.NEWEST:
         moment = "".join(chr(ord("9") - ord(digit) + ord("0")) for digit in moment)
     return (moment, *last)
