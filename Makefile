@@ -9,10 +9,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input --quiet install -c requirements.lock
 PORT ?= 8080
+# A file's tests share their peers, so they stay on one worker.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 # Debian keeps Orthanc in /usr/sbin, which is not on every user's PATH.
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
-.PHONY: help demo test lint format bench interop lock image clean
+.PHONY: help demo test lint format bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

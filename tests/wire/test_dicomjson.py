@@ -62,11 +62,9 @@ def expected(attributes):
 PYDICOM_LACKS = {"00280008", "300C0002"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda p: p.name)
+@pytest.mark.parametrize("file", [p for p in FILES if read(p, stop_before_pixels=True)], ids=lambda p: p.name)
 def test_every_file_of_pydicom_reads_as_pydicom_reads_it(file):
     untouched = read(file)
-    if untouched is None:
-        pytest.skip("not a DICOM file")
     written = to_json(untouched)
     orjson.dumps(written)
     reference = json.loads(read(file).to_json(suppress_invalid_tags=True))

@@ -82,7 +82,8 @@ def test_every_file_of_pydicom_is_described_and_its_frames_are_those_of_pydicom(
         found = [frame(instance, number) for number in range(1, instance.frames.count + 1)]
         sizes = [instance.frames.locate(number).size for number in range(1, instance.frames.count + 1)]
         assert [len(one) for one in found] == sizes
-        assert found == list(expected_frames(reference, instance))
+        expected = expected_frames(reference, instance)
+        assert expected is None or found == expected
 
 
 def expected_frames(reference, instance):
@@ -93,7 +94,7 @@ def expected_frames(reference, instance):
         return [encaps.get_frame(value, index, number_of_frames=number) for index in range(number)]
     if reference.original_encoding[1] is False:
         if reference.BitsAllocated == 1 or reference.get("PlanarConfiguration") == 1:
-            pytest.skip("pydicom rearranges these pixels")
+            return None  # pydicom rearranges these pixels
         pixels = reference.pixel_array
         value = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
     size = instance.frames.locate(1).size
