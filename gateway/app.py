@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import secrets
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import pydicom.config
 from starlette.applications import Starlette
@@ -17,48 +15,27 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from gateway.adapters.dicomweb import DicomwebAdapter
-from gateway.adapters.dimse import DimseAdapter
-from gateway.adapters.dimse.storage_scp import StorageReceiver
-from gateway.adapters.fhir import FhirAdapter
-from gateway.adapters.files import FilesAdapter
-from gateway.adapters.http import auth as credentials
-from gateway.adapters.http.client import HttpClient, Timeouts
-from gateway.adapters.http.transport import TlsOptions
+from gateway.assembly import Builder, build_node, receiver_of
 from gateway.cache.answers import Answers, Ttl
 from gateway.cache.client import Cache
 from gateway.cache.spool import Spool
 from gateway.edge import identifiers, problems, routes
 from gateway.edge.middleware import Authentication, Telemetry
 from gateway.edge.proxies import Proxies
-from gateway.errors import GatewayError, SettingsError
+from gateway.errors import GatewayError
 from gateway.federation import nodes as node_file
 from gateway.federation.fanout import cancel_all, in_parallel
 from gateway.federation.federate import Federation
 from gateway.federation.merge import Domains
 from gateway.federation.node import Node
 from gateway.federation.nodes import (
-    Auth,
-    BasicAuth,
-    BearerAuth,
-    ClientCredentials,
-    Connection,
-    DimseConnection,
-    FhirConnection,
-    FilesConnection,
-    HttpConnection,
-    NodeConfig,
     NodeFile,
-    Tls,
 )
 from gateway.federation.pixels import Pixels
 from gateway.federation.retrieve import Retrieval
 from gateway.federation.spooled import SpooledSeries
-from gateway.mapping.ask import Asker
 from gateway.mapping.load import load_all
-from gateway.mapping.read import Reader
 from gateway.mapping.schema import Mapping as FormatMapping
-from gateway.model.seam import Adapter, Location
 from gateway.pipeline import Pipeline, Views
 from gateway.privacy.view import PlainView, View
 from gateway.security.audit import Audit
@@ -77,180 +54,6 @@ class PlainViews:
 
     def of(self, caller: Caller) -> View:
         return PlainView()
-
-
-@dataclass(slots=True)
-class Builder:
-    """Builds adapters and remembers them, so that all are opened and closed together."""
-
-    receiver: StorageReceiver | None = None
-    built: list[Adapter] = field(default_factory=list)
-    by_address: dict[tuple[str, str], Adapter] = field(default_factory=dict)
-
-    def adapter(self, config: NodeConfig, connection: Connection, mapping: FormatMapping) -> Adapter:
-        """The adapter for one connection of a node; does no I/O."""
-        adapter = _ADAPTERS[type(connection)](self, config, connection, mapping)
-        self.built.append(adapter)
-        return adapter
-
-    def opener(self, config: NodeConfig) -> Callable[[Location], Awaitable[Adapter]]:
-        """Opens the addresses that a node hands out: DICOMweb, with the node's own credentials inside its `allow` list."""
-
-        async def open_location(location: Location) -> Adapter:
-            key = (config.id, location.address)
-            if key not in self.by_address:
-                http = http_client(config, location.address, _auth_of(config.connection), _tls_of(config.connection))
-                adapter = DicomwebAdapter(config.id, http=http, quirks=_quirks(config))
-                await adapter.open()
-                self.by_address.setdefault(key, adapter)
-            return self.by_address[key]
-
-        return open_location
-
-
-def _files(_: Builder, config: NodeConfig, connection: Any, mapping: FormatMapping) -> Adapter:
-    assert isinstance(connection, FilesConnection)
-    return FilesAdapter(
-        config.id,
-        directory=connection.directory,
-        index=connection.index,
-        rescan=connection.rescan,
-        character_set=config.character_set or mapping.character_set,
-    )
-
-
-def _dimse(builder: Builder, config: NodeConfig, connection: Any, mapping: FormatMapping) -> Adapter:
-    assert isinstance(connection, DimseConnection)
-    return DimseAdapter(
-        config.id,
-        host=connection.host,
-        port=connection.port,
-        called_ae_title=connection.called_ae_title,
-        calling_ae_title=connection.calling_ae_title,
-        max_associations=connection.max_associations,
-        connect_timeout=config.connect_deadline,
-        response_timeout=config.idle_deadline,
-        tls=_tls_context(connection.tls, config.id) if connection.tls else None,
-        retrieve=connection.retrieve,
-        move_receiver=builder.receiver,
-        move_destination_ae=builder.receiver.ae_title if builder.receiver else "",
-        move_calling_ae_titles=connection.move_calling_ae_titles,
-        character_set=config.character_set or mapping.character_set,
-        relational=connection.relational,
-        patient_root=connection.patient_root,
-        name_matching=connection.name_matching,
-    )
-
-
-def _tls_context(tls: Tls, node: str) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_bundle)
-        if tls.certificate:
-            context.load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError):
-        raise SettingsError(f"node[{node}].connection.tls: the certificates cannot be read") from None
-    return context
-
-
-def _dicomweb(_: Builder, config: NodeConfig, connection: Any, __: FormatMapping) -> Adapter:
-    assert isinstance(connection, HttpConnection)
-    return DicomwebAdapter(
-        config.id,
-        http=http_client(config, connection.url, connection.auth, connection.tls, connection.max_connections),
-        qido_prefix=connection.qido_prefix,
-        wado_prefix=connection.wado_prefix,
-        stow_prefix=connection.stow_prefix,
-        quirks=_quirks(config),
-    )
-
-
-def _fhir(_: Builder, config: NodeConfig, connection: Any, __: FormatMapping) -> Adapter:
-    assert isinstance(connection, FhirConnection)
-    http = http_client(config, connection.url, connection.auth, connection.tls, connection.max_connections)
-    return FhirAdapter(config.id, http=http, version=connection.version)
-
-
-_ADAPTERS: Mapping[type[Connection], Callable[[Builder, NodeConfig, Any, FormatMapping], Adapter]] = {
-    FilesConnection: _files,
-    DimseConnection: _dimse,
-    HttpConnection: _dicomweb,
-    FhirConnection: _fhir,
-}
-
-
-def http_client(config: NodeConfig, url: str, auth: Auth, tls: Tls, max_connections: int = 16) -> HttpClient:
-    """The HTTP client of one node, with its deadlines, its credentials and its allow list."""
-    return HttpClient(
-        config.id,
-        base_url=url,
-        auth=_credentials(auth),
-        tls=TlsOptions(tls.ca_bundle, tls.certificate, tls.key),
-        timeouts=Timeouts(
-            connect=config.connect_deadline,
-            first_byte=config.first_byte_deadline,
-            idle=config.idle_deadline,
-            total=config.search_deadline,
-        ),
-        allow=config.allow,
-        max_connections=max_connections,
-    )
-
-
-def _credentials(auth: Auth) -> credentials.HttpAuth:
-    if isinstance(auth, BasicAuth):
-        return credentials.Basic(auth.username, auth.password.get_secret_value())
-    if isinstance(auth, BearerAuth):
-        return credentials.Bearer(auth.token.get_secret_value())
-    if isinstance(auth, ClientCredentials):
-        return credentials.ClientCredentials(
-            auth.token_url, auth.client_id, auth.client_secret.get_secret_value(), auth.private_key, auth.scope
-        )
-    return None
-
-
-def _quirks(config: NodeConfig) -> frozenset[str] | None:
-    return None if config.quirks is None else frozenset(config.quirks)
-
-
-def _auth_of(connection: Connection) -> Auth:
-    return connection.auth if isinstance(connection, (HttpConnection, FhirConnection)) else node_file.NoAuth()
-
-
-def _tls_of(connection: Connection) -> Tls:
-    return connection.tls if isinstance(connection, (HttpConnection, FhirConnection)) else Tls()
-
-
-def build_node(config: NodeConfig, builder: Builder, formats: Mapping[str, FormatMapping], ttl: Ttl) -> Node:
-    """One node at work. Raises SettingsError naming the key of a mapping that there is not."""
-    mapping = formats.get(config.mapping_name)
-    if mapping is None:
-        known = ", ".join(sorted(formats))
-        raise SettingsError(
-            f"node[{config.id}].mapping: there is no mapping '{config.mapping_name}'; there are {known}"
-        )
-    mapping, retrieve = mapping.knowing(config.issuers), config.retrieve
-    return Node(
-        config,
-        builder.adapter(config, config.connection, mapping),
-        Asker(mapping, config.issuer, character_set=config.character_set),
-        Reader(mapping, config.id, config.issuer, time_zone=config.time_zone),
-        builder.opener(config),
-        builder.adapter(config, retrieve.connection, formats["dicom"]) if retrieve else None,
-        ttl,
-    )
-
-
-def receiver_of(file: NodeFile) -> StorageReceiver | None:
-    """Our C-MOVE destination: only the DIMSE nodes themselves may send to it, from their own addresses."""
-    if file.move_receiver is None:
-        return None
-    allowed: dict[str, list[str]] = {}
-    for config in file.enabled:
-        if isinstance(config.connection, DimseConnection):
-            for title in config.connection.move_calling_ae_titles or (config.connection.called_ae_title,):
-                allowed.setdefault(title, []).append(config.connection.host)
-    settings = file.move_receiver
-    return StorageReceiver(settings.ae_title, settings.host, settings.port, allowed)
 
 
 def create_app(settings: Settings, file: NodeFile | None = None, views: Views | None = None) -> Starlette:
@@ -394,6 +197,3 @@ def _tune_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-
-
-__all__ = ["Builder", "build_node", "create_app", "http_client"]

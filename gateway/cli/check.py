@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
-from gateway.app import Builder, build_node, receiver_of
+from gateway.assembly import Builder, build_node, receiver_of
 from gateway.cache.answers import Ttl
 from gateway.cli import console
 from gateway.errors import GatewayError, SettingsError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from gateway.app import Builder, build_node, receiver_of
+from gateway.assembly import Builder, build_node, receiver_of
 from gateway.cache.answers import Ttl
 from gateway.cli import console
 from gateway.errors import GatewayError, NodeError, NodeTimeout, SettingsError
