@@ -28,7 +28,7 @@ def capability_statement(*, is_r5: bool, root: str) -> dict[str, Any]:
         "software": {"name": "imaging-gateway", "version": __version__},
         "implementation": {"description": "Federated imaging look-ups", "url": root},
         "fhirVersion": "5.0.0" if is_r5 else "4.0.1",
-        "format": ["json", "application/fhir+json"],
+        "format": ["json"],
         "rest": [{"mode": "server", "resource": [_imaging_study(is_r5), *_readable()]}],
     }
 
