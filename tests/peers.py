@@ -27,6 +27,8 @@ import pydicom
 import pytest
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.valuerep import PN_DELIMS
+from pynetdicom import AE, build_role, evt
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelGet
 
 from gateway.simulators.fhir import FhirOptions, FhirSimulator
 
@@ -85,9 +87,7 @@ def running(
         _wait(process, port)
         yield process
     finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+        # Nothing of it is kept, so that nothing has to be put in order first: Orthanc takes its time for that.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -205,6 +205,36 @@ def findscu(peer: DimsePeer, level: str = "STUDY", **keys: str) -> list[pydicom.
         command = [needs("findscu"), "-S", "-X", "-od", str(directory), "-aec", peer.ae_title, *options]
         subprocess.run([*command, "127.0.0.1", str(peer.port)], check=True, capture_output=True, timeout=60)
         return [pydicom.dcmread(path, force=True) for path in sorted(directory.glob("rsp*.dcm"))]
+
+
+def c_get(peer: DimsePeer, instance: pydicom.FileDataset) -> bytes:
+    """The data set bytes that a bare pynetdicom C-GET receives, in the transfer syntax that the file is stored in."""
+    syntax = instance.file_meta.TransferSyntaxUID
+    received: list[bytes] = []
+
+    def store(event: Any) -> int:
+        assert event.context.transfer_syntax == syntax
+        received.append(event.request.DataSet.getvalue())
+        return 0x0000
+
+    entity = AE()
+    entity.add_requested_context(StudyRootQueryRetrieveInformationModelGet)
+    entity.add_requested_context(instance.SOPClassUID, syntax)
+    roles = [build_role(instance.SOPClassUID, scp_role=True)]
+    identifier = pydicom.Dataset()
+    identifier.QueryRetrieveLevel = "IMAGE"
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        setattr(identifier, keyword, instance[keyword].value)
+    handlers = [(evt.EVT_C_STORE, store)]
+    association = entity.associate("127.0.0.1", peer.port, ae_title=peer.ae_title, ext_neg=roles, evt_handlers=handlers)
+    assert association.is_established
+    try:
+        for _ in association.send_c_get(identifier, StudyRootQueryRetrieveInformationModelGet):
+            pass
+    finally:
+        association.release()
+    (only,) = received
+    return only
 
 
 def raw_text(dataset: pydicom.Dataset, keyword: str, default: str = "") -> str:

@@ -508,7 +508,7 @@ async def test_a_peer_that_takes_the_connection_and_says_nothing_is_a_timeout_in
                 began = time.monotonic()
                 with pytest.raises(NodeTimeout):
                     await anext(operation)
-                assert time.monotonic() - began < 1.5
+                assert time.monotonic() - began < 3
         await eventually(lambda: _connections(silent.port) == [])
 
 
