@@ -1,0 +1,86 @@
+"""A client that wants bytes and keeps none, in a process of its own: `drain.py URL ACCEPT COPIES` prints what it read."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from urllib.parse import urlsplit
+
+_BUFFER = 1 << 20
+_TIMEOUT = 120
+
+
+@dataclass(frozen=True)
+class Drained:
+    """`seconds` from the first request sent to the last byte read, all copies together; `bytes` of all bodies."""
+
+    bytes: int
+    seconds: float
+    whole: int
+
+
+def run(url: str, accept: str, copies: int = 1) -> Drained:
+    """Reads a URL, so many times at once, in another process. Raises RuntimeError unless every body came whole."""
+    command = [sys.executable, __file__, url, accept, str(copies)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT + 10).stdout
+    drained = Drained(**json.loads(told))
+    if drained.whole != copies:
+        raise RuntimeError(f"{copies - drained.whole} of {copies} answers of {url} were refused or cut short")
+    return drained
+
+
+def read(url: str, accept: str) -> tuple[int, bool]:
+    """(bytes of the body, whether it was a 2xx that came to its proper end)."""
+    address = urlsplit(url)
+    path = address.path + (f"?{address.query}" if address.query else "")
+    lines = [f"GET {path} HTTP/1.1", f"Host: {address.netloc}", f"Accept: {accept}", "Connection: close", "", ""]
+    with socket.create_connection((address.hostname, address.port), _TIMEOUT) as connection:
+        connection.sendall("\r\n".join(lines).encode())
+        return _body(connection)
+
+
+def _body(connection: socket.socket) -> tuple[int, bool]:
+    buffer, size, end = bytearray(_BUFFER), 0, b""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        more = connection.recv(65536)
+        if not more:
+            return 0, False
+        received += more
+    head, _, begun = received.partition(b"\r\n\r\n")
+    size, end = len(begun), begun[-5:]
+    while count := connection.recv_into(buffer):
+        size += count
+        end = (end + bytes(buffer[max(0, count - 5) : count]))[-5:]
+    return size, head[9:10] == b"2" and _is_whole(head, size, end)
+
+
+def _is_whole(head: bytes, size: int, end: bytes) -> bool:
+    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    if headers.get(b"transfer-encoding") == b"chunked":
+        return end == b"0\r\n\r\n"
+    if b"content-length" in headers:
+        return int(headers[b"content-length"]) == size
+    return end.endswith(b"--\r\n")  # Orthanc frames several parts by nothing but the closing delimiter
+
+
+def main(url: str, accept: str, copies: int) -> None:
+    results: list[tuple[int, bool]] = []
+    threads = [threading.Thread(target=lambda: results.append(read(url, accept))) for _ in range(copies)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - began
+    size, whole = sum(size for size, _ in results), sum(is_whole for _, is_whole in results)
+    print(json.dumps(asdict(Drained(size, seconds, whole))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,117 @@
+"""The processes of a measurement, one per part: the gateway, its nodes, the clients; and the gateway's memory from outside."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests import peers
+
+ROOT = Path(__file__).parents[2]
+_MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Server:
+    """A process that serves on a port of loopback."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def gateway(nodes: Sequence[Mapping[str, Any]], **settings: object) -> Iterator[Server]:
+    """The gateway as `serve` runs it, over [[node]] tables; `settings` are the GATEWAY_* variables in lower case."""
+    with peers.home() as directory:
+        (directory / "nodes.toml").write_text("\n".join(map(_node, nodes)))
+        port = peers.free_port()
+        given = {"nodes": "nodes.toml", "port": port, "audit": "audit", "spool": directory, "log_level": "WARNING", **settings}
+        environment = {f"GATEWAY_{name.upper()}": str(value) for name, value in given.items()}
+        with _running([sys.executable, "-m", "gateway", "serve"], directory, port, **environment) as process:
+            yield Server(process, port)
+
+
+def _node(table: Mapping[str, Any]) -> str:
+    """A [[node]] block. A JSON text, number, list or boolean is a TOML one."""
+    plain = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
+    inner = [f"{key} = {json.dumps(value)}" for key, value in table["connection"].items()]
+    return "\n".join(["[[node]]", *plain, "[node.connection]", *inner])
+
+
+@contextmanager
+def simulator(protocol: str, directory: Path) -> Iterator[Server]:
+    """The simulator of a protocol over a directory of DICOM files."""
+    with peers.home() as home:
+        port = peers.free_port()
+        command = [sys.executable, "-m", "tests.bench.peer", protocol, str(directory), str(port)]
+        with _running(command, home, port) as process:
+            yield Server(process, port)
+
+
+@contextmanager
+def pump(upstream: str) -> Iterator[Server]:
+    """The byte pump in front of a server."""
+    with peers.home() as directory:
+        port = peers.free_port()
+        command = [sys.executable, "-m", "tests.bench.pump", upstream, str(port)]
+        with _running(command, directory, port) as process:
+            yield Server(process, port)
+
+
+@contextmanager
+def _running(command: list[str], directory: Path, port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Raises RuntimeError with the end of its log when it does not start."""
+    with ExitStack() as stack:
+        try:
+            started = peers.running(command, directory, port, PYTHONPATH=str(ROOT), **environment)
+            process = stack.enter_context(started)
+        except RuntimeError:
+            raise RuntimeError((directory / "log").read_text()[-2000:]) from None
+        yield process
+
+
+def node(identifier: str, adapter: str, connection: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A [[node]] table."""
+    return {"id": identifier, "name": identifier, "adapter": adapter, "connection": connection, **more}
+
+
+class Memory:
+    """The resident memory of a process and its children, looked at every 20 ms from outside. `growth` is in 10^6 bytes."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = psutil.Process(process.pid)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self.before = self.most = self._resident()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @property
+    def growth(self) -> float:
+        return (self.most - self.before) / _MEGABYTE
+
+    def _resident(self) -> int:
+        return int(self._process.memory_info().rss)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            self.most = max(self.most, self._resident())
