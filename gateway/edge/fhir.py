@@ -82,6 +82,7 @@ async def _metadata(asked: FhirRequest) -> Response:
 
 
 async def _search(asked: FhirRequest) -> Response:
+    asked.context.pipeline.policy.require(asked.context.caller, "ImagingStudy", "s")
     lenient = "handling=lenient" in asked.request.headers.get("prefer", "").replace(" ", "")
     pairs = query_pairs(asked.request)
     search = await parse(pairs, asked.renderer, lenient=lenient)
@@ -217,6 +218,7 @@ def _contain_outcome(resource: Resource, issues: Sequence[Issue]) -> None:
 
 async def _read_patient(asked: FhirRequest) -> Response:
     context, identifier = asked.context, asked.request.path_params["id"]
+    context.pipeline.policy.require(context.caller, "Patient", "r")
     key = await asked.renderer.patients.key_of(identifier)
     if key is None:
         raise NotFound("there is no Patient of that id; ids are given out by ImagingStudy searches")

@@ -11,10 +11,11 @@ from gateway.edge import negotiation
 from gateway.edge.identifiers import DICOM_UID, uid_of_id
 from gateway.edge.imagingstudy import ACCESSION, DCM, SCT, V2_0203, Renderer, status
 from gateway.edge.periods import Period, compare
-from gateway.errors import InvalidQuery, NotFound
+from gateway.errors import InvalidQuery
 from gateway.federation.page import Sort
 from gateway.model.anatomy import BODY_PARTS
 from gateway.model.answer import Found
+from gateway.model.matching import matches
 from gateway.model.patient import PatientKey
 from gateway.model.query import Match, Operator, Query, check_uid
 from gateway.model.vocabulary import (
@@ -39,6 +40,8 @@ _INCLUDES = {
     "ImagingStudy:subject": "patient",
 }
 _TOKEN_SYSTEMS = {"modality": (DCM, "http://dicom.nema.org/resources/ontology/DCM", "urn:oid:1.2.840.10008.2.16.4")}
+_RESULT_PARAMETERS = ("_count", "_sort", "_summary", "_cursor")
+_ONE_LEVEL_DOWN = {SERIES_UID: "series", INSTANCE_UID: "instance", SOP_CLASS_UID: "dicom-class", BODY_PART: "bodysite"}
 SUMMARIES = ("true", "text", "data", "count", "false")
 
 
@@ -82,6 +85,8 @@ async def parse(pairs: Sequence[tuple[str, str]], renderer: Renderer, *, lenient
     search = StudySearch(renderer)
     for name, raw in pairs:
         parser = PARAMETERS.get(name)
+        if name in _RESULT_PARAMETERS and any(used == name for used, _ in search.used):
+            raise InvalidQuery(f"{name} is given twice", parameter=name)
         if parser is None:
             if not lenient:
                 raise InvalidQuery(
@@ -93,8 +98,8 @@ async def parse(pairs: Sequence[tuple[str, str]], renderer: Renderer, *, lenient
         if raw == "":
             continue
         await parser(search, split_or(raw))
-        if name != "_cursor":
-            search.used.append((name, raw))
+        search.used.append((name, raw))
+    search.used = [(name, raw) for name, raw in search.used if name != "_cursor"]
     _match_repeated_here(search)
     return search
 
@@ -106,15 +111,12 @@ def split_or(raw: str) -> list[str]:
 
 def _match_repeated_here(search: StudySearch) -> None:
     """A second key on one attribute cannot be in one Query: it is asked of the rows found."""
-    from gateway.model.matching import matches
-
     first: set[tuple[str, ...]] = set()
     for match in search.matches:
         if match.path in first:
-            if match.path[0] in (SERIES_UID, INSTANCE_UID, SOP_CLASS_UID, BODY_PART):
-                raise InvalidQuery(
-                    f"{match.name} may be searched for once; give alternatives with a comma", parameter=match.name
-                )
+            name = _ONE_LEVEL_DOWN.get(match.path[0])
+            if name:
+                raise InvalidQuery(f"{name} may be given once; alternatives go with a comma", parameter=name)
             search.conditions.append(lambda found, match=match: matches(match, found.attributes) is True)  # type: ignore[misc]
         first.add(match.path)
 
@@ -164,16 +166,21 @@ def _has_identifier(renderer: Renderer, found: Found, wanted: set[tuple[str | No
     return False
 
 
-async def _patient_reference(search: StudySearch, values: list[str]) -> None:
+def _patient_parser(parameter: str) -> Parser:
     """Patient ids of ours: resolved to (issuer, id); one that was never given out finds nothing."""
-    keys = [await _patient_of(search, value) for value in values]
-    _add_patients(search, [key for key in keys if key])
+
+    async def parse_references(search: StudySearch, values: list[str]) -> None:
+        keys = [await _patient_of(search, value, parameter) for value in values]
+        _add_patients(search, [key for key in keys if key])
+
+    return parse_references
 
 
-async def _patient_of(search: StudySearch, reference: str) -> PatientKey | None:
+async def _patient_of(search: StudySearch, reference: str, parameter: str) -> PatientKey | None:
     type_, _, identifier = reference.rpartition("/")
-    if type_ not in ("", "Patient", f"{search.renderer.base}/fhir/Patient"):
-        raise InvalidQuery("the subject of an ImagingStudy here is a Patient of this server", parameter="patient")
+    roots = ("", "/r4", "/r5")
+    if type_ not in ("", "Patient", *(f"{search.renderer.base}/fhir{root}/Patient" for root in roots)):
+        raise InvalidQuery("the subject of an ImagingStudy here is a Patient of this server", parameter=parameter)
     return await search.renderer.patients.key_of(identifier)
 
 
@@ -285,13 +292,20 @@ async def _endpoint(search: StudySearch, values: list[str]) -> None:
 
 
 async def _id(search: StudySearch, values: list[str]) -> None:
-    wanted = set(values)
-    try:
-        uids = [uid_of_id(value) for value in values]
-    except InvalidQuery:
-        raise NotFound("there is no ImagingStudy of that id", parameter="_id") from None
-    search.matches.append(_any_of((STUDY_UID,), uids))
+    """An id that no study can have finds nothing, as one that none has."""
+    wanted = {value: uid for value in values if (uid := _uid_or_none(value))}
+    if not wanted:
+        search.impossible = True
+        return
+    search.matches.append(_any_of((STUDY_UID,), list(wanted.values())))
     search.conditions.append(lambda found: search.renderer.study_id(found) in wanted)
+
+
+def _uid_or_none(identifier: str) -> str | None:
+    try:
+        return uid_of_id(identifier)
+    except InvalidQuery:
+        return None
 
 
 async def _count(search: StudySearch, values: list[str]) -> None:
@@ -334,8 +348,8 @@ def _one(values: list[str], parameter: str) -> str:
 
 PARAMETERS: dict[str, Parser] = {
     "identifier": _identifier,
-    "patient": _patient_reference,
-    "subject": _patient_reference,
+    "patient": _patient_parser("patient"),
+    "subject": _patient_parser("subject"),
     "patient.identifier": _patient_identifier,
     "subject.identifier": _patient_identifier,
     "patient:identifier": _patient_identifier,

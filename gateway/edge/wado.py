@@ -30,7 +30,7 @@ _BULKDATA = re.compile(r"[0-9A-Fa-f]{8}(\.[1-9][0-9]{0,8}\.[0-9A-Fa-f]{8}){0,16}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class BrokenOff(Exception):  # noqa: N818 - it is what happened, not a programming error
+class BrokenOff(Exception):
     """Ends a streamed answer without its closing delimiter, so that no client takes it for whole."""
 
 

@@ -76,7 +76,13 @@ def node_tables(corpus: Corpus, stack: contextlib.ExitStack) -> list[dict[str, A
         simulator = DimseSimulator(corpus.nodes[node].directory, ae_title=hospital.ae_title)
         connection = {"host": "127.0.0.1", "port": simulator.start(), "called_ae_title": hospital.ae_title}
         stack.callback(simulator.stop)
-        more = {"adapter": "dimse", "character_set": hospital.character_set, "connection": connection}
+        mapping = {"pl-krakow": "dicom-latin2-pl", "gr-athens": "dicom-greek"}.get(node, "dicom")
+        more = {
+            "adapter": "dimse",
+            "mapping": mapping,
+            "character_set": hospital.character_set,
+            "connection": connection,
+        }
         tables.append({**hints(node), **more})
     tables.append({**hints("es-madrid"), "adapter": "dicomweb", "connection": {"url": dicomweb("es-madrid")}})
     pixels = dicomweb("de-berlin")

@@ -180,6 +180,17 @@ def test_a_split_study_is_whole(demo: Demo) -> None:
         ]
 
 
+@pytest.mark.xfail(
+    strict=True, reason="federation: a holder that does not itself answer a key is missing from the union"
+)
+@pytest.mark.parametrize("modality", ["CT", "RTSTRUCT"])
+def test_a_split_study_is_whole_by_whatever_key_it_is_found(demo: Demo, modality: str) -> None:
+    planted = demo.corpus.case("split-study")
+    (row,) = rows(demo, StudyDate="20250403", ModalitiesInStudy=modality)
+    assert set(attribute(row, HOLDERS)) == set(planted.nodes)
+    assert attribute(row, INSTANCE_COUNT) == [sum(len(study.instances) for study in planted.studies)]
+
+
 def test_a_bare_patient_id_of_two_people_is_refused_with_the_issuers_named(demo: Demo) -> None:
     for path in (
         "/dicom-web/studies?PatientID=12345",
@@ -236,7 +247,6 @@ def test_undated_studies_come_last_in_both_directions(demo: Demo) -> None:
         assert not dated & set(listed[first:])
 
 
-@pytest.mark.xfail(strict=True, reason="federation/page.py: a StudyDate with dots (ACR-NEMA) sorts as no date")
 def test_a_date_with_dots_sorts_as_a_date(demo: Demo) -> None:
     undated = {study.study_uid for study in demo.corpus.studies() if not study.study_date}
     listed = [attribute(row, STUDY)[0] for row in rows(demo)]
