@@ -126,7 +126,8 @@ class StoreOutcome:
 class Probe:
     """What a node showed of itself when asked: for `ping`, /nodes and the planning of searches.
 
-    `quirks` are short stable words. `latency` is seconds. `advice` are lines for a person: what to put into the node file, what the PACS administrator has to enter.
+    `quirks` are short stable words. `latency` is seconds. `advice` are lines for a person: what to put into the node file,
+    what the PACS administrator has to enter.
     """
 
     product: str = ""
@@ -158,7 +159,8 @@ class Retrieves(Protocol):
 @runtime_checkable
 class Describes(Protocol):
     def describe(self, ref: Ref) -> AsyncIterator[Dataset]:
-        """One data set per instance in the DICOM JSON model, VRs kept. Long values are {"vr", "BulkDataURI": <address of the node's own>}."""
+        """One data set per instance in the DICOM JSON model, VRs kept. Long values are {"vr", "BulkDataURI"}, the address
+        being the node's own."""
 
 
 @runtime_checkable

@@ -116,7 +116,7 @@ RETURNED = {
     ),
 }  # fmt: skip
 
-# Patient and study attributes that may be matched at the STUDY level (PS3.4 C.6.2.1, PS3.18 Table 10.6.1-5 and common optional keys).
+# Patient and study attributes that may be matched at the STUDY level (PS3.4 C.6.2.1, PS3.18 Table 10.6.1-5, optional keys).
 STUDY_KEYS = frozenset(
     _tags(
         "StudyDate", "StudyTime", "AccessionNumber", "IssuerOfAccessionNumberSequence", "ModalitiesInStudy",
