@@ -133,6 +133,8 @@ def _overlapping(value: Span, period: Period) -> bool:
     wanted, prefix = period.span, period.prefix
     if prefix == "ne":
         return True
+    if prefix == "ap":
+        return _approximately(value, period)
     if prefix in ("gt", "ge", "sa"):
         return value.high > wanted.low
     if prefix in ("lt", "le", "eb"):

@@ -233,9 +233,10 @@ def test_a_study_is_found_by_a_series_and_an_instance_of_it(demo: Demo, truths: 
 
 
 def test_a_patient_found_is_a_patient_to_search_by(demo: Demo, truths: list[Truth]) -> None:
-    for truth in (
-        t for t in truths if t.patient_id and len(t.nodes) == 1 and min(t.nodes) in ("pl-krakow", "de-berlin")
-    ):
+    planted = {uid for name in ("unlinked", "uid-clash") for uid in demo.corpus.case(name).study_uids}
+    for truth in truths:
+        if not truth.patient_id or truth.uid in planted or truth.nodes not in ({"pl-krakow"}, {"de-berlin"}):
+            continue
         (entry,) = [
             entry
             for entry in search(demo, f"identifier=urn:oid:{truth.uid}&node={min(truth.nodes)}")["entry"]
