@@ -49,6 +49,14 @@ def _with_request_id(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutabl
     return event
 
 
+def place_of(error: BaseException) -> str:
+    """Where an exception was raised, as 'file.py:12': its text may quote what it stumbled over."""
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    return f"{place.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{place.tb_lineno}" if place else ""
+
+
 def configure(level: str) -> None:
     """Sets up JSON logs on standard error, and keeps libraries that log payloads quiet."""
     structlog.configure(

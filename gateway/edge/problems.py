@@ -12,7 +12,7 @@ from starlette.responses import Response
 from gateway import errors
 from gateway.errors import GatewayError, NodeError, NoNodeAnswered
 from gateway.model.answer import Issue
-from gateway.telemetry import log, request_id
+from gateway.telemetry import log, place_of, request_id
 
 STATUS: dict[type[GatewayError], int] = {
     errors.RequestError: 400,
@@ -87,11 +87,7 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 async def fault(request: Request, error: Exception) -> Response:
     """A fault of ours: the caller gets the request id, the log gets the class and the place, nobody gets the text."""
-    place = error.__traceback__
-    while place and place.tb_next:
-        place = place.tb_next
-    where = f"{place.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{place.tb_lineno}" if place else ""
-    log().error("fault", kind=type(error).__name__, reason=where)
+    log().error("fault", kind=type(error).__name__, reason=place_of(error))
     detail = f"the gateway failed; report the request id {request_id.get()}"
     return render(request, 500, "GW000", "Internal error", detail, None, {})
 

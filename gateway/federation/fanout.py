@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from gateway.errors import NodeError, NodeTimeout, NoNodeAnswered
+from gateway.errors import GatewayError, NodeError, NodeProtocolError, NodeTimeout, NoNodeAnswered
 from gateway.federation.node import Node
-from gateway.telemetry import log
+from gateway.telemetry import log, place_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,11 +17,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[R]):
-    """What one node gave: a value, or the error it failed with."""
+    """What one node gave: a value, or the error it failed with; `fault` is the exception of ours behind that error."""
 
     node: Node
     value: R | None
     error: NodeError | None = None
+    fault: BaseException | None = None
 
 
 async def ask_all(
@@ -29,31 +30,38 @@ async def ask_all(
 ) -> list[Outcome[R]]:
     """One outcome per node, in the order of `nodes`. A caller that leaves cancels its own questions.
 
-    Raises NoNodeAnswered when every node failed; anything that is not a NodeError is a fault of ours and is raised.
+    Raises NoNodeAnswered when every node failed. A fault of ours over one node's answer is that node's failure, so that
+    one hospital's odd data do not hide all the others'; it is logged, and raised when no node gave anything.
     """
     tasks: dict[asyncio.Task[R], Node] = {asyncio.create_task(ask(node)): node for node in nodes}
     try:
         if tasks:
             await asyncio.wait(tasks, timeout=deadline)
-        outcomes = [_outcome(node, task, deadline) for task, node in tasks.items()]
+        outcomes = [_outcome(node, task) for task, node in tasks.items()]
     finally:
         await cancel_all(tasks)
     failures = tuple(outcome.error for outcome in outcomes if outcome.error)
     if failures and len(failures) == len(outcomes):
+        for fault in filter(None, (outcome.fault for outcome in outcomes)):
+            raise fault
         raise failures[0] if len(failures) == 1 else NoNodeAnswered(failures)
     return outcomes
 
 
-def _outcome(node: Node, task: asyncio.Task[R], deadline: float) -> Outcome[R]:
+def _outcome(node: Node, task: asyncio.Task[R]) -> Outcome[R]:
     if not task.done():
-        return Outcome(node, None, NodeTimeout(node.id, f"did not answer within {deadline:g} s"))
+        node.last_failure = NodeTimeout(node.id, "did not answer within the time of the whole search")
+        return Outcome(node, None, node.last_failure)
     error = task.exception()
     if error is None:
         return Outcome(node, task.result())
-    if not isinstance(error, NodeError):
+    if isinstance(error, NodeError):
+        log().warning("node failed", node=node.id, code=error.code, reason=error.reason)
+        return Outcome(node, None, error)
+    if isinstance(error, GatewayError):
         raise error
-    log().warning("node failed", node=node.id, code=error.code, reason=error.reason)
-    return Outcome(node, None, error)
+    log().error("fault", node=node.id, kind=type(error).__name__, reason=place_of(error))
+    return Outcome(node, None, NodeProtocolError(node.id, "gave an answer that cannot be understood"), error)
 
 
 async def in_parallel(items: Iterable[T], work: Callable[[T], Awaitable[R]], *, at_once: int = 4) -> list[R]:

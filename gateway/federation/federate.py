@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from gateway.cache.answers import Answers
 from gateway.errors import Conflict, GatewayError, NodeError, NodeTimeout, NodeUnreachable, NotFound
+from gateway.federation.bearers import issuers_in_doubt
 from gateway.federation.fanout import Outcome, ask_all, in_parallel
 from gateway.federation.merge import Domains, merge, with_counts
 from gateway.federation.node import Node
@@ -17,7 +18,7 @@ from gateway.model.answer import Answer, Found, Issue
 from gateway.model.dataset import text
 from gateway.model.query import Match, Operator, Query
 from gateway.model.study import Row
-from gateway.model.vocabulary import PATIENT_ID, SERIES_INSTANCE_COUNT, STUDY_UID, Level
+from gateway.model.vocabulary import SERIES_INSTANCE_COUNT, STUDY_UID, Level
 
 _SHARED_STUDIES_COUNTED = 50
 
@@ -49,28 +50,38 @@ class Federation:
 
         Raises NoNodeAnswered when no node answered, Conflict for a bare PatientID that two issuers use.
         """
+        ends = asyncio.get_running_loop().time() + self.deadline
         if query.study and query.level is not Level.STUDY:
-            await self._require_one_patient(query.study, nodes)
-        outcomes = await self._ask(query, nodes)
+            _require_one_patient(query.study, await self._merged(_of_study(query.study), nodes, ends))
+        outcomes = await self._ask(query, nodes, ends)
         issues = _issues(outcomes)
         found = merge(_rows(outcomes), self.domains, self.priority)
         self._check_bare_patient_id(query, found, nodes, issues)
         if query.level is Level.STUDY:
-            found = await self._count_shared(found, issues)
+            found = await self._count_shared(found, issues, ends)
         else:
-            found = marked_by_study(found, self.domains)
+            found = self._marked_by_study(query.study, found)
         return Answer(tuple(found), tuple(issues))
 
-    async def _require_one_patient(self, study: str, nodes: Sequence[Node]) -> None:
-        """What lies below a study of two patients is never listed together. Raises Conflict."""
-        answer = await self._merged(_of_study(study), nodes)
-        if len(answer) > 1 or any(one.in_node for one in answer):
-            raise ambiguous(study, answer)
+    def _marked_by_study(self, study: str | None, found: list[Found]) -> list[Found]:
+        """Series and instances of a study UID that names several patients are as ambiguous as their study.
 
-    async def _merged(self, query: Query, nodes: Sequence[Node]) -> list[Found]:
-        return merge(_rows(await self._ask(query, nodes)), self.domains, self.priority)
+        Raises Conflict where just this `study` was asked for: a node may say only now whose study it holds.
+        """
+        studies = merge((as_study(row) for one in found for row in one.rows), self.domains, {})
+        if study:
+            _require_one_patient(study, studies)
+        kinds = {each.study: each.ambiguous for each in studies if each.ambiguous}
+        return [replace(one, ambiguous=kinds[one.study]) if one.study in kinds else one for one in found]
 
-    async def _ask(self, query: Query, nodes: Sequence[Node]) -> list[Outcome[tuple[tuple[Row, ...], list[Issue]]]]:
+    async def _merged(self, query: Query, nodes: Sequence[Node], ends: float) -> list[Found]:
+        return merge(_rows(await self._ask(query, nodes, ends)), self.domains, self.priority)
+
+    async def _ask(
+        self, query: Query, nodes: Sequence[Node], ends: float | None = None
+    ) -> list[Outcome[tuple[tuple[Row, ...], list[Issue]]]]:
+        """Each node within its own deadline, and all until `ends` on the loop's clock: the end of a whole search."""
+
         async def ask(node: Node) -> tuple[tuple[Row, ...], list[Issue]]:
             budget = Budget(node.id, node.config.descent_parents, node.config.descent_seconds)
             search = NodeSearch(node, self.answers, budget)
@@ -79,19 +90,18 @@ class Federation:
                 async with asyncio.timeout(seconds):
                     return await search.rows(query), search.issues
             except TimeoutError:
-                raise NodeTimeout(node.id, f"did not answer within {seconds:g} s") from None
+                node.last_failure = NodeTimeout(node.id, f"did not answer within {seconds:g} s")
+                raise node.last_failure from None
 
-        return await ask_all(nodes, ask, deadline=self.deadline)
+        left = self.deadline if ends is None else max(0.0, ends - asyncio.get_running_loop().time())
+        return await ask_all(nodes, ask, deadline=left)
 
     def _check_bare_patient_id(
         self, query: Query, found: Sequence[Found], nodes: Sequence[Node], issues: list[Issue]
     ) -> None:
         """House rule: a PatientID without an issuer that two issuers' patients bear is refused, or warned of."""
-        match = query.match_on(PATIENT_ID)
-        if match is None or match.operator is not Operator.EXACT or names_issuer(query) or len(nodes) == 1:
-            return
-        issuers = _unlinked_issuers(found, self.domains)
-        if len(issuers) < 2:
+        issuers = () if len(nodes) == 1 else issuers_in_doubt(query, found, self.domains)
+        if not issuers:
             return
         detail = (
             "this PatientID is used by more than one issuer: "
@@ -99,50 +109,49 @@ class Federation:
             + "; add IssuerOfPatientID (DICOMweb) or a system (FHIR), or search one node"
         )
         if self.refuse_bare_patient_id:
-            raise Conflict(detail, parameter="PatientID", choices=tuple(issuers))
+            raise Conflict(detail, parameter="PatientID", choices=issuers)
         issues.append(Issue("", Conflict.code, detail))
 
-    async def _count_shared(self, found: list[Found], issues: list[Issue]) -> list[Found]:
+    async def _count_shared(self, found: list[Found], issues: list[Issue], ends: float) -> list[Found]:
         """Studies of several holders get their counts from all of them; beyond a ceiling they go without counts."""
         shared = [one for one in found if not one.counted][:_SHARED_STUDIES_COUNTED]
-        counted = await in_parallel(shared, lambda one: self._counted(one, issues))
+        counted = await in_parallel(shared, lambda one: self._counted(one, issues, ends))
         replaced = {id(old): new for old, new in zip(shared, counted, strict=True)}
         return [replaced.get(id(one), one) for one in found]
 
-    async def _counted(self, study: Found, issues: list[Issue]) -> Found:
+    async def _counted(self, study: Found, issues: list[Issue], ends: float) -> Found:
         try:
-            series = await self.series_of(study)
-            sizes = await in_parallel(series.items, self._size)
+            series = await self.series_of(study, ends)
+            sizes = await in_parallel(series.items, lambda one: self._size(one, ends))
+            missing = series.issues
         except NodeError as error:
-            issues.append(Issue.of(error))
-            return study
-        if series.issues:
-            issues.extend(issue for issue in series.issues if issue not in issues)
+            missing = (Issue.of(error),)
+        if missing:
+            issues.extend(issue for issue in missing if issue not in issues)
             return study
         total = None if None in sizes else sum(size for size in sizes if size is not None)
         return with_counts(study, series.items, total)
 
-    async def _size(self, series: Found) -> int | None:
+    async def _size(self, series: Found, ends: float) -> int | None:
         """How many instances a series has over all its holders; None when nobody can say."""
         if len(series.rows) == 1:
             given = text(series.attributes, SERIES_INSTANCE_COUNT)
             if given.isdecimal():
                 return int(given)
-        instances = await self.instances_of(series)
+        instances = await self.instances_of(series, ends)
         return None if instances.issues else len(instances.items)
 
-    async def series_of(self, study: Found) -> Answer[Found]:
+    async def series_of(self, study: Found, ends: float | None = None) -> Answer[Found]:
         """The union of the holders' series of one study of one patient."""
-        return await self._below(study, Query(Level.SERIES, study=study.study))
+        return await self._below(study, Query(Level.SERIES, study=study.study), ends)
 
-    async def instances_of(self, series: Found) -> Answer[Found]:
+    async def instances_of(self, series: Found, ends: float | None = None) -> Answer[Found]:
         """The union of the holders' instances of one series of one patient."""
-        return await self._below(series, Query(Level.IMAGE, study=series.study, series=series.series))
+        return await self._below(series, Query(Level.IMAGE, study=series.study, series=series.series), ends)
 
-    async def _below(self, found: Found, query: Query) -> Answer[Found]:
-        outcomes = await self._ask(query, [self.nodes[name] for name in found.holders])
-        mine = {(row.node, row.patient) for row in found.rows}
-        rows = [row for row in _rows(outcomes) if (row.node, row.patient) in mine]
+    async def _below(self, found: Found, query: Query, ends: float | None) -> Answer[Found]:
+        outcomes = await self._ask(query, [self.nodes[name] for name in found.holders], ends)
+        rows = [row for row in _rows(outcomes) if row.patient in found.patients]
         return Answer(tuple(merge(rows, self.domains, self.priority)), tuple(_issues(outcomes)))
 
     async def studies(self, study: str, nodes: Sequence[Node]) -> Answer[Found]:
@@ -152,15 +161,14 @@ class Federation:
         """
         answer = await self.search(_of_study(study), nodes)
         if not answer.items:
-            raise _not_found(study, answer.issues)
+            raise absent(f"the study {study}", answer.issues)
         return answer
 
     async def locate(self, study: str, nodes: Sequence[Node]) -> Answer[Found]:
         """The one study of this UID, as an answer of one item. Raises as `studies`; Conflict when the UID names several
         patients: their data cannot be told apart by it."""
         answer = await self.studies(study, nodes)
-        if len(answer.items) > 1 or answer.items[0].in_node:
-            raise ambiguous(study, answer.items)
+        _require_one_patient(study, answer.items)
         return answer
 
 
@@ -168,35 +176,15 @@ def _of_study(study: str) -> Query:
     return Query(Level.STUDY, (Match((STUDY_UID,), Operator.EXACT, (study,)),))
 
 
-def marked_by_study(found: list[Found], domains: Domains) -> list[Found]:
-    """Series and instances of a study UID that names several patients are as ambiguous as their study."""
-    studies = merge((as_study(row) for one in found for row in one.rows), domains, {})
-    kinds = {study.study: study.ambiguous for study in studies if study.ambiguous}
-    return [replace(one, ambiguous=kinds[one.study]) if one.study in kinds else one for one in found]
+def _require_one_patient(study: str, found: Sequence[Found]) -> None:
+    """What lies below a study of two patients is never listed together. Raises Conflict."""
+    if len(found) > 1 or any(one.in_node for one in found):
+        raise ambiguous(study, found)
 
 
 def as_study(row: Row) -> Row:
     """The study that a row lies in, as far as its identity goes."""
     return replace(row, level=Level.STUDY, series="", instance="", children=())
-
-
-def names_issuer(query: Query) -> bool:
-    """Whether the search says whose PatientID it means."""
-    names = {"00100021", "00100024"}
-    return any(match.path[0] in names for match in query.matches)
-
-
-def _unlinked_issuers(found: Iterable[Found], domains: Domains) -> list[str]:
-    """The issuers of results that nothing links to each other; [] when all are of one patient."""
-    groups: list[set[str]] = []
-    for one in found:
-        mine = {key.issuer for key in one.patients if key.is_named}
-        mine |= {key.issuer for row in one.rows for key in row.linked}
-        mine |= {issuer for group in domains.groups if group & mine for issuer in group}
-        touching = [group for group in groups if group & mine]
-        groups = [group for group in groups if group not in touching] + [mine.union(*touching)]
-    named = {key.issuer for one in found for key in one.patients if key.is_named}
-    return sorted(named) if len(groups) > 1 else []
 
 
 def _rows(outcomes: Iterable[Outcome[tuple[tuple[Row, ...], list[Issue]]]]) -> list[Row]:
@@ -213,12 +201,12 @@ def _issues(outcomes: Iterable[Outcome[tuple[tuple[Row, ...], list[Issue]]]]) ->
     return issues
 
 
-def _not_found(study: str, issues: Sequence[Issue]) -> GatewayError:
-    """404 only when every selected node said no; a silent node might have it."""
+def absent(what: str, issues: Sequence[Issue]) -> GatewayError:
+    """404 only when every selected node said no; a silent node might have it. `what` is 'the study 1.2.3'."""
     if not issues:
-        return NotFound(f"no node has the study {study}")
+        return NotFound(f"no node has {what}")
     silent = ", ".join(sorted({issue.node for issue in issues if issue.node}))
-    return NodeUnreachable(silent, f"did not answer, and no other node has the study {study}", retry_after=30)
+    return NodeUnreachable(silent, f"did not answer, and no other node has {what}", retry_after=30)
 
 
 def ambiguous(study: str, found: Sequence[Found]) -> Conflict:

@@ -127,7 +127,7 @@ def _found(cluster: list[Row], ambiguous: str, in_node: bool, priority: Mapping[
     """One result: the winner's attributes whole; only what exists follows the union of the holders."""
     best: dict[str, Row] = {}
     for row in sorted(cluster, key=lambda row: _rank(row, priority)):
-        best.setdefault(row.node, row)
+        best[row.node] = _also_known(best[row.node], row) if row.node in best else row
     rows = tuple(best.values())
     winner = rows[0]
     attributes = {**winner.attributes, RETRIEVE_AE_TITLE: attribute(RETRIEVE_AE_TITLE, [row.node for row in rows])}
@@ -143,7 +143,13 @@ def _found(cluster: list[Row], ambiguous: str, in_node: bool, priority: Mapping[
         ambiguous=ambiguous,
         in_node=in_node,
         counted=counted,
+        patients=frozenset(row.patient for row in cluster),
     )
+
+
+def _also_known(kept: Row, other: Row) -> Row:
+    """The better row of one node, with the identifiers that the node knows the same patient by in the other."""
+    return kept if other.patient == kept.patient else replace(kept, linked=kept.linked | {other.patient})
 
 
 def _rank(row: Row, priority: Mapping[str, int]) -> tuple[int, int, int, str]:

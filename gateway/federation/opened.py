@@ -53,4 +53,4 @@ def _is_owners(node: Node, owner: Row, patient: PatientKey) -> bool:
     """
     if patient == owner.patient or patient in owner.linked or node.moves_patient_id:
         return True
-    return patient.id == owner.patient.id and owner.patient.issuer == node.config.issuer
+    return patient.id == owner.patient.id and owner.patient.issuer == node.reader.issuer

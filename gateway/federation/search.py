@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gateway.cache.answers import Answers
@@ -22,7 +22,6 @@ from gateway.model.study import Row
 from gateway.model.vocabulary import (
     DECIDED_BELOW,
     ISSUER,
-    PATIENT_ID,
     SERIES_KEYS,
     STUDY_KEYS,
     STUDY_UID,
@@ -127,6 +126,7 @@ class NodeSearch:
             self.budget.spend(1, match.name)
             query = Query(Level.SERIES, study=row.study, return_=(wanted.path,))
             children = (await self._ask(query)).rows
+        children = tuple(child for child in children if _is_patient_of(child, row, self.node))
         verdicts = [matches(wanted, child.attributes) for child in children]
         if True in verdicts:
             return True
@@ -140,7 +140,8 @@ class NodeSearch:
             self.budget.spend(1, match.name)
             query = Query(Level.IMAGE, study=row.study, series=one.series, return_=(wanted.path,))
             answer = await self._ask(query)
-            verdicts = [matches(wanted, instance.attributes) for instance in answer.rows]
+            mine = [instance for instance in answer.rows if _is_patient_of(instance, row, self.node)]
+            verdicts = [matches(wanted, instance.attributes) for instance in mine]
             if True in verdicts:
                 return True
             undecided |= None in verdicts and not self.node.says_all_of(wanted.path, answer.complete_rows)
@@ -161,44 +162,59 @@ class NodeSearch:
         if self.node.config.relational and not studies_query.matches and not query.study:
             return await self._relational(query)
         parents = await self._studies(studies_query)
-        by_uid: dict[str, list[Row]] = defaultdict(list)
-        for parent in parents:
-            by_uid[parent.study].append(parent)
+        by_uid = _by_uid(parents)
         if not query.study:
             self.budget.spend(len(by_uid), query.level.value)
-        found = await in_parallel(list(by_uid), lambda uid: self._children(below, by_uid[uid]))
-        return tuple(row for rows in found for row in rows)
+        found = await in_parallel(list(by_uid), lambda uid: self._children(below, uid))
+        rows = [row for part in found for row in part]
+        owners: Mapping[str, Sequence[Row]] = by_uid
+        if any(match.path != (STUDY_UID,) for match in studies_query.matches):
+            owners = await self._owners(rows, by_uid)
+        completed = self._completed(rows, owners)
+        return tuple(row for row in completed if any(row.patient == parent.patient for parent in by_uid[row.study]))
+
+    async def _owners(self, rows: Iterable[Row], by_uid: Mapping[str, Sequence[Row]]) -> Mapping[str, Sequence[Row]]:
+        """The patients' studies that rows may belong to, the ones included that the search for studies left out: a row that
+        does not name its patient may be of another one who shares the UID."""
+        unsure = frozenset(row.study for row in rows if not _names_one_of(row, by_uid[row.study], self.node))
+        if not unsure:
+            return by_uid
+        owners = _by_uid(await self._studies_by_uid(Query(Level.STUDY), unsure))
+        return {uid: owners.get(uid) or parents for uid, parents in by_uid.items()}
 
     async def _relational(self, query: Query) -> tuple[Row, ...]:
         """One question at the level itself; the studies are asked for where a row does not name its patient."""
         answer = await self._ask(query)
         kept = [row for row in answer.rows if self._row_answers(query, row, answer)]
-        unnamed = frozenset(row.study for row in kept if PATIENT_ID not in row.attributes)
-        parents = await self._studies_by_uid(Query(Level.STUDY), unnamed) if unnamed else ()
-        by_uid: dict[str, list[Row]] = defaultdict(list)
-        for parent in parents:
-            by_uid[parent.study].append(parent)
-        return tuple(complete(row, by_uid.get(row.study, ()), self.node) for row in kept)
+        unnamed = frozenset(row.study for row in kept if not row.patient.is_named)
+        by_uid = _by_uid(await self._studies_by_uid(Query(Level.STUDY), unnamed) if unnamed else ())
+        return tuple(self._completed(kept, by_uid))
 
-    async def _children(self, query: Query, parents: Sequence[Row]) -> list[Row]:
-        """The rows of `query`'s level below one study."""
-        study = parents[0].study
+    def _completed(self, rows: Iterable[Row], owners: Mapping[str, Sequence[Row]]) -> Iterator[Row]:
+        """Each row with its patient; those that could be of two are left out, and the answer says so."""
+        for row in rows:
+            try:
+                yield complete(row, owners.get(row.study, ()), self.node)
+            except NodeProtocolError as error:
+                self._note(error.code, error.reason)
+
+    async def _children(self, query: Query, study: str) -> list[Row]:
+        """The rows of `query`'s level below one study, whosever they are."""
         if query.level is Level.IMAGE and not query.series and not self.node.config.relational:
             series_query = Query(
                 Level.SERIES, tuple(m for m in query.matches if level_of(m.path) is Level.SERIES), study
             )
-            series = await self._one_level(series_query, parents)
+            series = await self._one_level(series_query)
             self.budget.spend(len(series) - 1, query.level.value)
             below = replace(query, matches=tuple(m for m in query.matches if level_of(m.path) is Level.IMAGE))
             under = [replace(below, study=study, series=one.series) for one in series]
-            found = await in_parallel(under, lambda one: self._one_level(one, parents))
+            found = await in_parallel(under, self._one_level)
             return [row for rows in found for row in rows]
-        return await self._one_level(replace(query, study=study), parents)
+        return await self._one_level(replace(query, study=study))
 
-    async def _one_level(self, query: Query, parents: Sequence[Row]) -> list[Row]:
+    async def _one_level(self, query: Query) -> list[Row]:
         answer = await self._ask(query)
-        kept = [row for row in answer.rows if self._row_answers(query, row, answer)]
-        return [complete(row, parents, self.node) for row in kept]
+        return [row for row in answer.rows if self._row_answers(query, row, answer)]
 
     def _row_answers(self, query: Query, row: Row, answer: NodeAnswer) -> bool:
         verdict, undecided = decide(query, row)
@@ -253,11 +269,22 @@ def complete(row: Row, parents: Sequence[Row], node: Node) -> Row:
     return _with_study(row, mine[0])
 
 
+def _by_uid(studies: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    for study in studies:
+        found[study.study].append(study)
+    return found
+
+
+def _names_one_of(row: Row, parents: Iterable[Row], node: Node) -> bool:
+    return row.patient.is_named and any(_is_patient_of(row, parent, node) for parent in parents)
+
+
 def _is_patient_of(row: Row, parent: Row, node: Node) -> bool:
     """A row without an issuer of its own is given the node's, so the id alone decides then; one without an id fits any."""
     if not row.patient.is_named or row.patient == parent.patient:
         return True
-    return row.patient.id == parent.patient.id and row.patient.issuer == node.config.issuer
+    return row.patient.id == parent.patient.id and row.patient.issuer == node.reader.issuer
 
 
 def _with_study(row: Row, parent: Row) -> Row:

@@ -47,6 +47,7 @@ class Found:
     `rows` has one row per holding node, winner first. `ambiguous` is '' normally; 'clash' when the same UID also names another
     patient of the same issuer, 'unlinked' when it also names a patient of an issuer nobody linked to this one.
     `counted` says that the counts were checked against every holder. `in_node` marks a clash inside one node.
+    `patients` are all identifiers that the holders know this one patient by; by default those of `rows`.
     """
 
     level: Level
@@ -59,6 +60,11 @@ class Found:
     ambiguous: str = ""
     in_node: bool = False
     counted: bool = True
+    patients: frozenset[PatientKey] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not self.patients:
+            object.__setattr__(self, "patients", frozenset(row.patient for row in self.rows))
 
     @property
     def origin(self) -> str:
@@ -69,11 +75,6 @@ class Found:
     def holders(self) -> tuple[str, ...]:
         """The nodes that hold it, winner first."""
         return tuple(row.node for row in self.rows)
-
-    @property
-    def patients(self) -> frozenset[PatientKey]:
-        """Every identifier the holders know this one patient by."""
-        return frozenset(row.patient for row in self.rows)
 
     @property
     def known_as(self) -> frozenset[PatientKey]:

@@ -91,6 +91,7 @@ def view_found(view: View, found: Found) -> Found:
         instance=found.instance and view.uid(found.instance),
         attributes=view.dataset(found.attributes),
         rows=rows,
+        patients=frozenset(row.patient for row in rows),
     )
 
 

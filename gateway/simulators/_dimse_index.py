@@ -113,10 +113,14 @@ class Archive:
             return list(self._instances.values())
 
     def groups(self, level: str) -> Iterator[Group]:
-        """The entities of a level: each is the instances that belong to it, in the order of the files."""
+        """The entities of a level: each is the instances that belong to it, in the order of the files.
+
+        Two patients under one Study Instance UID are two studies, as in Orthanc.
+        """
         grouped: dict[tuple[str, ...], Group] = {}
         for stored in self.instances():
-            path = (stored.unique(PATIENT),) if level == PATIENT else _path(stored, level)
+            path = () if level == PATIENT else _path(stored, level)
+            path += (stored.unique(PATIENT),) if level in (PATIENT, STUDY) else ()
             grouped.setdefault(path, []).append(stored)
         yield from grouped.values()
 

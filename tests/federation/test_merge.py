@@ -31,7 +31,9 @@ from gateway.model.vocabulary import (
 ANSWERS = int(os.environ.get("MERGE_ANSWERS", "10000"))
 NODES = ("alpha", "beta", "gamma", "delta")
 FOLLOWS_UNION = {MODALITIES_IN_STUDY, RETRIEVE_AE_TITLE, STUDY_SERIES_COUNT, STUDY_INSTANCE_COUNT}
-DESCRIPTIVE = [tag(k) for k in ("PatientName", "StudyDescription", "AccessionNumber", "ReferringPhysicianName", "StudyID")]
+DESCRIPTIVE = [
+    tag(k) for k in ("PatientName", "StudyDescription", "AccessionNumber", "ReferringPhysicianName", "StudyID")
+]
 PRIORITY = {"alpha": 1, "beta": 2, "gamma": 2, "delta": 3}
 
 
@@ -43,7 +45,9 @@ class World:
     person: dict[int, int] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
 
-    def add(self, node: str, issuer: str, patient: str, uid: str, person: int, *, linked: PatientKey | None = None) -> None:
+    def add(
+        self, node: str, issuer: str, patient: str, uid: str, person: int, *, linked: PatientKey | None = None
+    ) -> None:
         """A row whose every value names its own node and person, so that a stray value is seen wherever it lands."""
         mark = f"{node}/{person}/{len(self.rows)}"
         attributes = {t: attribute(t, [mark]) for t in DESCRIPTIVE}
@@ -60,7 +64,7 @@ class World:
             item = {PATIENT_ID: attribute(PATIENT_ID, [linked.id]), ISSUER: attribute(ISSUER, [linked.issuer])}
             attributes[tag("OtherPatientIDsSequence")] = {"vr": "SQ", "Value": [item]}
         row = row_of(Level.STUDY, node, attributes, issuer)
-        self.person[id(row)] = person
+        self.person[id(row.attributes)] = person
         self.rows.append(row)
 
 
@@ -110,19 +114,21 @@ Merge = Callable[[Iterable[Row], Domains, dict[str, int]], list[Found]]
 def check(world: World, found: list[Found]) -> None:
     """What must hold of every federated answer, whatever the nodes said."""
     for one in found:
-        people = {world.person[id(row)] for row in one.rows}
+        people = {world.person[id(row.attributes)] for row in one.rows}
         assert len(people) == 1, "one result holds rows of two people"
         winner = one.rows[0]
         for t, value in one.attributes.items():
             if t not in FOLLOWS_UNION:
                 assert winner.attributes.get(t) == value, "a value does not come from the result's origin"
-        assert set(one.attributes) - FOLLOWS_UNION == set(winner.attributes) - FOLLOWS_UNION, "a value was lost or invented"
+        assert set(one.attributes) - FOLLOWS_UNION == set(winner.attributes) - FOLLOWS_UNION, (
+            "a value was lost or invented"
+        )
         assert text(one.attributes, ISSUER) == one.patient.issuer
         assert texts(one.attributes, RETRIEVE_AE_TITLE) == list(one.holders)
         held = {modality for row in one.rows for modality in texts(row.attributes, MODALITIES_IN_STUDY)}
         assert set(texts(one.attributes, MODALITIES_IN_STUDY)) == held, "modalities are not those of the holders"
-    told = Counter((one.study, world.person[id(one.rows[0])]) for one in found)
-    truth = {(row.study, world.person[id(row)]) for row in world.rows}
+    told = Counter((one.study, world.person[id(one.rows[0].attributes)]) for one in found)
+    truth = {(row.study, world.person[id(row.attributes)]) for row in world.rows}
     assert set(told) == truth, "a study of a person was lost or invented"
     assert max(told.values()) == 1, "one study of one person was told twice"
     for uid in {uid for uid, _ in truth}:
@@ -143,7 +149,9 @@ def violations(merge_: Merge, count: int) -> tuple[int, Counter[str]]:
     return broken, kinds
 
 
-def test_no_result_ever_mixes_two_patients_and_every_value_carries_its_origin(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_result_ever_mixes_two_patients_and_every_value_carries_its_origin(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     broken, kinds = violations(merge, ANSWERS)
     with capsys.disabled():
         total = sum(kinds.values())
