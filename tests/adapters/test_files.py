@@ -417,6 +417,21 @@ async def test_searches_that_run_while_the_directory_is_indexed_see_all_of_it(ar
         await node.close()
 
 
+@pytest.mark.timeout(30)
+async def test_searches_that_come_in_the_moment_a_scan_ends_do_not_stop_the_event_loop(tmp_path):
+    node = FilesAdapter("x", directory=tmp_path, rescan=1e-9)
+    await node.open()
+
+    async def search(turns):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert [type(item) async for item in node.find(NativeQuery(Level.STUDY))] == [Report]
+
+    for _ in range(20):
+        await asyncio.gather(*(search(turns) for turns in range(100)))
+    await node.close()
+
+
 async def test_closing_during_the_first_scan_does_not_wait_for_all_of_it(archive):
     node = FilesAdapter("n", directory=archive)
     await node.open()

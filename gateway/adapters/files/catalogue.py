@@ -71,7 +71,7 @@ class Catalogue:
         wanted = time.monotonic() - (0.0 if at_once else self._rescan)
         while self._scanned < wanted:
             # Whoever waits may be cancelled; the scan goes on for the others.
-            await asyncio.shield(self._scan or self._begin_scan())
+            await asyncio.shield(self._scan if self._scan and not self._scan.done() else self._begin_scan())
 
     async def held(self, ref: Ref) -> list[Held]:
         """The files under `ref` as they are now: the directory is looked through again when they have changed."""
@@ -93,20 +93,15 @@ class Catalogue:
         return NodeUnreachable(self.node, "a file cannot be read")
 
     def _begin_scan(self) -> asyncio.Task[None]:
-        began = time.monotonic()
-
-        def end(scan: asyncio.Task[None]) -> None:
-            self._scan = None
-            if not scan.cancelled() and scan.exception() is None:
-                self._scanned = began
-
-        self._scan = asyncio.create_task(self._scan_once())
-        self._scan.add_done_callback(end)
+        self._scan = asyncio.create_task(self._scan_once(time.monotonic()))
+        self._scan.add_done_callback(lambda scan: scan.cancelled() or scan.exception())  # perhaps nobody waits for it
         return self._scan
 
-    async def _scan_once(self) -> None:
+    async def _scan_once(self, began: float) -> None:
+        """What it found counts before anyone else can run: whoever waits for a scan that has ended never gives way."""
         try:
             await run(self._scanner, self._look_through)
+            self._scanned = began
         except OSError:
             raise NodeUnreachable(self.node, "the directory cannot be read") from None
         except sqlite3.Error:
