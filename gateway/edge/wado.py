@@ -35,7 +35,7 @@ class BrokenOff(Exception):
 
 
 class OpenStream(StreamingResponse):
-    """A body that keeps what it reads from open until the last byte is sent or the caller leaves."""
+    """A body that keeps what it reads from open until the last byte is sent or the caller leaves. HEAD reads nothing more."""
 
     def __init__(
         self, stack: AsyncExitStack, body: AsyncIterator[bytes], media_type: str, headers: dict[str, str]
@@ -46,6 +46,10 @@ class OpenStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._stack, aclosing_iterator(self._body):
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await send({"type": "http.response.body"})
+                return
             await super().__call__(scope, receive, send)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from national_nodes import Demo, attribute
 
+from gateway.edge.wado import OpenStream
 from gateway.simulators.corpus import HeldStudy
 from tests.running import Gateway
 
@@ -226,6 +229,38 @@ def test_a_head_request_has_the_headers_and_no_body(demo: Demo) -> None:
     head, get = demo.gateway.client.head(path), demo.get(path)
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["etag"] == get.headers["etag"]
+
+
+def test_a_head_request_for_pixels_costs_no_retrieve_of_the_rest(demo: Demo) -> None:
+    study, instance = tomosynthesis(demo)
+    for path in (f"/dicom-web/studies/{study.study_uid}", instance, f"{instance}/frames/1,2"):
+        head, get = demo.gateway.client.head(path), demo.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert (
+            head.headers["content-type"].partition("boundary")[0]
+            == get.headers["content-type"].partition("boundary")[0]
+        )
+
+
+async def test_a_stream_is_not_read_for_a_head_request() -> None:
+    taken: list[int] = []
+    sent: list[dict[str, Any]] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        taken.append(1)
+        yield b"x"
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    response = OpenStream(AsyncExitStack(), body(), "application/dicom", {"Vary": "Accept"})
+    await response({"type": "http", "method": "HEAD"}, receive, send)
+    assert taken == []
+    assert [message.get("body", b"") for message in sent] == [b"", b""]
+    assert (b"content-type", b"application/dicom") in sent[0]["headers"]
 
 
 def test_what_a_limit_holds_back_is_said(demo: Demo) -> None:
