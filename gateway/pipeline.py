@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from gateway.errors import GatewayError, NotAcceptable
+from gateway.errors import GatewayError, NotAcceptable, NotFound
 from gateway.federation.fanout import in_parallel
-from gateway.federation.federate import Federation
+from gateway.federation.federate import Federation, absent
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.page import Sort, ordered
 from gateway.federation.retrieve import OpenedInstance, Retrieval
@@ -38,10 +38,14 @@ class Views(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StudyTree:
-    """One study whole: its series, each with its instances, as the caller may see them."""
+    """One study whole: its series, each with its instances, as the caller may see them.
+
+    `is_whole` says that every node that holds it told all it has: only then may anything be counted.
+    """
 
     study: Found
     series: tuple[tuple[Found, tuple[Found, ...]], ...]
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +125,16 @@ class Pipeline:
         async with self._request("read", caller, names, ref=Ref(uid)) as (nodes, view, record):
             with stage("nodes"):
                 answer = await self.federation.studies(view.uid_inbound(uid), nodes)
-                located, issues = _chosen(choose, answer.items, view), answer.issues
+                located = _chosen(choose, answer, view)
                 series = await self.federation.series_of(located)
                 instances = await in_parallel(series.items, self.federation.instances_of)
-            every = [*issues, *series.issues, *(issue for each in instances for issue in each.issues)]
-            record.issues = tuple(dict.fromkeys(every))
+            gaps = [*series.issues, *(issue for each in instances for issue in each.issues)]
+            record.issues = tuple(dict.fromkeys((*answer.issues, *gaps)))
             pairs = zip(ordered(series.items), instances_by_series(series.items, instances), strict=True)
             tree = StudyTree(
                 view_found(view, located),
                 tuple((view_found(view, one), tuple(view_found(view, i) for i in inner)) for one, inner in pairs),
+                is_whole=not gaps,
             )
             return Answer((tree,), _view_issues(view, record.issues))
 
@@ -240,10 +245,13 @@ def _state(node: Node) -> NodeState:
 Choice = Callable[[Sequence[Found]], Found]
 
 
-def _chosen(choose: Choice, found: Sequence[Found], view: View) -> Found:
-    """The original of the result that was chosen among what the caller may see."""
-    seen = [view_found(view, one) for one in found]
-    return found[seen.index(choose(seen))]
+def _chosen(choose: Choice, answer: Answer[Found], view: View) -> Found:
+    """The original of the result that was chosen among what the caller may see; a silent node may have the one meant."""
+    seen = [view_found(view, one) for one in answer.items]
+    try:
+        return answer.items[seen.index(choose(seen))]
+    except NotFound:
+        raise absent("the study of that id", answer.issues) from None
 
 
 def instances_by_series(series: Sequence[Found], answers: Sequence[Answer[Found]]) -> list[list[Found]]:

@@ -20,6 +20,7 @@ from gateway.edge.identifiers import uid_of_id
 from gateway.edge.imagingstudy import Renderer, Resource
 from gateway.edge.qido import query_pairs
 from gateway.errors import Conflict, InvalidQuery, NotFound
+from gateway.federation.federate import absent
 from gateway.federation.page import Cursor, Sort
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.query import Match, Operator, Query
@@ -87,14 +88,17 @@ async def _search(asked: FhirRequest) -> Response:
     pairs = query_pairs(asked.request)
     search = await parse(pairs, asked.renderer, lenient=lenient)
     context = asked.context
-    if search.impossible:
-        answer: Answer[Found] = Answer()
-    else:
+    context.pipeline.policy.require(context.caller, "ImagingStudy", "s")
+    for included in sorted(search.includes):
+        context.pipeline.policy.require(context.caller, included.capitalize(), "r")
+    answer: Answer[Found] = Answer()
+    if not search.impossible:
         answer = await context.pipeline.search(context.caller, search.query, context.nodes, search.sort)
+    issues = (*answer.issues, *(Issue("", NotFound.code, text) for text in search.unknown))
     results = [found for found in answer.items if search.accepts(found)]
-    bundle = await _bundle(asked, search, results, answer.issues)
+    bundle = await _bundle(asked, search, results, issues)
     await asked.renderer.patients.flush()
-    return asked.respond(bundle, complete=answer.complete and not search.ignored)
+    return asked.respond(bundle, complete=not issues and not search.ignored)
 
 
 async def _bundle(
@@ -162,8 +166,8 @@ def _included(asked: FhirRequest, search: StudySearch, page: Sequence[Found]) ->
         for found in page:
             if found.patient.is_named:
                 same = [other for other in page if found.patient in other.patients]
-                patient = asked.renderer.patient(same)
-                entries.setdefault(f"Patient/{asked.renderer.patients.id_of(found.patient)}", patient)
+                patient = asked.renderer.patient(found.patient, same)
+                entries.setdefault(f"Patient/{patient['id']}", patient)
     return [
         {"fullUrl": f"{asked.root}/{reference}", "resource": resource, "search": {"mode": "include"}}
         for reference, resource in entries.items()
@@ -190,10 +194,11 @@ async def _read_study(asked: FhirRequest) -> Response:
         raise NotFound(f"there is no ImagingStudy of the id '{identifier[:64]}'") from None
 
     def choose(found: Sequence[Found]) -> Found:
-        ids = {renderer.study_id(one): one for one in found}
-        if identifier in ids:
-            return ids[identifier]
+        named = next((one for one in found if renderer.names(identifier, one)), None)
+        if named is not None:
+            return named
         if uid == identifier:
+            ids = {renderer.study_id(one) for one in found}
             choices = ", ".join(f"ImagingStudy/{each}" for each in sorted(ids))
             raise Conflict(
                 f"the study {uid} is held for more than one patient; read one of: {choices}", choices=tuple(ids)
@@ -203,17 +208,17 @@ async def _read_study(asked: FhirRequest) -> Response:
     answer = await context.pipeline.study(context.caller, uid, context.nodes, choose)
     resource = renderer.tree(answer.items[0])
     if answer.issues:
-        _contain_outcome(resource, answer.issues)
+        resource["meta"] = {"tag": [_SUBSETTED]}
     await renderer.patients.flush()
-    response = asked.respond(resource, complete=answer.complete)
-    for warning in problems.warnings(asked.request, answer.issues, asked.root):
+    return _with_warnings(asked, resource, answer.issues)
+
+
+def _with_warnings(asked: FhirRequest, resource: Resource, issues: Sequence[Issue]) -> Response:
+    """A read has no place for an outcome beside it: what is missing is told in Warning headers."""
+    response = asked.respond(resource, complete=not issues)
+    for warning in problems.warnings(asked.request, issues, asked.root):
         response.headers.append("Warning", warning)
     return response
-
-
-def _contain_outcome(resource: Resource, issues: Sequence[Issue]) -> None:
-    """A read has no place for an outcome beside it: the gap is told in Warning headers, and marked in the resource."""
-    resource["meta"] = {"tag": [_SUBSETTED]}
 
 
 async def _read_patient(asked: FhirRequest) -> Response:
@@ -229,8 +234,8 @@ async def _read_patient(asked: FhirRequest) -> Response:
     )
     found = [one for one in answer.items if key in one.patients]
     if not found:
-        raise NotFound("there is no Patient of that id")
-    return asked.respond(asked.renderer.patient(found), complete=answer.complete)
+        raise absent("a study of this Patient", answer.issues)
+    return _with_warnings(asked, asked.renderer.patient(key, found), answer.issues)
 
 
 def _node(asked: FhirRequest) -> NodeState:

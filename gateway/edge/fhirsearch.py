@@ -60,6 +60,7 @@ class StudySearch:
     summary: str = "false"
     cursor: str = ""
     impossible: bool = False
+    unknown: list[str] = field(default_factory=list)
 
     @property
     def query(self) -> Query:
@@ -171,6 +172,10 @@ def _patient_parser(parameter: str) -> Parser:
 
     async def parse_references(search: StudySearch, values: list[str]) -> None:
         keys = [await _patient_of(search, value, parameter) for value in values]
+        if None in keys:
+            search.unknown.append(
+                f"{parameter}: this Patient id was not given out here, or not kept; search by patient.identifier"
+            )
         _add_patients(search, [key for key in keys if key])
 
     return parse_references
@@ -298,7 +303,7 @@ async def _id(search: StudySearch, values: list[str]) -> None:
         search.impossible = True
         return
     search.matches.append(_any_of((STUDY_UID,), list(wanted.values())))
-    search.conditions.append(lambda found: search.renderer.study_id(found) in wanted)
+    search.conditions.append(lambda found: any(search.renderer.names(one, found) for one in wanted))
 
 
 def _uid_or_none(identifier: str) -> str | None:

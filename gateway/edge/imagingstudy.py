@@ -6,11 +6,12 @@ its neighbours, nowhere else.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.edge.identifiers import DICOM_UID, Issuers, study_id
+from gateway.edge.identifiers import DICOM_UID, Issuers, names_study, study_id
 from gateway.model.anatomy import LATERALITIES, concept_of
 from gateway.model.answer import Found
 from gateway.model.dataset import Dataset, items, text, texts, values
@@ -69,6 +70,10 @@ class Renderer:
         """ImagingStudy.id: the UID, or an id that tells a clash's two studies apart."""
         return study_id(found, self.patients.id_of)
 
+    def names(self, identifier: str, found: Found) -> bool:
+        """Whether an ImagingStudy.id is this study's."""
+        return names_study(identifier, found, self.patients.id_of)
+
     def started(self, found: Found) -> str | None:
         """ImagingStudy.started: with an offset, or a date only."""
         return started(found.attributes, self.zones.get(found.origin))
@@ -84,7 +89,7 @@ class Renderer:
         return resource
 
     def tree(self, tree: StudyTree) -> Resource:
-        """A whole study: every series with every instance, counts as found."""
+        """A whole study: every series with every instance, counts as found; none where a holder did not tell all it has."""
         resource = self._study(tree.study)
         series = []
         for one, instances in tree.series:
@@ -97,6 +102,12 @@ class Renderer:
             resource["series"] = series
             resource["numberOfSeries"] = len(series)
             resource["numberOfInstances"] = sum(one["numberOfInstances"] for one in series)
+        if not tree.is_whole:
+            for holder, name in [
+                (resource, "numberOfSeries"),
+                *((one, "numberOfInstances") for one in (resource, *series)),
+            ]:
+                holder.pop(name, None)
         return resource
 
     def _study(self, found: Found) -> Resource:
@@ -169,12 +180,15 @@ class Renderer:
             return coding
         return {"concept": {"coding": [coding], "text": term} if concept else {"text": term}}
 
-    def patient(self, found: Sequence[Found]) -> Resource:
-        """The Patient of a study, described by that study's origin; every identifier its studies' holders know."""
+    def patient(self, key: PatientKey, found: Sequence[Found]) -> Resource:
+        """The Patient of this identifier, described by the origin of the first of its studies; every identifier that the
+        studies' holders know, but none of an issuer that they do not agree about."""
         one = found[0]
-        keys = sorted({key for study in found for key in study.patients if key.is_named})
-        resource: Resource = {"resourceType": "Patient", "id": self.patients.id_of(one.patient)}
-        resource["identifier"] = [self._patient_identifier(key) for key in keys]
+        others = {other for study in found for other in study.patients if other.is_named} - {key}
+        issuers = Counter(other.issuer for other in (key, *others))
+        resource: Resource = {"resourceType": "Patient", "id": self.patients.id_of(key)}
+        shown = [key, *sorted(other for other in others if issuers[other.issuer] == 1)]
+        resource["identifier"] = [self._patient_identifier(each) for each in shown]
         name = human_name(one.attributes)
         if name:
             resource["name"] = [name]

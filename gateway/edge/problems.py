@@ -128,9 +128,13 @@ def outcome_issue(severity: str, type_: str, code: str, text: str, parameter: st
 
 def issue_of_node(issue: Issue) -> dict[str, object]:
     """A node's failure inside an answer that stands: a warning, so that the searchset itself is valid."""
-    type_ = {"GW202": "timeout", "GW207": "too-costly", "GW209": "incomplete", "GW106": "conflict"}.get(
-        issue.code, "transient"
-    )
+    type_ = {
+        "GW202": "timeout",
+        "GW207": "too-costly",
+        "GW209": "incomplete",
+        "GW106": "conflict",
+        "GW105": "not-found",
+    }.get(issue.code, "transient")
     return outcome_issue("warning", type_, issue.code, issue.text)
 
 
