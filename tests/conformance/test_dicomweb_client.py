@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from dicomweb_client import DICOMwebClient
-from national_nodes import DEAD, Demo, attribute, read
+from national_nodes import DEAD, DIMSE_NODES, Demo, attribute, read
 from pydicom import Dataset
 from pydicom.dataelem import DataElement
 from pydicom.encaps import generate_frames
@@ -338,3 +338,33 @@ def test_a_study_can_be_taken_instance_by_instance(demo: Demo, client: DICOMwebC
         study = held_by(demo, node)[0]
         received = [str(one.SOPInstanceUID) for one in iter_all(client, study)]
         assert sorted(received) == sorted(every_file(demo, study.study_uid))
+
+
+@pytest.mark.parametrize("node", ["de-berlin", "es-madrid", "ee-tartu"])
+def test_any_syntax_gives_the_exact_bytes_of_the_file(demo: Demo, node: str) -> None:
+    for study in held_by(demo, node):
+        for series in study.series:
+            for instance in series.instances[:2]:
+                path = f"/nodes/{node}/dicom-web/studies/{study.study_uid}/series/{series.series_uid}"
+                accept = {"accept": "application/dicom; transfer-syntax=*"}
+                answer = demo.get(f"{path}/instances/{instance.sop_instance_uid}", headers=accept)
+                assert answer.content == instance.path.read_bytes(), instance.path.name
+
+
+@pytest.mark.parametrize("node", DIMSE_NODES)
+def test_any_syntax_gives_the_data_set_bytes_that_the_peer_sent(demo: Demo, node: str) -> None:
+    """The simulated peers send the data sets of their files as they are; the header is the receiver's own (PS3.10 7.1)."""
+    for study in held_by(demo, node):
+        for series in study.series:
+            instance = series.instances[0]
+            path = f"/nodes/{node}/dicom-web/studies/{study.study_uid}/series/{series.series_uid}"
+            accept = {"accept": "application/dicom; transfer-syntax=*"}
+            answer = demo.get(f"{path}/instances/{instance.sop_instance_uid}", headers=accept)
+            assert data_set(answer.content) == data_set(instance.path.read_bytes()), instance.path.name
+
+
+def data_set(file: bytes) -> bytes:
+    """What follows the File Meta Information, whose length (0002,0000) tells where that is."""
+    assert file[128:132] == b"DICM"
+    assert file[132:136] == b"\x02\x00\x00\x00"
+    return file[144 + int.from_bytes(file[140:144], "little") :]
