@@ -106,7 +106,7 @@ class Flights(Generic[T]):
             # Nobody who waits was cancelled, so nobody is told so: to a task group that would mean something else.
             flight.result.set_exception(error or GatewayError("the load was interrupted"))
             flight.result.exception()
-        elif error is not None:
+        elif error is not None and not flight.result.cancelled():  # of an abandoned load nobody wants to know
             task.get_loop().call_exception_handler(
                 {"message": "work after a load failed", "exception": error, "task": task}
             )

@@ -76,11 +76,12 @@ def unpack(packed: str) -> str:
 
 
 class Issuers:
-    """Identifier.system for an issuer and back. `systems` are those that mappings and node files declare."""
+    """Identifier.system for an issuer and back, by what mappings and node files declare: `systems` has the one that each
+    issuer is shown with, `issuers` the issuer of every system, so that both the OID and the URI of an authority find."""
 
-    def __init__(self, systems: Mapping[str, str]) -> None:
+    def __init__(self, systems: Mapping[str, str], issuers: Mapping[str, str] | None = None) -> None:
         self._systems = dict(systems)
-        self._issuers = {system: issuer for issuer, system in systems.items()}
+        self._issuers = {system: issuer for issuer, system in systems.items()} | dict(issuers or {})
 
     def system(self, issuer: str) -> str:
         """A declared URI; an OID or URI as itself; any other text inside a URN of ours."""
@@ -106,6 +107,8 @@ class Issuers:
 def declared(pairs: Iterable[tuple[str, str]]) -> Issuers:
     """Issuers from (issuer, system) pairs; the first system of an issuer is the one shown."""
     systems: dict[str, str] = {}
+    issuers: dict[str, str] = {}
     for issuer, system in pairs:
         systems.setdefault(issuer, system)
-    return Issuers(systems)
+        issuers.setdefault(system, issuer)
+    return Issuers(systems, issuers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeTimeout, 
 from gateway.federation.nodes import NodeConfig
 from gateway.mapping.ask import Asker
 from gateway.mapping.read import Reader
-from gateway.model.query import Query, Ref
+from gateway.model.query import Operator, Query, Ref
 from gateway.model.seam import Adapter, Finds, Locates, Location, NativeQuery, Report
 from gateway.model.study import Row, from_plain, to_plain
 from gateway.model.vocabulary import STUDY_UID, Level
@@ -76,22 +76,26 @@ class Node:
         """Whether an attribute missing from a row has no value: the node gives all it has, and the mapping reads it."""
         return complete_rows and (self.asker.mapping.protocol == "dicom" or self.asker.reads(path))
 
-    async def pixels(self, ref: Ref) -> Adapter:
-        """The adapter that has the instances under `ref`: the node's own, or that of the address it gives. Raises NodeError."""
+    async def places(self, ref: Ref) -> list[tuple[Adapter, Ref]]:
+        """The adapters that have the instances under `ref`, each with its part: the node's own, or those of the addresses
+        that it gives, at least one. Raises NodeError."""
         if self.retriever is not None:
-            return self.retriever
+            return [(self.retriever, ref)]
         if not isinstance(self.finder, Locates):
-            return self.finder
-        async with self.working("locate"), asyncio.timeout(self.config.search_deadline):
+            return [(self.finder, ref)]
+        async with self.working("locate") as ends, asyncio.timeout_at(ends):
             locations = await self.finder.locate(ref)
         if not locations:
             raise Unsupported(self.id, "gives no address for the instances of this study")
-        return await self.opener(locations[0])
+        # Of several addresses for one thing the first serves; one for the whole serves for its parts as well.
+        first = {location.ref: location for location in reversed(locations)}
+        wanted = [first[ref]] if ref in first else [first[each] for each in dict.fromkeys(one.ref for one in locations)]
+        return [(await self.opener(location), location.ref) for location in wanted]
 
     async def probe(self) -> None:
         """Has the adapter learn what the node can do; what it learns it keeps. A node that fails is down until it answers."""
         try:
-            async with self.working("probe"), asyncio.timeout(self.config.search_deadline):
+            async with self.working("probe") as ends, asyncio.timeout_at(ends):
                 await self.finder.probe()
         except NodeError:
             return  # remembered by `working`
@@ -103,12 +107,20 @@ class Node:
         asked = self.asker.ask(query, limit=self.config.max_results)
         if asked is None:
             return NodeAnswer(complete_rows=True)
-        kind = "location" if _is_location(query) else "find"
-        key = query_key(kind, self.digest, asked)
-        return _answer_from_plain(await answers.rows(key, self.ttl.of(kind), lambda: self._load(asked, query)), self.id)
+        key, ttl = self._key(query, asked), self.ttl.of(_kind(query))
+        return _answer_from_plain(await answers.rows(key, ttl, lambda: self._load(asked, query)), self.id)
+
+    async def forget(self, query: Query, answers: Answers) -> None:
+        """Has the node asked anew the next time."""
+        asked = self.asker.ask(query, limit=self.config.max_results)
+        if asked is not None:
+            await answers.forget(self._key(query, asked))
+
+    def _key(self, query: Query, asked: NativeQuery) -> str:
+        return query_key(_kind(query), self.digest, asked)
 
     async def _load(self, asked: NativeQuery, query: Query) -> Loaded:
-        async with self.working("find"), asyncio.timeout(self.config.search_deadline):
+        async with self.working("find") as ends, asyncio.timeout_at(ends):
             answer = await self._collect(asked, query)
         plain = {
             "rows": [to_plain(row) for row in answer.rows],
@@ -134,6 +146,9 @@ class Node:
                 for row in found:
                     self._check_place(row, query)
                 rows.extend(found)
+        self._check_asked(rows, asked, report)
+        if unreadable and not rows:
+            raise NodeProtocolError(self.id, "gave only records that cannot be read")
         truncated = report.truncated or len(rows) >= self.config.max_results
         return NodeAnswer(tuple(rows), report.complete_rows, truncated, unreadable)
 
@@ -142,17 +157,29 @@ class Node:
         if (query.study and row.study != query.study) or (query.series and row.series != query.series):
             raise NodeProtocolError(self.id, "answered with another study than the one asked for")
 
+    def _check_asked(self, rows: Sequence[Row], asked: NativeQuery, report: Report) -> None:
+        """As `_check_place`, for studies asked for by their UIDs, where the node says that it matches those."""
+        for match in asked.match:
+            if match.of == (STUDY_UID,) and match.path in report.matched and match.operator is not Operator.WILDCARD:
+                wanted = {uid.removeprefix("urn:oid:") for uid in match.values}
+                if any(row.study not in wanted for row in rows):
+                    raise NodeProtocolError(self.id, "answered with another study than the one asked for")
+
     @asynccontextmanager
-    async def working(self, operation: str) -> AsyncIterator[None]:
-        """Holds one of the node's permits; translates a deadline into NodeTimeout; counts and remembers the outcome."""
+    async def working(self, operation: str) -> AsyncIterator[float]:
+        """Holds one of the node's permits; translates a deadline into NodeTimeout; counts and remembers the outcome.
+
+        Gives the time of the loop at which a search is to end: what it waited for its permit counts.
+        """
+        ends = asyncio.get_running_loop().time() + self.config.search_deadline
         try:
-            async with asyncio.timeout(self.config.search_deadline):
+            async with asyncio.timeout_at(ends):
                 await self.permits.acquire()
         except TimeoutError:
             raise NodeBusy(self.id, "has too many requests waiting", retry_after=self.config.search_deadline) from None
         try:
             with node_operation(self.id, operation):
-                yield
+                yield ends
             self.last_failure, self.has_answered = None, True
         except TimeoutError:
             self.last_failure = NodeTimeout(self.id, f"did not answer within {self.config.search_deadline:g} s")
@@ -175,10 +202,10 @@ async def aclosing_iterator(iterator: AsyncIterator[T]) -> AsyncIterator[AsyncIt
             await close()
 
 
-def _is_location(query: Query) -> bool:
-    """A search for one study by its UID alone: where it is, which is remembered longer than an open search."""
+def _kind(query: Query) -> str:
+    """A search for one study by its UID alone is its location, which is remembered longer than an open search."""
     only = query.matches[0] if len(query.matches) == 1 and query.level is Level.STUDY else None
-    return only is not None and only.path == (STUDY_UID,)
+    return "location" if only is not None and only.path == (STUDY_UID,) else "find"
 
 
 def _answer_from_plain(plain: Any, node: str) -> NodeAnswer:

@@ -76,9 +76,9 @@ class DimseSimulator:
 
     @property
     def open_associations(self) -> int:
-        """Associations that are established now."""
+        """Associations that are established now; not those that ended while they were being established."""
         with self._lock:
-            return len(self._associations)
+            return sum(one.is_established and one.is_alive() for one in self._associations)
 
     def start(self) -> int:
         """Reads the directory, listens, and gives the port."""
