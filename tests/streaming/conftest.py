@@ -20,6 +20,8 @@ class Bulk:
     multiframe: str
     series: str
     tiny: str
+    small: Path
+    """Another directory, quick to read: the same multi-frame study in 40 MB, the same tiny one, nothing else."""
 
     @property
     def multiframe_file(self) -> Path:
@@ -29,10 +31,13 @@ class Bulk:
 @pytest.fixture(scope="session")
 def bulk() -> Iterator[Bulk]:
     with peers.home() as home:
-        directory = home / "bulk"
+        directory, small = home / "bulk", home / "small"
+        large_multiframe(small / "multiframe.dcm", 40)
+        ct_series(small, 8, rows=64, columns=64, key="tiny")
         yield Bulk(
             directory,
             large_multiframe(directory / "multiframe.dcm", 200),
             ct_series(directory / "series", 400),
             ct_series(directory / "tiny", 8, rows=64, columns=64, key="tiny"),
+            small,
         )
