@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import time
 from enum import StrEnum
@@ -14,8 +14,9 @@ import orjson
 
 from gateway.errors import InvalidQuery
 from gateway.model.answer import Found
-from gateway.model.dataset import text
+from gateway.model.dataset import Dataset, text
 from gateway.model.moments import parse_date, parse_time
+from gateway.model.study import Row
 from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME, Level, tag
 
 SERIES_NUMBER, INSTANCE_NUMBER = tag("SeriesNumber"), tag("InstanceNumber")
@@ -44,13 +45,21 @@ def sort_key(found: Found, sort: Sort = Sort.NEWEST) -> Key:
     )
     if sort is Sort.ID:
         return last
-    day, clock = parse_date(text(found.attributes, STUDY_DATE)), parse_time(text(found.attributes, STUDY_TIME))
+    return (_moment(found.attributes, sort), *last)
+
+
+def newest_first(rows: Iterable[Row]) -> list[Row]:
+    """Study rows by date and time, newest first, undated ones last; then by UID."""
+    return sorted(rows, key=lambda row: (_moment(row.attributes, Sort.NEWEST), row.study, row.node))
+
+
+def _moment(attributes: Dataset, sort: Sort) -> str:
+    """Study date and time as a text that orders ascending; what has no date comes last either way."""
+    day, clock = parse_date(text(attributes, STUDY_DATE)), parse_time(text(attributes, STUDY_TIME))
     if day is None:
-        return ("~", *last)
+        return "~"
     moment = f"{day:%Y%m%d}{clock or time.min:%H%M%S}".zfill(14)
-    if sort is Sort.NEWEST:
-        moment = "".join(chr(ord("9") - ord(digit) + ord("0")) for digit in moment)
-    return (moment, *last)
+    return moment if sort is Sort.OLDEST else "".join(chr(ord("9") - ord(digit) + ord("0")) for digit in moment)
 
 
 def _number(found: Found) -> tuple[str, ...]:

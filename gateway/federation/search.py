@@ -68,6 +68,9 @@ class NodeSearch:
         """The rows of `query`'s level that answer every key. Raises NodeError."""
         query = self.node.asker.canonical(query)
         if query.level is Level.STUDY:
+            uids = query.match_on(STUDY_UID)
+            if uids and len(uids.values) > _UIDS_A_QUESTION:
+                return await self._studies_by_uid(query, frozenset(uids.values))
             return await self._studies(query)
         return await self._below_studies(query)
 

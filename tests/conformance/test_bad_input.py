@@ -205,7 +205,6 @@ def test_a_frame_that_the_instance_has_not_is_refused(demo: Demo, frames: str) -
         assert (answer.status_code, answer.json()["parameter"]) == (400, "frames")
 
 
-@pytest.mark.xfail(strict=True, reason="federation/pixels.py: a part of a held study that gives nothing is a 502")
 def test_an_instance_a_series_or_a_value_that_the_study_has_not_is_404(demo: Demo) -> None:
     for node in ("ee-tartu", "es-madrid", "fr-lyon", "de-berlin"):
         study = demo.corpus.nodes[node].studies[0]

@@ -180,9 +180,6 @@ def test_a_split_study_is_whole(demo: Demo) -> None:
         ]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="federation: a holder that does not itself answer a key is missing from the union"
-)
 @pytest.mark.parametrize("modality", ["CT", "RTSTRUCT"])
 def test_a_split_study_is_whole_by_whatever_key_it_is_found(demo: Demo, modality: str) -> None:
     planted = demo.corpus.case("split-study")
