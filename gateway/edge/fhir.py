@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gateway.edge import negotiation, problems
+from gateway.edge import negotiation, problems, validity
 from gateway.edge.context import Context, context_of, mark_cacheable, revalidated
 from gateway.edge.fhirmeta import capability_statement
 from gateway.edge.fhirsearch import StudySearch, parse
@@ -59,6 +59,8 @@ class FhirRequest:
 
     def respond(self, resource: Resource, *, complete: bool = True, status: int = 200) -> Response:
         """A resource in this request's version; a partial answer is not to be stored."""
+        if self.context.settings.validate_fhir:
+            validity.check(resource, is_r5=self.renderer.is_r5)
         body = orjson.dumps(resource)
         version = "5.0" if self.renderer.is_r5 else "4.0"
         response = Response(body, status, media_type=f"{FHIR_JSON}; fhirVersion={version}")

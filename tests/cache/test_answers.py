@@ -7,7 +7,6 @@ import pytest
 from gateway.cache.answers import Answers, Loaded, Ttl
 from gateway.cache.client import Cache
 from gateway.cache.keys import FEDERATED, key
-from gateway.cache.locations import Locations
 from gateway.errors import NodeTimeout
 
 K = key("find", "de-1", "question")
@@ -145,24 +144,3 @@ async def test_every_kind_has_a_time_and_an_unknown_kind_has_none():
     assert (ttl.of("find"), ttl.of("metadata")) == (5, 3600)
     with pytest.raises(AttributeError):
         ttl.of("nonsense")
-
-
-async def test_a_location_is_known_node_by_node(cache):
-    locations = Locations(cache, Ttl(negative=0.1))
-    await locations.set("1.2.3", "de-1", True)
-    await locations.set("1.2.3", "fr-1", False)
-    assert await locations.get("1.2.3", ["de-1", "fr-1", "pl-1"]) == {"de-1": True, "fr-1": False}
-    assert await locations.get("1.2.4", ["de-1"]) == {}
-    await asyncio.sleep(0.15)
-    assert await locations.get("1.2.3", ["de-1", "fr-1"]) == {"de-1": True}
-
-
-async def test_a_location_is_forgotten_by_study_and_by_node(cache):
-    locations = Locations(cache)
-    for study in ("1.2.3", "1.2.4"):
-        for node in ("de-1", "fr-1"):
-            await locations.set(study, node, True)
-    await locations.forget("1.2.3", ["de-1"])
-    await cache.purge_node("fr-1")
-    assert await locations.get("1.2.3", ["de-1", "fr-1"]) == {}
-    assert await locations.get("1.2.4", ["de-1", "fr-1"]) == {"de-1": True}
