@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 
 from gateway.assembly import Builder, build_node, receiver_of
 from gateway.cache.answers import Answers, Ttl
@@ -77,6 +78,8 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
         middleware=[
             Middleware(Telemetry),
             *_cors(settings),
+            # Within CORS and telemetry: a page of another origin is told of a fault of ours too, with its request id.
+            Middleware(ServerErrorMiddleware, problems.fault),
             Middleware(
                 Authentication,
                 identity,
@@ -88,7 +91,6 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
         exception_handlers={
             GatewayError: problems.gateway_error,
             HTTPException: problems.http_error,
-            Exception: problems.fault,
         },
         lifespan=lambda app: _lifespan(app, settings, file, formats, secret, identity, views or PlainViews()),
     )
