@@ -80,6 +80,7 @@ class Silent:
     gateway: Gateway
     dimse: DimseSimulator
     ports: tuple[int, ...]
+    of_others: frozenset[threading.Thread]
 
     def measure(self) -> dict[str, Any]:
         """What requests may hold, as it stands now."""
@@ -89,8 +90,11 @@ class Silent:
             "tasks": asyncio.run_coroutine_threadsafe(_tasks(), self.gateway.loop).result(5),
             "associations": self.dimse.open_associations,
             "connections": _connections(self.ports),
-            "threads": sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("dimse-")),
+            "threads": sorted(one.name for one in self._threads() if one.name.startswith("dimse-")),
         }
+
+    def _threads(self) -> set[threading.Thread]:
+        return set(threading.enumerate()) - self.of_others
 
 
 async def _tasks() -> int:
@@ -105,6 +109,7 @@ def _connections(ports: tuple[int, ...]) -> int:
 @pytest.fixture
 def silent(shelf: Shelf, tmp_path: Path) -> Iterator[Silent]:
     (tmp_path / "none").mkdir()
+    others = frozenset(threading.enumerate())
     pacs = DimseSimulator(tmp_path / "none", options=DimseOptions(black_hole="association"))
     web = DicomwebSimulator(tmp_path / "none", DicomwebOptions(black_hole=True))
     server = FhirSimulator(tmp_path / "none", "R4", FhirOptions(black_hole=True))
@@ -117,7 +122,7 @@ def silent(shelf: Shelf, tmp_path: Path) -> Iterator[Silent]:
             node("fhir", "fhir", {"url": server.url}, search_deadline=DEADLINE),
         ]
         with Gateway(nodes, cache=False) as gateway:
-            yield Silent(gateway, pacs, (pacs.port, web.port, server.port, deaf.port))
+            yield Silent(gateway, pacs, (pacs.port, web.port, server.port, deaf.port), others)
 
 
 def test_nodes_that_never_answer_delay_an_answer_by_their_deadline_and_are_named(silent: Silent, shelf: Shelf) -> None:
