@@ -38,7 +38,14 @@ def gateway(nodes: Sequence[Mapping[str, Any]], **settings: object) -> Iterator[
     with peers.home() as directory:
         (directory / "nodes.toml").write_text("\n".join(map(_node, nodes)))
         port = peers.free_port()
-        given = {"nodes": "nodes.toml", "port": port, "audit": "audit", "spool": directory, "log_level": "WARNING", **settings}
+        given = {
+            "nodes": "nodes.toml",
+            "port": port,
+            "audit": "audit",
+            "spool": directory,
+            "log_level": "WARNING",
+            **settings,
+        }
         environment = {f"GATEWAY_{name.upper()}": str(value) for name, value in given.items()}
         with _running([sys.executable, "-m", "gateway", "serve"], directory, port, **environment) as process:
             yield Server(process, port)
