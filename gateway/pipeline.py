@@ -68,6 +68,14 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
+class OutgoingParts:
+    """Frames or bulk data under way, the first of them there; `issues` name silent nodes."""
+
+    parts: AsyncIterator[FramePart]
+    issues: tuple[Issue, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Metadata:
     """One data set per instance (DICOM JSON model); `issues` and `partial` as in Outgoing."""
 
@@ -171,25 +179,24 @@ class Pipeline:
     @asynccontextmanager
     async def frames(
         self, caller: Caller, ref: Ref, numbers: Sequence[int], names: Sequence[str]
-    ) -> AsyncIterator[AsyncIterator[FramePart]]:
+    ) -> AsyncIterator[OutgoingParts]:
         """The frames (1-based) of one instance, in the order asked for. Pixel data carries no identifiers to hide."""
         async with (
             self._request("frames", caller, names, ref=ref) as (nodes, view, record),
-            aclosing_iterator(self.retrieval.frames(view_ref(view, ref), numbers, nodes)) as frames,
+            self.retrieval.frames(view_ref(view, ref), numbers, nodes) as opened,
         ):
-            record.count = len(numbers)
-            yield frames
+            record.count, record.issues = len(numbers), opened.silent
+            yield OutgoingParts(opened.parts, _view_issues(view, opened.silent))
 
     @asynccontextmanager
-    async def bulkdata(
-        self, caller: Caller, ref: Ref, path: str, names: Sequence[str]
-    ) -> AsyncIterator[AsyncIterator[FramePart]]:
+    async def bulkdata(self, caller: Caller, ref: Ref, path: str, names: Sequence[str]) -> AsyncIterator[OutgoingParts]:
         """One bulk data value of one instance, in one part or more, by its path ('54000100.1.54001010')."""
         async with (
-            self._request("bulkdata", caller, names, ref=ref) as (nodes, view, _),
-            aclosing_iterator(self.retrieval.bulkdata(view_ref(view, ref), tuple(path.split(".")), nodes)) as parts,
+            self._request("bulkdata", caller, names, ref=ref) as (nodes, view, record),
+            self.retrieval.bulkdata(view_ref(view, ref), tuple(path.split(".")), nodes) as opened,
         ):
-            yield parts
+            record.issues = opened.silent
+            yield OutgoingParts(opened.parts, _view_issues(view, opened.silent))
 
     def node_states(self, caller: Caller) -> list[NodeState]:
         """Every node that the caller may use, in the order of the node file."""

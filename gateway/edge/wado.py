@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from gateway.edge.context import Context, context_of
 from gateway.edge.negotiation import DICOM, OCTETS, DicomAccept, OctetAccept
 from gateway.errors import GatewayError, InvalidQuery, NotAcceptable
 from gateway.federation.node import aclosing_iterator
+from gateway.model.answer import Issue
 from gateway.model.dataset import Dataset, text
 from gateway.model.query import Ref, check_uid
 from gateway.model.seam import FramePart
@@ -82,7 +83,7 @@ async def _respond(
     first: OutgoingInstance,
     stack: AsyncExitStack,
 ) -> Response:
-    headers = {"Cache-Control": "no-store" if outgoing.issues else "private, no-cache", "Vary": "Accept, Authorization"}
+    headers = {"Cache-Control": "private, no-cache", "Vary": "Accept, Authorization"}
     first = await _with_first_chunk(first)
     if accept.single_part:
         media_type = f"{DICOM}; transfer-syntax={first.transfer_syntax}"
@@ -92,9 +93,7 @@ async def _respond(
         body = _guarded(_parts(boundary, context.root, first, outgoing.instances))
         response = OpenStream(stack.pop_all(), body, multipart.content_type(boundary, DICOM), headers)
         response.status_code = 206 if outgoing.partial else 200
-    for warning in problems.warnings(request, outgoing.issues, context.root):
-        response.headers.append("Warning", warning)
-    return response
+    return _with_issues(request, response, outgoing.issues, context.root)
 
 
 async def _with_first_chunk(one: OutgoingInstance) -> OutgoingInstance:
@@ -160,10 +159,11 @@ async def frames(request: Request) -> Response:
     accept = negotiation.octets(request, strict=context.settings.strict_accept, single=len(numbers) == 1)
     async with AsyncExitStack() as stack:
         found = await stack.enter_async_context(context.pipeline.frames(context.caller, ref, numbers, context.nodes))
-        first = await anext(found)
+        first = await anext(found.parts)
         _check(accept, first)
         location = f"{context.root}/{ref.path}/frames"
-        return _octets(stack, accept, first, found, lambda part: f"{location}/{part.number}")
+        response = _octets(stack, accept, first, found.parts, lambda part: f"{location}/{part.number}")
+        return _with_issues(request, response, found.issues, context.root)
     raise AssertionError("unreachable")
 
 
@@ -181,10 +181,12 @@ async def bulkdata(request: Request) -> Response:
     path = bulkdata_path(request.path_params["path"])
     accept = negotiation.octets(request, strict=context.settings.strict_accept, single=True)
     async with AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(context.pipeline.bulkdata(context.caller, ref, path, context.nodes))
-        first = await anext(parts)
+        found = await stack.enter_async_context(context.pipeline.bulkdata(context.caller, ref, path, context.nodes))
+        first = await anext(found.parts)
         _check(accept, first)
-        return _octets(stack, accept, first, parts, lambda _: f"{context.root}/{ref.path}/bulkdata/{path}")
+        location = f"{context.root}/{ref.path}/bulkdata/{path}"
+        response = _octets(stack, accept, first, found.parts, lambda _: location)
+        return _with_issues(request, response, found.issues, context.root)
     raise AssertionError("unreachable")
 
 
@@ -219,6 +221,15 @@ def _octets(
     body = _guarded(_octet_parts(boundary, accept, first, rest, location))
     inner = first.media_type if first.media_type else OCTETS
     return OpenStream(stack.pop_all(), body, multipart.content_type(boundary, inner), headers)
+
+
+def _with_issues(request: Request, response: Response, issues: Sequence[Issue], root: str) -> Response:
+    """While a node is silent nobody keeps the answer: it may have known another patient of that UID."""
+    if issues:
+        response.headers["Cache-Control"] = "no-store"
+    for warning in problems.warnings(request, issues, root):
+        response.headers.append("Warning", warning)
+    return response
 
 
 def _typed(part: FramePart) -> str:

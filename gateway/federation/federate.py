@@ -10,6 +10,7 @@ from gateway.cache.answers import Answers
 from gateway.errors import Conflict, GatewayError, NodeError, NodeTimeout, NodeUnreachable, NotFound
 from gateway.federation.bearers import issuers_in_doubt
 from gateway.federation.fanout import Outcome, ask_all, in_parallel
+from gateway.federation.holders import MOST_COMPLETED, Hits, by_uid, depends_on_holder, questions
 from gateway.federation.merge import Domains, merge, with_counts
 from gateway.federation.node import Node
 from gateway.federation.nodes import NodeConfig
@@ -53,15 +54,47 @@ class Federation:
         ends = asyncio.get_running_loop().time() + self.deadline
         if query.study and query.level is not Level.STUDY:
             _require_one_patient(query.study, await self._merged(_of_study(query.study), nodes, ends))
-        outcomes = await self._ask(query, nodes, ends)
-        issues = _issues(outcomes)
-        found = merge(_rows(outcomes), self.domains, self.priority)
+        if query.level is Level.STUDY:
+            found, issues = await self._studies(query, nodes, ends)
+        else:
+            outcomes = await self._ask(query, nodes, ends)
+            found, issues = merge(_rows(outcomes), self.domains, self.priority), _issues(outcomes)
         self._check_bare_patient_id(query, found, nodes, issues)
         if query.level is Level.STUDY:
             found = await self._count_shared(found, issues, ends)
         else:
             found = self._marked_by_study(query.study, found)
-        return Answer(tuple(found), tuple(issues))
+        return Answer(tuple(found), tuple(dict.fromkeys(issues)))
+
+    async def _studies(self, query: Query, nodes: Sequence[Node], ends: float) -> tuple[list[Found], list[Issue]]:
+        """Studies with all their holders, also those whose own part does not answer a key such as ModalitiesInStudy."""
+        asked = questions(query)
+        outcomes = [await self._ask(one, nodes, ends) for one in asked]
+        issues = [issue for one in outcomes for issue in _issues(one)]
+        hits = Hits(tuple(tuple(_rows(one)) for one in outcomes))
+        rows = hits.all_rows() if len(asked) > 1 else _rows(outcomes[0])
+        if asked != [query] or any(map(depends_on_holder, query.matches)):
+            more, gaps = await self._other_holders(hits, nodes, ends)
+            rows, issues = rows + more, issues + gaps
+        found = merge(rows, self.domains, self.priority)
+        return [one for one in found if hits.answers_all(one)], issues
+
+    async def _other_holders(self, hits: Hits, nodes: Sequence[Node], ends: float) -> tuple[list[Row], list[Issue]]:
+        """The rows of nodes that hold a study found elsewhere, asked for by its UID."""
+        studies = hits.studies()
+        missing = hits.missing(studies[:MOST_COMPLETED], [node.id for node in nodes])
+        if not missing:
+            return [], []
+        asked = [node for node in nodes if node.id in missing]
+        try:
+            outcomes = await self._ask(lambda node: by_uid(missing[node.id]), asked, ends)
+        except NodeError as error:
+            return [], [Issue.of(error)]
+        issues = _issues(outcomes)
+        if len(studies) > MOST_COMPLETED:
+            text_ = f"other holders were looked up for the newest {MOST_COMPLETED} results only; narrow the search"
+            issues.append(Issue("", "GW209", text_))
+        return _rows(outcomes), issues
 
     def _marked_by_study(self, study: str | None, found: list[Found]) -> list[Found]:
         """Series and instances of a study UID that names several patients are as ambiguous as their study.
@@ -78,9 +111,12 @@ class Federation:
         return merge(_rows(await self._ask(query, nodes, ends)), self.domains, self.priority)
 
     async def _ask(
-        self, query: Query, nodes: Sequence[Node], ends: float | None = None
+        self, query: Query | Callable[[Node], Query], nodes: Sequence[Node], ends: float | None = None
     ) -> list[Outcome[tuple[tuple[Row, ...], list[Issue]]]]:
-        """Each node within its own deadline, and all until `ends` on the loop's clock: the end of a whole search."""
+        """Each node within its own deadline, and all until `ends` on the loop's clock: the end of a whole search.
+
+        `query` is the same for every node, or a function of the node.
+        """
 
         async def ask(node: Node) -> tuple[tuple[Row, ...], list[Issue]]:
             budget = Budget(node.id, node.config.descent_parents, node.config.descent_seconds)
@@ -88,7 +124,7 @@ class Federation:
             seconds = node.config.search_deadline
             try:
                 async with asyncio.timeout(seconds):
-                    return await search.rows(query), search.issues
+                    return await search.rows(query if isinstance(query, Query) else query(node)), search.issues
             except TimeoutError:
                 node.last_failure = NodeTimeout(node.id, f"did not answer within {seconds:g} s")
                 raise node.last_failure from None
@@ -170,6 +206,10 @@ class Federation:
         answer = await self.studies(study, nodes)
         _require_one_patient(study, answer.items)
         return answer
+
+    async def forget(self, study: str, nodes: Sequence[Node]) -> None:
+        """Has the nodes asked anew where a study is: what was remembered turned out not to be so."""
+        await asyncio.gather(*(node.forget(_of_study(study), self.answers) for node in nodes))
 
 
 def _of_study(study: str) -> Query:

@@ -16,11 +16,11 @@ from gateway.cache.answers import Answers, Loaded
 from gateway.cache.keys import key
 from gateway.errors import NodeError, NodeProtocolError, NodeTimeout, NotFound, Unsupported
 from gateway.federation.node import Node, aclosing_iterator
-from gateway.federation.opened import OpenedInstance, check_instance
-from gateway.federation.spooled import Fetch, Sink, SpooledSeries, tee
+from gateway.federation.opened import Bearer, OpenedInstance
+from gateway.federation.spooled import Fetch, Sink, SpooledSeries, tee, version
 from gateway.model.dataset import Dataset, text
 from gateway.model.query import Ref
-from gateway.model.seam import BulkData, Describes, FramePart, Frames, Part, Retrieves
+from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Part, Retrieves
 from gateway.model.study import Row
 from gateway.model.vocabulary import INSTANCE_UID
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, identify, open_part10
@@ -36,15 +36,21 @@ class Pixels:
     spooled: SpooledSeries
 
     @asynccontextmanager
-    async def instances(self, node: Node, ref: Ref, owner: Row) -> AsyncIterator[AsyncIterator[OpenedInstance]]:
-        """Every instance under `ref` at `node`, as stored. Raises NodeError; leaving it closes what is open at the node."""
-        adapter = await node.pixels(ref)
-        if not isinstance(adapter, Retrieves) or not node.may("retrieve"):
+    async def instances(
+        self, node: Node, ref: Ref, owner: Row, *, keep: bool = False
+    ) -> AsyncIterator[AsyncIterator[OpenedInstance]]:
+        """Every instance under `ref` at `node`, as stored, at least one. Raises NodeError, NotFound when the node gives
+        none; leaving it closes what is open at the node. They pass through the spool where the node can do no more than
+        send them, or with `keep`."""
+        places = await node.places(ref)
+        if not node.may("retrieve"):
             raise Unsupported(node.id, "does not give out instances")
-        keeps = not (isinstance(adapter, Frames) and isinstance(adapter, Describes))
+        keeps = keep or not all(isinstance(adapter, Frames) and isinstance(adapter, Describes) for adapter, _ in places)
+        if keeps:
+            self.spooled.settle(owner)
         async with (
             node.working("retrieve"),
-            aclosing_iterator(_first_byte(adapter.retrieve(ref), node)) as parts,
+            aclosing_iterator(_parts(node, places)) as parts,
             aclosing_iterator(self._opened(node, ref, owner, parts, keeps)) as opened,
         ):
             yield opened
@@ -53,10 +59,11 @@ class Pixels:
         self, node: Node, ref: Ref, owner: Row, parts: AsyncIterator[Part], keeps: bool
     ) -> AsyncIterator[OpenedInstance]:
         given: list[str] = []
+        bearer = Bearer(node, owner)
         async for part in parts:
             sink = Sink()
             body = tee(paced(part.body, node, node.config.idle_deadline), sink)
-            one = await _open(node, ref, owner, body)
+            one = await _open(bearer, ref, body)
             if keeps:
                 await self._keep(one, sink)
             else:
@@ -64,7 +71,7 @@ class Pixels:
             given.append(one.ref.instance or "")
             yield one
         if not given:
-            raise NodeProtocolError(node.id, "lists the study but gives no instance of it")
+            raise NotFound(f"there is no {ref.path}")
         if keeps:
             self.spooled.spool.complete(node.id, ref, given)
 
@@ -76,23 +83,30 @@ class Pixels:
         )
 
     def _fetch(self, node: Node, owner: Row) -> Fetch:
-        return lambda ref: self.instances(node, ref, owner)
+        return lambda ref: self.instances(node, ref, owner, keep=True)
 
     async def metadata(self, node: Node, ref: Ref, owner: Row) -> list[Dataset]:
-        """One data set per instance of one series, or of one instance, with the node's own addresses of bulk data."""
+        """One data set per instance of one series, or of one instance, with the node's own addresses of bulk data.
+
+        What is kept is of this patient and of the number of instances that the study had: a corrected patient id or a
+        study that grows is described anew. That there is nothing is not kept.
+        """
         series = Ref(ref.study, ref.series)
 
         async def load() -> Loaded:
-            return Loaded([dataset async for dataset in self._describe(node, series, owner)])
+            self.spooled.settle(owner)
+            found = [dataset async for dataset in self._describe(node, series, owner)]
+            return Loaded(found, cacheable=bool(found))
 
-        name = key("metadata", node.digest, ref.study, ref.series)
+        name = key("metadata", node.digest, ref.study, ref.series, *version(owner))
         datasets: list[Dataset] = await self.answers.rows(name, node.ttl.metadata, load)
+        bearer = Bearer(node, owner)
         for dataset in datasets:
-            check_instance(node, series, owner, dataset)
+            bearer.check(series, dataset)
         return [one for one in datasets if not ref.instance or text(one, INSTANCE_UID) == ref.instance]
 
     async def _describe(self, node: Node, series: Ref, owner: Row) -> AsyncIterator[Dataset]:
-        adapter = await node.pixels(series)
+        adapter, _ = await _place(node, series)
         source = self.spooled.metadata(node.id, series, self._fetch(node, owner))
         if isinstance(adapter, Describes) and node.may("describe"):
             source = _or_else(_describe(node, adapter, series), source)
@@ -102,7 +116,7 @@ class Pixels:
 
     async def frames(self, node: Node, ref: Ref, numbers: Sequence[int], owner: Row) -> AsyncIterator[FramePart]:
         """Frames (1-based) of one instance, in the order asked for. Raises NotFound for an unknown instance."""
-        adapter = await node.pixels(ref)
+        adapter, _ = await _place(node, ref)
         source = self.spooled.frames(node.id, ref, numbers, self._fetch(node, owner))
         if isinstance(adapter, Frames) and node.may("frames"):
             # Frames carry no identifiers: the metadata says first that they are of this patient.
@@ -120,7 +134,7 @@ class Pixels:
 
     async def bulkdata(self, node: Node, ref: Ref, path: tuple[str, ...], owner: Row) -> AsyncIterator[FramePart]:
         """One bulk data value, by its path of tags and 1-based item numbers, in one part or more. Raises NotFound."""
-        adapter = await node.pixels(ref)
+        adapter, _ = await _place(node, ref)
         address = bulk_address(await self._require(node, ref, owner), path)
         source = self.spooled.bulkdata(node.id, ref, address, self._fetch(node, owner))
         if isinstance(adapter, BulkData) and isinstance(adapter, Describes) and node.may("bulkdata"):
@@ -130,14 +144,30 @@ class Pixels:
                 yield part
 
 
-async def _open(node: Node, ref: Ref, owner: Row, body: AsyncIterator[bytes]) -> OpenedInstance:
+async def _place(node: Node, ref: Ref) -> tuple[Adapter, Ref]:
+    """Where a series, or an instance, is."""
+    return (await node.places(ref))[0]
+
+
+async def _parts(node: Node, places: Sequence[tuple[Adapter, Ref]]) -> AsyncIterator[Part]:
+    """What each place has, one after the other."""
+    for adapter, ref in places:
+        if not isinstance(adapter, Retrieves):
+            raise Unsupported(node.id, "does not give out instances")
+        async with aclosing_iterator(_first_byte(adapter.retrieve(ref), node)) as parts:
+            async for part in parts:
+                yield part
+
+
+async def _open(bearer: Bearer, ref: Ref, body: AsyncIterator[bytes]) -> OpenedInstance:
+    node = bearer.node
     try:
         stream = await open_part10(body, until=AFTER_UIDS)
         found = identify(stream)
     except Part10Error:
         raise NodeProtocolError(node.id, "sent something that is not a DICOM file") from None
     try:
-        return OpenedInstance(node.id, check_instance(node, ref, owner, found), stream)
+        return OpenedInstance(node.id, bearer.check(ref, found), stream)
     except NodeError:
         await stream.aclose()
         raise
@@ -188,7 +218,7 @@ def bulk_address(dataset: Dataset, path: tuple[str, ...]) -> str:
             return str(address)
         raise NotFound("there is no such bulk data")
     items = attribute.get("Value", [])
-    number = int(rest[0]) if rest[0].isdecimal() else 0
+    number = int(rest[0]) if rest[0].isascii() and rest[0].isdecimal() and len(rest[0]) < 10 else 0
     if not 1 <= number <= len(items) or len(rest) < 2 or not isinstance(items[number - 1], dict):
         raise NotFound("there is no such bulk data")
     return bulk_address(items[number - 1], tuple(rest[1:]))

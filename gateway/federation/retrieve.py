@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
-from gateway.errors import NodeError, NotFound
+from gateway.errors import NodeError, NodeProtocolError, NotFound
 from gateway.federation.fanout import in_parallel
-from gateway.federation.federate import Federation
+from gateway.federation.federate import Federation, absent
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.opened import OpenedInstance
 from gateway.federation.pixels import Pixels
@@ -17,10 +18,12 @@ from gateway.model.dataset import Dataset, text
 from gateway.model.query import Ref
 from gateway.model.seam import FramePart
 from gateway.model.study import Row
-from gateway.model.vocabulary import INSTANCE_UID
+from gateway.model.vocabulary import INSTANCE_UID, Level
 from gateway.telemetry import log
 
-__all__ = ["Opened", "OpenedInstance", "Piece", "Retrieval", "share_out"]
+T = TypeVar("T")
+
+__all__ = ["Opened", "OpenedInstance", "OpenedParts", "Piece", "Retrieval", "share_out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,14 @@ class Opened:
     instances: AsyncIterator[OpenedInstance]
     silent: tuple[Issue, ...]
     gaps: tuple[Issue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedParts:
+    """Frames or bulk data of one instance on their way, the first of them there; `silent` as in Opened."""
+
+    parts: AsyncIterator[FramePart]
+    silent: tuple[Issue, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,51 +76,91 @@ class Retrieval:
         Raises NotFound, Conflict (the UID names several patients), NodeError. A failure after the first instance is raised
         from `instances`: the answer then breaks off, it is not ended.
         """
-        study, silent = await self._study(ref, nodes)
+        async with AsyncExitStack() as stack:
+            (instances, gaps), silent = await self._current(ref, nodes, lambda study: self._begin(ref, study, stack))
+            yield Opened(instances, silent, gaps)
+
+    async def _begin(
+        self, ref: Ref, study: Found, stack: AsyncExitStack
+    ) -> tuple[AsyncIterator[OpenedInstance], tuple[Issue, ...]]:
         pieces, gaps = await self._plan(ref, study)
-        async with aclosing_iterator(self._stream(pieces)) as instances:
-            first = await anext(instances, None)
-            if first is None:
-                raise NotFound("there is nothing to retrieve")
-            async with aclosing_iterator(_chain(first, instances)) as chained:
-                yield Opened(chained, silent, gaps)
+        return await _started(self._stream(pieces), stack), gaps
 
     async def metadata(self, ref: Ref, nodes: Sequence[Node]) -> Described:
         """One data set per instance under `ref`, each once. Raises as `open`; a holder that fails is a gap if others gave."""
-        study, silent = await self._study(ref, nodes)
-        pieces, gaps = await self._plan(await self._at_series(ref, study), study)
+        (datasets, gaps), silent = await self._current(ref, nodes, lambda study: self._all_described(ref, study))
+        return Described(datasets, silent, gaps)
+
+    async def _all_described(self, ref: Ref, study: Found) -> tuple[tuple[Dataset, ...], tuple[Issue, ...]]:
+        refs, missing = await self._at_series(ref, study)
+        pieces, gaps = await self._plan(refs, study)
         found = await in_parallel(pieces, self._described)
         failures = [failure for _, failure in found if failure]
         datasets = _each_once(dataset for part, _ in found for dataset in part)
+        gaps = tuple(dict.fromkeys((*missing, *gaps, *map(Issue.of, failures))))
         if not datasets:
-            raise failures[0] if failures else NotFound(f"there is no {ref.path}")
-        return Described(tuple(datasets), silent, tuple(dict.fromkeys((*gaps, *map(Issue.of, failures)))))
+            raise failures[0] if failures else absent(ref.path, gaps)
+        return tuple(datasets), gaps
 
-    async def frames(self, ref: Ref, numbers: Sequence[int], nodes: Sequence[Node]) -> AsyncIterator[FramePart]:
-        """The frames of one instance, from its winner."""
-        owner = await self._holder(ref, nodes)
-        node = self.federation.nodes[owner.node]
-        async with aclosing_iterator(self.pixels.frames(node, ref, numbers, owner)) as frames:
-            async for frame in frames:
-                yield frame
+    @asynccontextmanager
+    async def frames(self, ref: Ref, numbers: Sequence[int], nodes: Sequence[Node]) -> AsyncIterator[OpenedParts]:
+        """The frames of one instance, from its winner, or from another holder where that gives none. Raises as `open`."""
+        async with self._parts(
+            ref, nodes, lambda owner: self.pixels.frames(self.federation.nodes[owner.node], ref, numbers, owner)
+        ) as opened:
+            yield opened
 
-    async def bulkdata(self, ref: Ref, path: tuple[str, ...], nodes: Sequence[Node]) -> AsyncIterator[FramePart]:
-        """One bulk data value of one instance, from its winner, in one part or more."""
-        owner = await self._holder(ref, nodes)
-        node = self.federation.nodes[owner.node]
-        async with aclosing_iterator(self.pixels.bulkdata(node, ref, path, owner)) as parts:
-            async for part in parts:
-                yield part
+    @asynccontextmanager
+    async def bulkdata(self, ref: Ref, path: tuple[str, ...], nodes: Sequence[Node]) -> AsyncIterator[OpenedParts]:
+        """One bulk data value of one instance, in one part or more, from where frames would come."""
+        async with self._parts(
+            ref, nodes, lambda owner: self.pixels.bulkdata(self.federation.nodes[owner.node], ref, path, owner)
+        ) as opened:
+            yield opened
+
+    @asynccontextmanager
+    async def _parts(
+        self, ref: Ref, nodes: Sequence[Node], source: Callable[[Row], AsyncIterator[FramePart]]
+    ) -> AsyncIterator[OpenedParts]:
+        async with AsyncExitStack() as stack:
+
+            async def begin(study: Found) -> AsyncIterator[FramePart]:
+                pieces, _ = await self._plan(ref, study)
+                *others, last = (pieces[0].owner, *pieces[0].stand_ins)
+                for owner in others:
+                    try:
+                        return await _started(source(owner), stack)
+                    except (NodeError, NotFound) as error:
+                        log().warning("stand-in used", node=owner.node, code=error.code)
+                return await _started(source(last), stack)
+
+            parts, silent = await self._current(ref, nodes, begin)
+            yield OpenedParts(parts, silent)
+
+    async def _current(
+        self, ref: Ref, nodes: Sequence[Node], work: Callable[[Found], Awaitable[T]]
+    ) -> tuple[T, tuple[Issue, ...]]:
+        """`work` on the study where it is remembered to be; where that gives nothing, once more where it is now.
+
+        Raises NotFound when every node said no, NodeUnreachable when a silent node may have it, and NodeProtocolError
+        when a node lists what it does not give.
+        """
+        study, silent = await self._study(ref, nodes)
+        try:
+            return await work(study), silent
+        except NotFound:
+            await self.federation.forget(ref.study, nodes)
+        study, silent = await self._study(ref, nodes)
+        try:
+            return await work(study), silent
+        except NotFound as error:
+            if ref.level is Level.STUDY:
+                raise NodeProtocolError(study.origin, "lists the study but gives no instance of it") from None
+            raise absent(ref.path, silent) if silent else error from None
 
     async def _study(self, ref: Ref, nodes: Sequence[Node]) -> tuple[Found, tuple[Issue, ...]]:
         answer = await self.federation.locate(ref.study, nodes)
         return answer.items[0], answer.issues
-
-    async def _holder(self, ref: Ref, nodes: Sequence[Node]) -> Row:
-        """The study row of the node that the instance is taken from."""
-        study, _ = await self._study(ref, nodes)
-        pieces, _ = await self._plan(ref, study)
-        return next(iter(pieces)).owner
 
     async def _plan(self, ref: Ref | Sequence[Ref], study: Found) -> tuple[list[Piece], tuple[Issue, ...]]:
         """The retrieves that give every instance under `ref` once. One holder needs no look-up at all."""
@@ -127,13 +178,13 @@ class Retrieval:
         series = await self.federation.series_of(study)
         wanted = [one for one in series.items if ref.series in (None, one.series)]
         if not wanted:
-            raise NotFound(f"the study has no series {ref.series}")
+            raise absent(ref.path, series.issues)
         owners = {row.node: row for row in study.rows}
         planned = await in_parallel(wanted, lambda one: self._plan_series(one, ref, owners))
         issues = (*series.issues, *(issue for _, gaps in planned for issue in gaps))
         pieces = [piece for part, _ in planned for piece in part]
         if not pieces:
-            raise NotFound(f"the series has no instance {ref.instance}")
+            raise absent(ref.path, issues)
         return pieces, issues
 
     async def _plan_series(
@@ -146,23 +197,23 @@ class Retrieval:
         instances = await self.federation.instances_of(series)
         return share_out(series, instances.items, ref.instance, owners), instances.issues
 
-    async def _at_series(self, ref: Ref, study: Found) -> list[Ref]:
-        """Metadata is kept by series: a study's is that of each of its series."""
+    async def _at_series(self, ref: Ref, study: Found) -> tuple[list[Ref], tuple[Issue, ...]]:
+        """Metadata is kept by series: a study's is that of each of its series. The issues are what a holder did not say."""
         if ref.series:
-            return [ref]
+            return [ref], ()
         series = await self.federation.series_of(study)
-        if series.issues and not series.items:
-            raise NotFound(f"there is no {ref.path}")
-        return [Ref(ref.study, one.series) for one in sorted(series.items, key=lambda one: one.series)]
+        return [Ref(ref.study, one.series) for one in sorted(series.items, key=lambda one: one.series)], series.issues
 
     async def _stream(self, pieces: Sequence[Piece]) -> AsyncIterator[OpenedInstance]:
         seen: set[str] = set()
         for piece in pieces:
             async with aclosing_iterator(self._piece(piece)) as instances:
                 async for one in instances:
-                    if one.ref.instance not in seen:
-                        seen.add(one.ref.instance or "")
-                        yield one
+                    if one.ref.instance in seen:
+                        await one.stream.aclose()
+                        continue
+                    seen.add(one.ref.instance or "")
+                    yield one
 
     async def _piece(self, piece: Piece) -> AsyncIterator[OpenedInstance]:
         """One piece, from a stand-in if its winner fails before it gave anything; later copies are never mixed."""
@@ -176,7 +227,7 @@ class Retrieval:
                         started = True
                         yield one
                 return
-            except NodeError as error:
+            except (NodeError, NotFound) as error:
                 if started or position == len(rows) - 1:
                     raise
                 log().warning("stand-in used", node=owner.node, code=error.code)
@@ -186,6 +237,8 @@ class Retrieval:
         for owner in (piece.owner, *piece.stand_ins):
             try:
                 return await self.pixels.metadata(self.federation.nodes[owner.node], piece.ref, owner), None
+            except NotFound:
+                continue
             except NodeError as error:
                 failure = failure or error
         return [], failure
@@ -211,7 +264,19 @@ def share_out(series: Found, instances: Sequence[Found], wanted: str | None, own
     return pieces + [Piece(Ref(one.study, one.series, one.instance), owners[one.origin]) for one in rest]
 
 
-async def _chain(first: OpenedInstance, rest: AsyncIterator[OpenedInstance]) -> AsyncIterator[OpenedInstance]:
+async def _started(items: AsyncIterator[T], stack: AsyncExitStack) -> AsyncIterator[T]:
+    """The same items once the first one is there, so that its failure is known; `stack` closes them.
+
+    Raises NotFound when there is none.
+    """
+    source = await stack.enter_async_context(aclosing_iterator(items))
+    first = await anext(source, None)
+    if first is None:
+        raise NotFound("there is nothing to retrieve")
+    return await stack.enter_async_context(aclosing_iterator(_chain(first, source)))
+
+
+async def _chain(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
     yield first
     async for one in rest:
         yield one

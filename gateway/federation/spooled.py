@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,14 +16,25 @@ from gateway.errors import NodeProtocolError, NotFound
 from gateway.federation.fanout import cancel_all
 from gateway.federation.node import aclosing_iterator
 from gateway.federation.opened import OpenedInstance, drain
-from gateway.model.dataset import Dataset
+from gateway.model.dataset import Dataset, text
 from gateway.model.query import Ref
 from gateway.model.seam import FramePart
+from gateway.model.study import Row
+from gateway.model.vocabulary import STUDY_INSTANCE_COUNT, STUDY_SERIES_COUNT
 from gateway.wire.bodies import bulk_value_of, frames_of
 from gateway.wire.instance import Part10Error, metadata
 from gateway.wire.threads import Threads
 
 Fetch = Callable[[Ref], AbstractAsyncContextManager[AsyncIterator[OpenedInstance]]]
+
+
+_VERSIONS_KEPT = 10_000
+
+
+def version(owner: Row) -> tuple[str, ...]:
+    """What a node says of a study that changes when its instances do: whose it is, and how many there are."""
+    counts = (text(owner.attributes, tag) for tag in (STUDY_SERIES_COUNT, STUDY_INSTANCE_COUNT))
+    return owner.patient.issuer, owner.patient.id, *counts
 
 
 @dataclass(slots=True)
@@ -82,10 +94,21 @@ class SpooledSeries:
 
     spool: Spool
     _arriving: dict[tuple[str, str, str], _Arriving] = field(default_factory=dict)
+    _versions: OrderedDict[tuple[str, str], tuple[str, ...]] = field(default_factory=OrderedDict)
 
     async def close(self) -> None:
         """Ends the retrieves that still run."""
         await cancel_all([one.task for one in self._arriving.values() if one.task])
+
+    def settle(self, owner: Row) -> None:
+        """Lets go of a study's instances when its node says something else of it now than when they came."""
+        place, now = (owner.node, owner.study), version(owner)
+        if self._versions.get(place, now) != now:
+            self.spool.forget(*place)
+        self._versions[place] = now
+        self._versions.move_to_end(place)
+        if len(self._versions) > _VERSIONS_KEPT:
+            self._versions.popitem(last=False)
 
     async def metadata(self, node: str, series: Ref, fetch: Fetch) -> AsyncIterator[Dataset]:
         """One data set per instance; bulk data values are addressed by their path in the file."""
