@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from gateway.adapters.http import auth as credentials
 from gateway.adapters.http.client import HttpClient, Timeouts
 from gateway.adapters.http.transport import TlsOptions
 from gateway.cache.answers import Ttl
-from gateway.errors import SettingsError
+from gateway.errors import NodeRefused, SettingsError
 from gateway.federation import nodes as node_file
 from gateway.federation.node import Node
 from gateway.federation.nodes import (
@@ -37,6 +38,8 @@ from gateway.mapping.read import Reader
 from gateway.mapping.schema import Mapping as FormatMapping
 from gateway.model.seam import Adapter, Location
 
+_MOST_ADDRESSES = 250
+
 
 @dataclass(slots=True)
 class Builder:
@@ -45,6 +48,7 @@ class Builder:
     receiver: StorageReceiver | None = None
     built: list[Adapter] = field(default_factory=list)
     by_address: dict[tuple[str, str], Adapter] = field(default_factory=dict)
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def adapter(self, config: NodeConfig, connection: Connection, mapping: FormatMapping) -> Adapter:
         """The adapter for one connection of a node; does no I/O."""
@@ -53,15 +57,24 @@ class Builder:
         return adapter
 
     def opener(self, config: NodeConfig) -> Callable[[Location], Awaitable[Adapter]]:
-        """Opens the addresses that a node hands out: DICOMweb, with the node's own credentials inside its `allow` list."""
+        """Opens the addresses that a node hands out: DICOMweb, with the node's own credentials inside its `allow` list.
+
+        Each stays open, so there is a ceiling to how many addresses one node may lead to.
+        """
 
         async def open_location(location: Location) -> Adapter:
-            key = (config.id, location.address)
+            async with self._opening:
+                return await opened(config.id, location.address)
+
+        async def opened(node: str, address: str) -> Adapter:
+            key = (node, address)
             if key not in self.by_address:
-                http = http_client(config, location.address, _auth_of(config.connection), _tls_of(config.connection))
+                if sum(of == node for of, _ in self.by_address) >= _MOST_ADDRESSES:
+                    raise NodeRefused(node, f"leads to more than {_MOST_ADDRESSES} addresses of DICOMweb services")
+                http = http_client(config, address, _auth_of(config.connection), _tls_of(config.connection))
                 adapter = DicomwebAdapter(config.id, http=http, quirks=_quirks(config))
                 await adapter.open()
-                self.by_address.setdefault(key, adapter)
+                self.by_address[key] = adapter
             return self.by_address[key]
 
         return open_location
@@ -205,8 +218,10 @@ def receiver_of(file: NodeFile) -> StorageReceiver | None:
         return None
     allowed: dict[str, list[str]] = {}
     for config in file.enabled:
-        if isinstance(config.connection, DimseConnection):
-            for title in config.connection.move_calling_ae_titles or (config.connection.called_ae_title,):
-                allowed.setdefault(title, []).append(config.connection.host)
+        connections = (config.connection, config.retrieve.connection if config.retrieve else None)
+        for connection in connections:
+            if isinstance(connection, DimseConnection):
+                for title in connection.move_calling_ae_titles or (connection.called_ae_title,):
+                    allowed.setdefault(title, []).append(connection.host)
     settings = file.move_receiver
     return StorageReceiver(settings.ae_title, settings.host, settings.port, allowed)

@@ -39,7 +39,7 @@ _ISSUE_TYPES = {
     400: "invalid", 401: "login", 403: "forbidden", 404: "not-found", 405: "not-supported", 406: "not-supported",
     409: "conflict", 413: "too-costly", 501: "not-supported", 502: "transient", 503: "transient", 504: "timeout",
 }  # fmt: skip
-_TITLES = {404: "Not found", 405: "Method not allowed"}
+_REFUSALS = {404: errors.NotFound, 405: errors.MethodNotAllowed}
 
 
 def status_of(error: GatewayError) -> int:
@@ -80,9 +80,9 @@ def _failures(error: GatewayError) -> tuple[Issue, ...]:
 async def http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (no such route, wrong method) in our form."""
     assert isinstance(error, HTTPException)
-    title = _TITLES.get(error.status_code, "Bad request")
-    detail = f"{title}: {request.method} {request.url.path.split('/')[1] or '/'}"
-    return render(request, error.status_code, "GW100", title, detail, None, dict(error.headers or {}))
+    kind = _REFUSALS.get(error.status_code, errors.RequestError)
+    detail = f"{kind.title}: {request.method} {request.url.path.split('/')[1] or '/'}"
+    return render(request, error.status_code, kind.code, kind.title, detail, None, dict(error.headers or {}))
 
 
 async def fault(request: Request, error: Exception) -> Response:

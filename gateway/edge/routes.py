@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Match, Mount, Route
+from starlette.types import Scope
 
 from gateway.edge import admin, capabilities, fhir, qido, wado
 from gateway.model.vocabulary import Level
@@ -31,8 +32,16 @@ def dicomweb() -> list[BaseRoute]:
     routes.append(Route(f"{instance}/frames/{{frames}}", wado.frames, methods=["GET"], name="frames"))
     routes.append(Route(f"{instance}/bulkdata/{{path}}", wado.bulkdata, methods=["GET"], name="bulkdata"))
     routes.append(Route("/", capabilities.dicomweb, methods=["OPTIONS"], name="capabilities"))
-    routes.append(Route("/{anything:path}", capabilities.dicomweb, methods=["OPTIONS"], name="capabilities"))
+    routes.append(_Options("/{anything:path}", capabilities.dicomweb, methods=["OPTIONS"], name="capabilities"))
     return routes
+
+
+class _Options(Route):
+    """Takes OPTIONS of any path, and leaves it to the others to say what they do not know by other methods."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, inner = super().matches(scope)
+        return (Match.NONE, {}) if match is Match.PARTIAL else (match, inner)
 
 
 def table() -> list[BaseRoute]:

@@ -16,7 +16,7 @@ from gateway.federation.node import Node
 from gateway.federation.nodes import NodeConfig
 from gateway.federation.search import Budget, NodeSearch
 from gateway.model.answer import Answer, Found, Issue
-from gateway.model.dataset import text
+from gateway.model.dataset import whole_number
 from gateway.model.query import Match, Operator, Query
 from gateway.model.study import Row
 from gateway.model.vocabulary import SERIES_INSTANCE_COUNT, STUDY_UID, Level
@@ -171,9 +171,9 @@ class Federation:
     async def _size(self, series: Found, ends: float) -> int | None:
         """How many instances a series has over all its holders; None when nobody can say."""
         if len(series.rows) == 1:
-            given = text(series.attributes, SERIES_INSTANCE_COUNT)
-            if given.isdecimal():
-                return int(given)
+            given = whole_number(series.attributes, SERIES_INSTANCE_COUNT)
+            if given is not None and given >= 0:
+                return given
         instances = await self.instances_of(series, ends)
         return None if instances.issues else len(instances.items)
 

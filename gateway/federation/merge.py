@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.model.answer import Found
-from gateway.model.dataset import Dataset, attribute, text, texts
+from gateway.model.dataset import Dataset, attribute, text, texts, whole_number
 from gateway.model.patient import PatientKey
 from gateway.model.study import Row
 from gateway.model.vocabulary import (
@@ -160,8 +160,7 @@ def _rank(row: Row, priority: Mapping[str, int]) -> tuple[int, int, int, str]:
 
 def _instances(row: Row) -> int:
     tag = {Level.STUDY: STUDY_INSTANCE_COUNT, Level.SERIES: SERIES_INSTANCE_COUNT}.get(row.level)
-    found = text(row.attributes, tag) if tag else ""
-    return int(found) if found.isdecimal() else 0
+    return (tag and whole_number(row.attributes, tag)) or 0
 
 
 def _follow_union(attributes: Dataset, level: Level, rows: Sequence[Row]) -> None:

@@ -14,7 +14,7 @@ import orjson
 
 from gateway.errors import InvalidQuery
 from gateway.model.answer import Found
-from gateway.model.dataset import Dataset, text
+from gateway.model.dataset import Dataset, text, whole_number
 from gateway.model.moments import parse_date, parse_time
 from gateway.model.study import Row
 from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME, Level, tag
@@ -66,9 +66,8 @@ def _number(found: Found) -> tuple[str, ...]:
     """SeriesNumber or InstanceNumber, padded so that texts compare as numbers; what has none comes last."""
     if found.level is Level.STUDY:
         return ()
-    number = text(found.attributes, SERIES_NUMBER if found.level is Level.SERIES else INSTANCE_NUMBER)
-    value = int(number) if number.lstrip("-").isdecimal() else _LAST_NUMBER
-    return (f"{value + _LAST_NUMBER:020d}",)
+    number = whole_number(found.attributes, SERIES_NUMBER if found.level is Level.SERIES else INSTANCE_NUMBER)
+    return (f"{_LAST_NUMBER + (_LAST_NUMBER if number is None else number):020d}",)
 
 
 def ordered(found: Sequence[Found], sort: Sort = Sort.NEWEST) -> list[Found]:

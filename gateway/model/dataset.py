@@ -5,6 +5,7 @@ Plain dicts keep the hot path fast; nothing here mutates its argument unless it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -31,6 +32,15 @@ def text(dataset: Dataset, tag: str) -> str:
     """The first non-empty value as text, or ''."""
     found = texts(dataset, tag)
     return found[0] if found else ""
+
+
+def whole_number(dataset: Dataset, tag: str) -> int | None:
+    """The first value as a whole number; None for what is none, or none that a DICOM attribute could hold."""
+    found = text(dataset, tag)
+    return int(found) if _WHOLE.fullmatch(found) else None
+
+
+_WHOLE = re.compile(r"-?[0-9]{1,12}")
 
 
 def as_text(value: Any) -> str:

@@ -12,6 +12,7 @@ from threading import Lock
 
 from gateway.errors import SettingsError
 from gateway.model.patient import PatientKey
+from gateway.telemetry import log
 
 _REMEMBERED = 100_000
 
@@ -61,8 +62,14 @@ class PatientIds:
     async def flush(self) -> None:
         """Writes what was learned since the last time; without a file there is nowhere to write and it is let go."""
         new, self._new = self._new, {}
-        if new and self._database is not None:
+        if not new or self._database is None:
+            return
+        try:
             await asyncio.to_thread(self._write, new)
+        except sqlite3.Error as error:
+            # The answer that gave them out is right all the same: they are written with the next ones.
+            self._new = dict(list((new | self._new).items())[-_REMEMBERED:])
+            log().error("store", outcome="failed", reason=type(error).__name__)
 
     def _connect(self, file: Path) -> sqlite3.Connection:
         try:
