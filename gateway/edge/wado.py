@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TypeVar
 
 import orjson
@@ -35,23 +35,39 @@ class BrokenOff(Exception):
     """Ends a streamed answer without its closing delimiter, so that no client takes it for whole."""
 
 
+class CallerLeft(Exception):
+    """The caller went away before the last byte: whoever keeps an account of the answer does not write it down as whole."""
+
+
 class OpenStream(StreamingResponse):
     """A body that keeps what it reads from open until the last byte is sent or the caller leaves. HEAD reads nothing more."""
 
     def __init__(
         self, stack: AsyncExitStack, body: AsyncIterator[bytes], media_type: str, headers: dict[str, str]
     ) -> None:
-        super().__init__(body, media_type=media_type, headers=headers)
+        super().__init__(self._to_its_end(body), media_type=media_type, headers=headers)
         self._stack = stack
         self._body = body
+        self._has_ended = False
+
+    async def _to_its_end(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in body:
+            yield chunk
+        self._has_ended = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(CallerLeft):
+            await self._sent(scope, receive, send)
+
+    async def _sent(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._stack, aclosing_iterator(self._body):
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 await send({"type": "http.response.body"})
                 return
             await super().__call__(scope, receive, send)
+            if not self._has_ended:
+                raise CallerLeft
 
 
 def ref_of(request: Request) -> Ref:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import time
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 from running import Gateway, files_node
 from specimens import specimen, uid
@@ -141,3 +143,17 @@ def test_an_issuer_known_by_two_names_is_one_for_what_a_node_leaves_out(tmp_path
         with Gateway([node]) as gateway:
             response = gateway.get(f"/dicom-web/studies/{uid('s')}")
     assert response.status_code == 200, response.text
+
+
+def test_an_answer_that_its_caller_did_not_wait_for_is_not_audited_as_given(tmp_path: Path) -> None:
+    specimen(tmp_path / "files", "P", "s", Rows=4000, Columns=4000, PixelData=bytes(16_000_000))
+    audit = tmp_path / "audit"
+    with Gateway([files_node("f", tmp_path / "files")], audit=audit) as gateway:
+        path = f"/dicom-web/studies/{uid('s')}"
+        gateway.get(path)
+        with httpx.stream("GET", gateway.url + path) as response:
+            next(response.iter_bytes())
+        ends = time.monotonic() + 10
+        while time.monotonic() < ends and audit.read_text().count("\n") < 2:
+            time.sleep(0.05)
+    assert [json.loads(line)["outcome"] for line in audit.read_text().splitlines()] == ["success", "CallerLeft"]
