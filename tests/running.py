@@ -23,10 +23,20 @@ class Gateway:
     """Runs in a thread with its own loop. `nodes` are [[node]] tables; further keywords are settings."""
 
     def __init__(
-        self, nodes: list[dict[str, Any]], *, views: Views | None = None, file: dict[str, Any] | None = None, **given: Any
+        self,
+        nodes: list[dict[str, Any]],
+        *,
+        views: Views | None = None,
+        file: dict[str, Any] | None = None,
+        **given: Any,
     ) -> None:
         self._file = NodeFile.model_validate({"node": nodes, **(file or {})})
-        defaults: dict[str, Any] = {"cache_timeout": 5.0, "log_level": "ERROR", "probe": False, "audit": Path("/dev/null")}
+        defaults: dict[str, Any] = {
+            "cache_timeout": 5.0,
+            "log_level": "ERROR",
+            "probe": False,
+            "audit": Path("/dev/null"),
+        }
         self._settings = settings.read(**{**defaults, **given})
         self._views = views
         self._ready = threading.Event()
@@ -51,7 +61,7 @@ class Gateway:
         try:
             self.app = create_app(self._settings, self._file, self._views)
             asyncio.run(self._serve())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - told to the thread that waits
             self._failure = error
             self._ready.set()
 
@@ -87,4 +97,10 @@ class Gateway:
 
 def files_node(identifier: str, directory: Path, **more: Any) -> dict[str, Any]:
     """A [[node]] of the files adapter."""
-    return {"id": identifier, "name": identifier, "adapter": "files", "connection": {"directory": str(directory)}, **more}
+    return {
+        "id": identifier,
+        "name": identifier,
+        "adapter": "files",
+        "connection": {"directory": str(directory)},
+        **more,
+    }

@@ -98,6 +98,10 @@ class Shelf:
     def files(self) -> list[HeldFile]:
         return [file for study in self.studies for file in study.files]
 
+    @property
+    def uids(self) -> frozenset[str]:
+        return frozenset(study.uid for study in self.studies)
+
     def of_patient(self, patient_id: str) -> HeldStudy:
         (found,) = (study for study in self.studies if study.text("PatientID") == patient_id)
         return found

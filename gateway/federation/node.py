@@ -132,7 +132,8 @@ class Node:
 
     async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
         rows: list[Row] = []
-        unreadable, report = 0, Report()
+        unreadable = 0
+        report: Report | None = None
         async with aclosing_iterator(self.finder.find(asked)) as records:  # type: ignore[attr-defined]
             async for record in records:
                 if isinstance(record, Report):
@@ -146,6 +147,8 @@ class Node:
                 for row in found:
                     self._check_place(row, query)
                 rows.extend(found)
+        if report is None:
+            raise NodeProtocolError(self.id, "broke off in the middle of its answer")
         self._check_asked(rows, asked, report)
         if unreadable and not rows:
             raise NodeProtocolError(self.id, "gave only records that cannot be read")

@@ -309,6 +309,31 @@ async def test_leaving_a_search_early_aborts_its_association(simulator, monkeypa
         assert adapter.associations.idle == 0
 
 
+async def test_an_association_that_was_stopped_as_its_search_ended_is_never_used_again(simulator):
+    async with adapter_of(simulator) as adapter:
+        first = [item async for item in adapter.find(NativeQuery(Level.STUDY))]
+        ((_, idle),) = adapter.associations._idle
+        idle.stop()
+        second = [item async for item in adapter.find(NativeQuery(Level.STUDY))]
+    assert len(second) == len(first)
+    assert isinstance(second[-1], Report)
+
+
+async def test_work_that_is_stopped_under_its_reader_is_an_error_and_no_end(simulator):
+    async with adapter_of(simulator) as adapter:
+        simulator.options = replace(simulator.options, delay=0.5)
+        try:
+            with pytest.raises(NodeBusy):
+                async with asyncio.timeout(5):
+                    asking = asyncio.ensure_future(anext(adapter.find(NativeQuery(Level.STUDY))))
+                    await until(lambda: simulator.open_associations == 1, 3.0)
+                    for operation in list(adapter.associations._operations):
+                        operation.stop()
+                    await asking
+        finally:
+            simulator.options = replace(simulator.options, delay=0.0)
+
+
 async def test_a_slow_reader_gets_every_row(simulator):
     async with adapter_of(simulator) as adapter:
         seen = 0

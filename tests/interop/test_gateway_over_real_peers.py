@@ -87,7 +87,9 @@ def test_a_name_is_found_however_it_is_typed_and_comes_back_as_the_peers_have_it
         for query in sorted(typed):
             answer = gateway.get(root(holder) + "/studies", params={"PatientName": query})
             assert answer.status_code == 200, (holder, query)
-            assert [(uid_of(row), alphabetic(row)) for row in answer.json()] == [(study.uid, name)], (holder, query)
+            # Other tests store copies of their own into the same peers.
+            found = [(uid_of(row), alphabetic(row)) for row in answer.json() if uid_of(row) in shelf.uids]
+            assert found == [(study.uid, name)], (holder, query)
 
 
 def test_names_come_back_in_fhir_as_the_peers_have_them(

@@ -156,9 +156,12 @@ class NodeAssociation:
 
     @property
     def is_usable(self) -> bool:
-        """Whether an idle association still stands; a socket with something to read is one that the node is ending."""
+        """Whether an idle association still stands; a socket with something to read is one that the node is ending.
+
+        One that was stopped is none, even if its work had just ended: the next search on it would end without a word.
+        """
         association = self._association
-        if association is None or not association.is_established or not association.dul.is_alive():
+        if self._is_left or association is None or not association.is_established or not association.dul.is_alive():
             return False
         wrapped = association.dul.socket
         return bool(wrapped and wrapped.socket and not wrapped.ready and not association.acse.is_aborted())
@@ -259,7 +262,7 @@ class NodeAssociation:
         association = self._association
         if association is None:
             return
-        if release and self.is_usable and not self._is_left:
+        if release and self.is_usable:
             with suppress(Exception):
                 association.acse_timeout = _RELEASE_TIMEOUT
                 association.release()

@@ -34,7 +34,8 @@ class Operation(Generic[T]):
         try:
             work(self)
         except Left:
-            self.channel.end()
+            # Whoever still reads must not take this for the end of an answer.
+            self.channel.end(None if self.channel.left else NodeBusy(node, "the operation was stopped"))
         except NodeError as error:
             self.channel.end(error)
         except Exception as error:  # noqa: BLE001 - a reader must never wait for a thread that has died
