@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydicom import Dataset, dcmread
-from pydicom.pixels import apply_rescale
+from pydicom.pixels.processing import apply_rescale
 
 from gateway.simulators.corpus import Corpus, HeldStudy
 from tests.viewer.visits import Visit
