@@ -27,7 +27,9 @@ def test_every_key_of_a_node_is_documented(name: str) -> None:
 
 
 def test_every_error_code_is_in_the_map_of_the_house() -> None:
-    codes = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.GatewayError)}
+    codes = {
+        kind.code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.GatewayError)
+    }
     families = {"GW100", "GW200", "GW300", "GW301", "GW302"}
     assert {code for code in codes - families if code not in MAP} == set()
 

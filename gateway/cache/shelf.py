@@ -12,7 +12,7 @@ from pathlib import Path
 from gateway.model.query import Ref
 
 
-class NotSpooled(LookupError):  # noqa: N818
+class NotSpooled(LookupError):
     """The instance has left the spool since it was found: ask the node."""
 
 

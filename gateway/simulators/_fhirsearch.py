@@ -15,7 +15,7 @@ PREFIXES = ("eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap")
 MOMENT = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:T(\d\d):(\d\d)(?::(\d\d)(\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?)?)?")
 
 
-class BadValue(Exception):  # noqa: N818 - it becomes a 400
+class BadValue(Exception):
     """A search value cannot be understood; the text is for the caller."""
 
 

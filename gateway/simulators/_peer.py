@@ -71,7 +71,7 @@ class Seen:
     headers: Mapping[str, str]
 
 
-class CutShort(Exception):  # noqa: N818 - it ends a response on purpose; nothing is wrong in here
+class CutShort(Exception):
     """Ends a response in the middle: uvicorn then closes the connection."""
 
 

@@ -23,7 +23,7 @@ WIDTH = {"DA": 8, "TM": 12, "DT": 20}
 EMPTY = ("", "*", '""')
 
 
-class BadQuery(Exception):  # noqa: N818 - it becomes a 400
+class BadQuery(Exception):
     """The query cannot be understood; the text is for the caller."""
 
 

@@ -15,7 +15,7 @@ Function = Callable[[list[Any], Resolve], list[Any]]
 _Node = dict[str, Any]
 
 
-class _NotHere(Exception):  # noqa: N818  # not an error: the interpreter's turn
+class _NotHere(Exception):  # not an error: the interpreter's turn
     """The expression uses more of FHIRPath than this module has."""
 
 

@@ -57,7 +57,9 @@ def expected(built: Corpus, modality: str) -> set[str]:
     return {study.study_uid for study in built.nodes["pl-krakow"].studies if modality in study.modalities}
 
 
-def test_a_pacs_that_does_not_know_modalities_in_study_is_asked_for_its_series(built: Corpus, archive: DimseSimulator) -> None:
+def test_a_pacs_that_does_not_know_modalities_in_study_is_asked_for_its_series(
+    built: Corpus, archive: DimseSimulator
+) -> None:
     archive.options = DimseOptions(omitted_keys=frozenset({"ModalitiesInStudy"}))
     with Gateway([dimse_node(archive)]) as gateway:
         response = gateway.get("/dicom-web/studies", params={"ModalitiesInStudy": "CT"})
@@ -66,7 +68,9 @@ def test_a_pacs_that_does_not_know_modalities_in_study_is_asked_for_its_series(b
     assert archive.operations["C-FIND SERIES"] >= len(built.nodes["pl-krakow"].studies) - 1
 
 
-def test_a_pacs_that_ignores_modalities_in_study_does_not_return_other_studies(built: Corpus, archive: DimseSimulator) -> None:
+def test_a_pacs_that_ignores_modalities_in_study_does_not_return_other_studies(
+    built: Corpus, archive: DimseSimulator
+) -> None:
     archive.options = DimseOptions(ignored_keys=frozenset({"ModalitiesInStudy"}))
     with Gateway([dimse_node(archive)]) as gateway:
         response = gateway.get("/dicom-web/studies", params={"ModalitiesInStudy": "CT"})
@@ -136,7 +140,9 @@ def test_repeated_rows_of_a_misbehaving_pacs_are_one_study(built: Corpus, archiv
     assert sorted(found) == sorted({study.study_uid for study in built.nodes["pl-krakow"].studies})
 
 
-def test_a_name_is_found_with_and_without_its_diacritics(built: Corpus, archive: DimseSimulator, tmp_path: Path) -> None:
+def test_a_name_is_found_with_and_without_its_diacritics(
+    built: Corpus, archive: DimseSimulator, tmp_path: Path
+) -> None:
     study = next(s for s in built.nodes["pl-krakow"].studies if not s.patient_name.isascii())
     from gateway.model.folding import fold_name
 

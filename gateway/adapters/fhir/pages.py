@@ -22,7 +22,7 @@ _FOLLOWED = ("subject", "patient", "basedOn")
 _MOST_READS, _READS_AT_ONCE = 50, 4
 
 
-class SearchRefused(Exception):  # noqa: N818 - no failure yet: the search is asked again with less
+class SearchRefused(Exception):
     """The server does not take a search as it is."""
 
     def __init__(self, search: Search, status: int) -> None:
