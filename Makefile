@@ -14,7 +14,7 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 # Debian keeps Orthanc in /usr/sbin, which is not on every user's PATH.
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
-.PHONY: help demo test lint format bench lock clean
+.PHONY: help demo test lint format viewer bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ lint: $(VENV)/.dev ## style, types, layers and the shipped mappings
 
 format: $(VENV)/.dev ## puts the code into shape
 	@$(PY) -m ruff check --quiet --fix-only . && $(PY) -m ruff format .
+
+viewer: $(VENV)/.dev ## opens OHIF in a headless browser on the demo (needs node, npm and chromium)
+	@$(PY) -m tests.viewer.run
 
 bench: $(VENV)/.dev ## streaming measured: memory and throughput
 	@$(PY) tests/bench/run.py
