@@ -13,6 +13,7 @@ from gateway.adapters.dimse import DimseAdapter, StorageReceiver
 from gateway.adapters.fhir import FhirAdapter
 from gateway.adapters.files import FilesAdapter
 from gateway.adapters.http import auth as credentials
+from gateway.adapters.http.address import same_origin
 from gateway.adapters.http.client import HttpClient, Timeouts
 from gateway.adapters.http.transport import TlsOptions
 from gateway.cache.answers import Ttl
@@ -57,8 +58,9 @@ class Builder:
         return adapter
 
     def opener(self, config: NodeConfig) -> Callable[[Location], Awaitable[Adapter]]:
-        """Opens the addresses that a node hands out: DICOMweb, with the node's own credentials inside its `allow` list.
+        """Opens the addresses that a node hands out: DICOMweb, inside its `allow` list.
 
+        The node's credentials go to its own origin only; a service elsewhere that needs some is given by `retrieve`.
         Each stays open, so there is a ceiling to how many addresses one node may lead to.
         """
 
@@ -71,7 +73,7 @@ class Builder:
             if key not in self.by_address:
                 if sum(of == node for of, _ in self.by_address) >= _MOST_ADDRESSES:
                     raise NodeRefused(node, f"leads to more than {_MOST_ADDRESSES} addresses of DICOMweb services")
-                http = http_client(config, address, _auth_of(config.connection), _tls_of(config.connection))
+                http = http_client(config, address, _auth_at(address, config.connection), _tls_of(config.connection))
                 adapter = DicomwebAdapter(config.id, http=http, quirks=_quirks(config))
                 await adapter.open()
                 self.by_address[key] = adapter
@@ -184,8 +186,11 @@ def _quirks(config: NodeConfig) -> frozenset[str] | None:
     return None if config.quirks is None else frozenset(config.quirks)
 
 
-def _auth_of(connection: Connection) -> Auth:
-    return connection.auth if isinstance(connection, (HttpConnection, FhirConnection)) else node_file.NoAuth()
+def _auth_at(address: str, connection: Connection) -> Auth:
+    """The connection's credentials for an address of its own origin, none for any other."""
+    if isinstance(connection, (HttpConnection, FhirConnection)) and same_origin(address, connection.url):
+        return connection.auth
+    return node_file.NoAuth()
 
 
 def _tls_of(connection: Connection) -> Tls:

@@ -73,6 +73,15 @@ def _resolved(base: str, url: str) -> SplitResult | None:
         return None
 
 
+def same_origin(a: str, b: str) -> bool:
+    """Whether two http(s) URLs have one scheme, host and port. False for anything that is no such URL."""
+    try:
+        origins = _origin(urlsplit(a)), _origin(urlsplit(b))
+    except ValueError:
+        return False
+    return origins[0] is not None and origins[0] == origins[1]
+
+
 def _origin(address: SplitResult) -> tuple[str, str, int] | None:
     """(scheme, host, port); None for other schemes, userinfo, and hosts or ports that are none."""
     host = (address.hostname or "").rstrip(".")
