@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from io import BytesIO
-from typing import Protocol
 
 from pydicom import config
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -20,6 +19,7 @@ from pydicom.uid import (
 
 from gateway.model import dataset as model
 from gateway.model import vocabulary
+from gateway.wire.deflated import Decoder, Deflated, Plain
 from gateway.wire.elements import (
     EXPLICIT_BIG,
     EXPLICIT_LITTLE,
@@ -28,6 +28,7 @@ from gateway.wire.elements import (
     Encoding,
     Part10Error,
     encoding_found,
+    plain_values,
 )
 from gateway.wire.filemeta import file_meta, guessed_syntax, read_file_meta
 
@@ -40,7 +41,6 @@ AFTER_UIDS = 0x00200010
 """Where a head may end for `identify`: every identifying element has a lower tag."""
 
 MAX_HEAD = 64 << 20
-_INFLATED = 256 << 10
 _ENCODINGS = {ImplicitVRLittleEndian: IMPLICIT_LITTLE, ExplicitVRBigEndian: EXPLICIT_BIG}
 _IDENTIFYING = (
     vocabulary.SOP_CLASS_UID,
@@ -51,6 +51,8 @@ _IDENTIFYING = (
     vocabulary.ISSUER,
     vocabulary.ISSUER_QUALIFIERS,
 )
+_IDENTIFYING_TAGS = {int(tag, 16): tag for tag in _IDENTIFYING}
+_TRANSFER_SYNTAX = 0x00020010
 
 
 def decode(data: bytes, encoding: Encoding, tags: tuple[int, ...] | None = None) -> Dataset:
@@ -73,57 +75,21 @@ def guarded() -> Iterator[None]:
         raise Part10Error(f"the data set cannot be understood ({type(error).__name__})") from None
 
 
-class _Decoder(Protocol):
-    def decode(self, chunk: bytes) -> Iterator[bytes]:
-        """The data set bytes in a chunk as received, in pieces; at least one, which may be empty."""
-
-    def finish(self) -> None:
-        """Raises Part10Error when the bytes ended too early."""
-
-
-class _Plain:
-    def decode(self, chunk: bytes) -> Iterator[bytes]:
-        yield chunk
-
-    def finish(self) -> None:
-        """Plain bytes have no end of their own; the walker knows where elements end."""
-
-
-class _Deflated:
-    """PS3.5 A.5: the data set as a raw deflate stream. Pieces are bounded however well a chunk is compressed."""
-
-    def __init__(self) -> None:
-        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-
-    def decode(self, chunk: bytes) -> Iterator[bytes]:
-        try:
-            yield (piece := self._inflate.decompress(chunk, _INFLATED))
-            # A full piece may have left output behind even when all of the input was taken.
-            while not self._inflate.eof and (self._inflate.unconsumed_tail or len(piece) == _INFLATED):
-                yield (piece := self._inflate.decompress(self._inflate.unconsumed_tail, _INFLATED))
-        except zlib.error:
-            raise Part10Error("the deflated data set is damaged") from None
-
-    def finish(self) -> None:
-        if not self._inflate.eof:
-            raise Part10Error("the deflated data set is truncated")
-
-
 class Part10Stream:
     """One DICOM file that is being received. Use one of `raw`, `tail` (or what is made of them in wire.transfer), once.
 
-    `file_meta` is the File Meta Information as read, empty when the file has none. `transfer_syntax` is its Transfer
-    Syntax UID, guessed from the first element when missing. `encoding` is that of the elements in `head` and `tail`,
-    deflated ones being inflated; like pydicom, it believes the first VR more than the Transfer Syntax. `has_file_meta`
-    says that preamble and Transfer Syntax UID are there, without which a file is no DICOM file to others.
+    `transfer_syntax` is the Transfer Syntax UID of the file, guessed from the first element when missing. `encoding` is
+    that of the elements in `head` and `tail`, deflated ones being inflated; like pydicom, it believes the first VR more
+    than the Transfer Syntax. `has_file_meta` says that preamble and Transfer Syntax UID are there, without which a file
+    is no DICOM file to others.
     """
 
     def __init__(
-        self, chunks: AsyncIterator[bytes], meta: FileMetaDataset, transfer_syntax: str, received: bytes, offset: int
+        self, chunks: AsyncIterator[bytes], meta: bytes, declared_syntax: str, received: bytes, offset: int
     ) -> None:
-        self.file_meta = meta
-        self.has_file_meta = received[128:132] == b"DICM" and "TransferSyntaxUID" in meta
-        self.transfer_syntax = transfer_syntax
+        self._meta = meta
+        self.has_file_meta = received[128:132] == b"DICM" and bool(declared_syntax)
+        self.transfer_syntax = transfer_syntax = declared_syntax or guessed_syntax(received[offset : offset + 6])
         self.encoding = encoding_found(
             received if transfer_syntax != DeflatedExplicitVRLittleEndian else b"",
             offset,
@@ -131,13 +97,18 @@ class Part10Stream:
         )
         self._chunks = chunks
         self._originals: deque[bytes] | None = deque([received])
-        self._decoder: _Decoder = _Deflated() if transfer_syntax == DeflatedExplicitVRLittleEndian else _Plain()
+        self._decoder: Decoder = Deflated() if transfer_syntax == DeflatedExplicitVRLittleEndian else Plain()
         self._pieces = self._decoded(received[offset:])
         self._walker = ElementWalker(self.encoding)
         self._pending = b""
         self._ended = False
         self._head = b""
         self._dataset: Dataset | None = None
+
+    @cached_property
+    def file_meta(self) -> FileMetaDataset:
+        """The File Meta Information as read, empty when the file has none."""
+        return FileMetaDataset(decode(self._meta, EXPLICIT_LITTLE)) if self._meta else FileMetaDataset()
 
     @property
     def head(self) -> bytes:
@@ -259,9 +230,8 @@ async def open_part10(chunks: AsyncIterator[bytes], *, until: int = PIXEL_DATA, 
     """
     try:
         received, offset, end = await read_file_meta(chunks)
-        meta = FileMetaDataset(decode(received[offset:end], EXPLICIT_LITTLE)) if end > offset else FileMetaDataset()
-        syntax = str(meta.get("TransferSyntaxUID", "") or guessed_syntax(received[end : end + 6]))
-        stream = Part10Stream(chunks, meta, syntax, received, end)
+        meta = received[offset:end]
+        stream = Part10Stream(chunks, meta, _declared_syntax(meta), received, end)
         await stream.read_head(until, limit)
     except BaseException:
         if isinstance(chunks, AsyncGenerator):
@@ -270,14 +240,24 @@ async def open_part10(chunks: AsyncIterator[bytes], *, until: int = PIXEL_DATA, 
     return stream
 
 
+def _declared_syntax(meta: bytes) -> str:
+    plain = plain_values(meta, EXPLICIT_LITTLE, frozenset({_TRANSFER_SYNTAX}))
+    if plain is not None:
+        return plain.get(_TRANSFER_SYNTAX, "")
+    with guarded():
+        return str(decode(meta, EXPLICIT_LITTLE).get("TransferSyntaxUID", "") or "")
+
+
 def identify(stream: Part10Stream) -> model.Dataset:
     """The UIDs, the Patient ID and its issuer that `stream.head` holds, in the DICOM JSON model.
 
     Needs a head that reaches AFTER_UIDS. What the file does not have is left out.
     """
-    wanted = tuple(int(tag, 16) for tag in _IDENTIFYING)
+    plain = plain_values(stream.head, stream.encoding, _IDENTIFYING_TAGS)
+    if plain is not None:
+        return {_IDENTIFYING_TAGS[tag]: model.attribute(_IDENTIFYING_TAGS[tag], [plain[tag]]) for tag in sorted(plain)}
     with guarded():
-        return _in_json(decode(stream.head, stream.encoding, wanted), frozenset(_IDENTIFYING))
+        return _in_json(decode(stream.head, stream.encoding, tuple(_IDENTIFYING_TAGS)), frozenset(_IDENTIFYING))
 
 
 def _in_json(found: Dataset, wanted: frozenset[str] | None) -> model.Dataset:

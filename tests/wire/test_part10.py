@@ -16,6 +16,7 @@ from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.sequence import Sequence
 
 from gateway.model.patient import PatientKey, patient_of
+from gateway.wire import part10
 from gateway.wire.filemeta import IMPLEMENTATION_CLASS_UID
 from gateway.wire.part10 import AFTER_UIDS, PIXEL_DATA, Part10Error, file_meta, identify, open_part10
 from gateway.wire.transfer import explicit_little_endian, must_become_explicit, rewrite
@@ -300,6 +301,48 @@ async def test_identify_names_the_patient_and_the_instance_from_the_first_bytes(
         "0020000D": ["1.2.3"],
         "0020000E": ["1.2.3.1"],
     }
+
+
+def decoded_identity(stream):
+    """What pydicom finds, value by value."""
+    with part10.guarded():
+        found = part10.decode(stream.head, stream.encoding, tuple(part10._IDENTIFYING_TAGS))
+        return part10._in_json(found, frozenset(part10._IDENTIFYING))
+
+
+@named(argvalues=WHOLE)
+async def test_identify_finds_what_a_full_decoding_finds(path):
+    stream = await opened(path.read_bytes(), until=AFTER_UIDS)
+    assert identify(stream) == decoded_identity(stream)
+    meta = pydicom.dcmread(path, force=True, stop_before_pixels=True).file_meta
+    assert stream.has_file_meta == ("TransferSyntaxUID" in meta)
+    if stream.has_file_meta:
+        assert stream.transfer_syntax == meta.TransferSyntaxUID
+
+
+@settings(max_examples=300)
+@given(
+    st.binary(max_size=12) | st.text("A1 ~\\^\0é", max_size=8).map(lambda text: text.encode("latin-1")),
+    st.sampled_from([b"LO", b"UI", b"UN", b"SH", b""]),
+    st.sampled_from(["", "ISO_IR 100", "ISO_IR 13", "ISO_IR 192", "\\ISO 2022 IR 87"]),
+)
+async def test_identify_finds_what_a_full_decoding_finds_however_odd_the_patient_id_is(value, vr, character_set):
+    charset = character_set.encode() + b" " * (len(character_set) % 2)
+    data = pack("<HH2sH", 8, 5, b"CS", len(charset)) + charset
+    if vr == b"UN":
+        data += pack("<HH2sHL", 0x10, 0x20, vr, 0, len(value)) + value
+    else:
+        data += (
+            pack("<HH2sH", 0x10, 0x20, vr, len(value)) + value if vr else pack("<HHL", 0x10, 0x20, len(value)) + value
+        )
+    data += pack("<HH2sH", 0x20, 0x0D, b"UI", 4) + b"1.2\0" + pack("<HH2sH", 0x20, 0x10, b"SH", 0)
+    whole = file_meta("1.2", "1.2.3", EXPLICIT) + data
+    try:
+        stream = await opened(whole, until=AFTER_UIDS)
+        expected = decoded_identity(stream)
+    except Part10Error:
+        return
+    assert identify(stream) == expected
 
 
 async def test_a_head_can_be_extended_after_a_first_look():
