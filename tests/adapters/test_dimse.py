@@ -323,13 +323,12 @@ async def test_work_that_is_stopped_under_its_reader_is_an_error_and_no_end(simu
     async with adapter_of(simulator) as adapter:
         simulator.options = replace(simulator.options, delay=0.5)
         try:
+            asking = asyncio.ensure_future(anext(adapter.find(NativeQuery(Level.STUDY))))
+            await until(lambda: simulator.open_associations == 1, 3.0)
+            for operation in list(adapter.associations._operations):
+                operation.stop()
             with pytest.raises(NodeBusy):
-                async with asyncio.timeout(5):
-                    asking = asyncio.ensure_future(anext(adapter.find(NativeQuery(Level.STUDY))))
-                    await until(lambda: simulator.open_associations == 1, 3.0)
-                    for operation in list(adapter.associations._operations):
-                        operation.stop()
-                    await asking
+                await asyncio.wait_for(asking, 5)
         finally:
             simulator.options = replace(simulator.options, delay=0.0)
 
