@@ -170,7 +170,8 @@ class Writer:
         self._instance = instance
         self._directory = directory
         self._name = secrets.token_hex(16)
-        self._buffer = bytearray()
+        self._gathered: list[bytes] = []
+        self._held = 0
         self._size = 0
         self._file: FileIO | None = None
         # A cancelled caller leaves its last piece of work running in a thread; the lock keeps `abort` out of its way.
@@ -187,15 +188,16 @@ class Writer:
             await self.abort()
             return False
         self._size += len(chunk)
-        self._buffer += chunk
+        self._gathered.append(chunk)
+        self._held += len(chunk)
         if doomed:
             await self._do(_unlink, doomed)
-        return len(self._buffer) < _BLOCK or await self._do(self._append, self._take_buffer())
+        return self._held < _BLOCK or await self._do(self._append, self._take_gathered())
 
     async def commit(self) -> SpooledInstance | None:
         """Makes the instance findable, by an atomic rename; None when it was not taken."""
         if not self._ended:
-            await self._do(self._finish, self._take_buffer())
+            await self._do(self._finish, self._take_gathered())
         return self._committed
 
     async def abort(self) -> None:
@@ -211,10 +213,9 @@ class Writer:
         if not self._ended:
             await self.abort()
 
-    def _take_buffer(self) -> bytes:
-        block = bytes(self._buffer)
-        self._buffer.clear()
-        return block
+    def _take_gathered(self) -> list[bytes]:
+        gathered, self._gathered, self._held = self._gathered, [], 0
+        return gathered
 
     async def _do(self, work: Callable[..., None], *arguments: Any) -> bool:
         try:
@@ -224,23 +225,24 @@ class Writer:
             await self.abort()
         return not self._ended or self._committed is not None
 
-    def _append(self, block: bytes) -> None:
+    def _append(self, chunks: list[bytes]) -> None:
         with self._lock:
             if not self._ended:
-                self._write(block)
+                self._write(chunks)
 
-    def _write(self, block: bytes) -> None:
+    def _write(self, chunks: list[bytes]) -> None:
         if self._file is None:
             self._file = FileIO(self._path(".part"), "xb", opener=_open_private)
-        view = memoryview(block)
-        while view:
-            view = view[self._file.write(view) or 0 :]
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                view = view[self._file.write(view) or 0 :]
 
-    def _finish(self, block: bytes) -> None:
+    def _finish(self, chunks: list[bytes]) -> None:
         with self._lock:
             if self._ended or self._directory is None:
                 return
-            self._write(block)
+            self._write(chunks)
             if self._file is not None:
                 self._file.close()
             path = self._path(".dcm")
