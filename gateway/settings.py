@@ -42,7 +42,9 @@ class Settings(BaseSettings):
     search_deadline: float = Field(20.0, gt=0, description="seconds for a whole federated search")
     strict_accept: bool = Field(False, description="true answers 406 to a missing Accept header (PS3.18 8.7.5)")
     bare_patient_id: str = Field("refuse", pattern="^(refuse|warn)$", description="a PatientID borne by two issuers")
-    validate_fhir: bool = Field(False, description="true holds every FHIR answer against fhir.resources first; slow, for testing")
+    validate_fhir: bool = Field(
+        False, description="true holds every FHIR answer against fhir.resources first; slow, for testing"
+    )
     page_size: int = Field(50, ge=1, le=1000, description="FHIR page size when _count is absent")
 
     secret: SecretStr | None = Field(

@@ -197,6 +197,7 @@ def table(results: dict[str, Result]) -> Table:
             f"{one.ratio:.2f}",
             f"{low:g} - {high:g}",
             str(one.rounds),
+            f"{one.growth:.0f}",
         )
     return drawn
 
