@@ -70,7 +70,7 @@ def test_memory_is_as_flat_without_the_spool(bulk: Bulk):
 
 
 def test_a_reader_of_1_mb_a_second_holds_the_node_back_and_nothing_piles_up(served: Server, bulk: Bulk):
-    with slow_reader(served, bulk.multiframe) as connection, Memory(served.process) as memory:
+    with Memory(served.process) as memory, slow_reader(served, bulk.multiframe) as connection:
         received = 0
         for _ in range(12):
             received += len(connection.recv(256 * 1024, socket.MSG_WAITALL))
