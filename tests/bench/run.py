@@ -7,6 +7,7 @@ fast enough depends on the machine. What must hold anywhere, the memory, is held
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import sys
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also starts as a script
 
 from gateway.simulators.bulk import ct_series, large_multiframe
 from tests import peers
@@ -203,6 +206,7 @@ def table(results: dict[str, Result]) -> Table:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whatever ends it, the servers it started end with it
     bench = Bench()
     with studies() as held:
         wado(bench, held)
