@@ -22,12 +22,7 @@ from gateway.security.audit import Audit, AuditRecord
 from gateway.security.caller import Caller
 from gateway.security.policy import Policy
 from gateway.telemetry import stage
-from gateway.wire.transfer import explicit_little_endian, rewrite
-
-IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
-EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-# PS3.18 8.7.3: these two shall not be used on the web.
-_FORBIDDEN_ON_THE_WEB = frozenset({IMPLICIT_LITTLE_ENDIAN, EXPLICIT_BIG_ENDIAN})
+from gateway.wire.transfer import FORBIDDEN_ON_THE_WEB, explicit_little_endian, rewrite, written_syntax
 
 
 class Views(Protocol):
@@ -275,18 +270,15 @@ def outgoing(one: OpenedInstance, view: View, transfer_syntax: str) -> OutgoingI
     stored = one.stream.transfer_syntax
     ref = Ref(view.uid(one.ref.study), view.uid(one.ref.series or ""), view.uid(one.ref.instance or ""))
     if not view.is_plain:
-        rewritten = EXPLICIT_LITTLE_ENDIAN if stored in _RECODED else stored
+        rewritten = written_syntax(stored)
         _check_syntax(rewritten, transfer_syntax)
         return OutgoingInstance(ref, rewritten, rewrite(one.stream, view.instance))
-    if transfer_syntax in ("*", stored) or (not transfer_syntax and stored not in _FORBIDDEN_ON_THE_WEB):
+    if transfer_syntax in ("*", stored) or (not transfer_syntax and stored not in FORBIDDEN_ON_THE_WEB):
         return OutgoingInstance(ref, stored, one.stream.raw())
-    if stored in _FORBIDDEN_ON_THE_WEB and transfer_syntax in ("", EXPLICIT_LITTLE_ENDIAN):
-        return OutgoingInstance(ref, EXPLICIT_LITTLE_ENDIAN, explicit_little_endian(one.stream))
+    if stored in FORBIDDEN_ON_THE_WEB and transfer_syntax in ("", written_syntax(stored)):
+        return OutgoingInstance(ref, written_syntax(stored), explicit_little_endian(one.stream))
     _check_syntax(stored, transfer_syntax)
     raise AssertionError("unreachable: _check_syntax raises")
-
-
-_RECODED = _FORBIDDEN_ON_THE_WEB | {"1.2.840.10008.1.2.1.99"}
 
 
 def _check_syntax(available: str, asked: str) -> None:

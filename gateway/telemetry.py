@@ -25,7 +25,6 @@ node_operations = Counter(
 )
 node_seconds = Histogram("gateway_node_seconds", "Time a node took to answer", ["node", "operation"])
 node_in_flight = Gauge("gateway_node_in_flight", "Operations a node is working on now", ["node"])
-cache_lookups = Counter("gateway_cache_lookups_total", "Look-ups in the cache", ["kind", "outcome"])
 
 # The only keys a log record may carry: everything else is dropped, so that no attribute of a patient can slip in.
 LOGGABLE = frozenset(

@@ -81,10 +81,6 @@ class Peers:
         port: int = down.getsockname()[1]
         return port
 
-    @property
-    def pids(self) -> tuple[int, ...]:
-        return tuple(peer.process.pid for peer in self._peers)
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -85,12 +85,11 @@ async def _metadata(asked: FhirRequest) -> Response:
 
 
 async def _search(asked: FhirRequest) -> Response:
-    asked.context.pipeline.policy.require(asked.context.caller, "ImagingStudy", "s")
+    context = asked.context
+    context.pipeline.policy.require(context.caller, "ImagingStudy", "s")
     lenient = "handling=lenient" in asked.request.headers.get("prefer", "").replace(" ", "")
     pairs = query_pairs(asked.request)
     search = await parse(pairs, asked.renderer, lenient=lenient)
-    context = asked.context
-    context.pipeline.policy.require(context.caller, "ImagingStudy", "s")
     for included in sorted(search.includes):
         context.pipeline.policy.require(context.caller, included.capitalize(), "r")
     answer: Answer[Found] = Answer()

@@ -9,7 +9,7 @@ from datetime import date, timedelta
 
 from gateway.edge import negotiation
 from gateway.edge.identifiers import DICOM_UID, uid_of_id
-from gateway.edge.imagingstudy import ACCESSION, DCM, SCT, V2_0203, Renderer, status
+from gateway.edge.imagingstudy import ACCESSION, DCM, SCT, Renderer, status
 from gateway.edge.periods import Period, compare
 from gateway.errors import InvalidQuery
 from gateway.federation.page import Sort
@@ -39,7 +39,6 @@ _INCLUDES = {
     "ImagingStudy:patient": "patient",
     "ImagingStudy:subject": "patient",
 }
-_TOKEN_SYSTEMS = {"modality": (DCM, "http://dicom.nema.org/resources/ontology/DCM", "urn:oid:1.2.840.10008.2.16.4")}
 _RESULT_PARAMETERS = ("_count", "_sort", "_summary", "_cursor")
 _ONE_LEVEL_DOWN = {SERIES_UID: "series", INSTANCE_UID: "instance", SOP_CLASS_UID: "dicom-class", BODY_PART: "bodysite"}
 SUMMARIES = ("true", "text", "data", "count", "false")
@@ -383,4 +382,3 @@ TYPES = {
     "bodysite": "token", "status": "token", "series": "token", "instance": "token", "dicom-class": "token",
     "endpoint": "reference", "_id": "token",
 }  # fmt: skip
-CODE_SYSTEMS = (DCM, SCT, V2_0203)

@@ -26,11 +26,6 @@ class DicomAccept:
     single_part: bool
     transfer_syntax: str = ""
 
-    @property
-    def exact(self) -> bool:
-        """Whether the stored bytes may go out whatever syntax they are in."""
-        return self.transfer_syntax == "*"
-
 
 def accepted(request: Request, *, strict: bool) -> list[MediaType]:
     """The ranges asked for, best first; the `accept` query parameter wins over the header. Raises NotAcceptable when strict."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gateway.errors import InvalidQuery
@@ -69,9 +69,6 @@ class Query:
     def match_on(self, *path: str) -> Match | None:
         """The key on exactly this path, if the query has one."""
         return next((m for m in self.matches if m.path == path), None)
-
-    def adding(self, *matches: Match) -> Query:
-        return replace(self, matches=(*self.matches, *matches))
 
 
 @dataclass(frozen=True, slots=True)

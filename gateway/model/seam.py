@@ -138,9 +138,6 @@ class Probe:
     details: dict[str, str] = field(default_factory=dict)
 
 
-ANY_TRANSFER_SYNTAX = "*"
-
-
 @runtime_checkable
 class Finds(Protocol):
     def find(self, query: NativeQuery) -> AsyncIterator[Record | Report]:

@@ -28,6 +28,13 @@ _CHUNK = 1 << 20
 _QUICK = 256 << 10
 
 
+def written_syntax(stored: str) -> str:
+    """The syntax that a file is written in anew: Implicit VR, Big Endian and deflated ones as Explicit VR Little Endian."""
+    if stored in FORBIDDEN_ON_THE_WEB or stored == DeflatedExplicitVRLittleEndian:
+        return str(ExplicitVRLittleEndian)
+    return stored
+
+
 def must_become_explicit(stream: Part10Stream) -> bool:
     """Whether `explicit_little_endian` changes the file: its syntax is forbidden on the web, or not as declared."""
     return (
@@ -64,8 +71,7 @@ async def rewrite(stream: Part10Stream, change: Callable[[Dataset], Dataset]) ->
 
     `change` gets the elements before the pixel data and, when there are any, in a second call those behind it; it may
     change its argument. What it adds on the wrong side of the pixel data is left out; what it raises passes on. The
-    change its argument. What it adds on the wrong side of the pixel data is left out; what it raises goes on. The
-    but Implicit VR, Big Endian and deflated files become Explicit VR Little Endian. Elements that are not touched keep
+    transfer syntax is that of `written_syntax`. Elements that are not touched keep
     their bytes. Raises Part10Error as the stream does. Closes the stream when it ends or is left.
     """
     try:
@@ -112,14 +118,11 @@ async def _behind_pixel_data(stream: Part10Stream) -> bytes:
 
 def _file_meta(stream: Part10Stream, dataset: Dataset) -> bytes:
     meta = stream.file_meta
-    syntax = stream.transfer_syntax
-    if syntax in FORBIDDEN_ON_THE_WEB or syntax == DeflatedExplicitVRLittleEndian:
-        syntax = str(ExplicitVRLittleEndian)
     with guarded():
         return file_meta(
             str(dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID", "")),
             str(dataset.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID", "")),
-            syntax,
+            written_syntax(stream.transfer_syntax),
         )
 
 
