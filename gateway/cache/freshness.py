@@ -1,0 +1,37 @@
+"""How fresh the node answers behind one request's answer are: collected while it is made, told in Age and Cache-Control."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Freshness:
+    """`age` is that of the oldest answer used, `remaining` the time until the first of them is no longer fresh, in seconds
+    (infinity when none was used); `stale` says that one of them already is not, because its node could not be asked anew."""
+
+    age: float = 0.0
+    remaining: float = float("inf")
+    stale: bool = False
+
+    def note(self, age: float, remaining: float, *, stale: bool = False) -> None:
+        """Counts one node's answer in."""
+        self.age = max(self.age, age)
+        self.remaining = min(self.remaining, max(0.0, remaining))
+        self.stale |= stale
+
+
+_current: ContextVar[Freshness | None] = ContextVar("freshness", default=None)
+
+
+def begin() -> Freshness:
+    """Starts collecting for the request of this context; tasks that it starts add to the same object."""
+    collected = Freshness()
+    _current.set(collected)
+    return collected
+
+
+def current() -> Freshness:
+    """What this request has collected so far; one of its own, that nobody sees, outside a request."""
+    return _current.get() or Freshness()
