@@ -28,6 +28,7 @@ class DimseOptions:
     one_row_per_instance  repeats a study or series row for each of its instances, as pynetdicom's qrscp does
     foreign_study         answers a retrieve with another study than asked
     garbage               fills UIDs, dates and numbers of its rows with what their VR forbids
+    failure               the status that every query and retrieve ends with at once, such as 0xA700; 0: none
     abort_after           aborts the association after as many instances of a retrieve
     calling_ae_titles     empty: any
     destinations          AE title -> (host, port) for C-MOVE
@@ -49,6 +50,7 @@ class DimseOptions:
     one_row_per_instance: bool = False
     foreign_study: bool = False
     garbage: bool = False
+    failure: int = 0
     abort_after: int | None = None
     calling_ae_titles: tuple[str, ...] = ()
     destinations: Mapping[str, tuple[str, int]] = field(default_factory=dict)

@@ -26,7 +26,8 @@ class PeerOptions:
     """Who may ask, and what is wrong with the peer.
 
     Quirks and faults hold for every operation, or only for those in `faulty_operations` when it is not empty.
-    `redirect_to` is a service root: the path below the peer's own root and the query go with it.
+    `redirect_to` is a service root: the path below the peer's own root and the query go with it. `duplicates` gives each
+    result of a search twice.
     """
 
     basic: tuple[str, str] | None = None
@@ -36,6 +37,7 @@ class PeerOptions:
     status_500: bool = False
     garbage_json: bool = False
     redirect_to: str | None = None
+    duplicates: bool = False
     faulty_operations: frozenset[str] = frozenset()
 
     def during(self, operation: str) -> Self:

@@ -138,7 +138,7 @@ class DicomwebSimulator(Peer):
             search = parse(request.url.query, str if options.no_percent_decoding else unquote_plus)
         except BadQuery as bad:
             return Response(str(bad), 400)
-        found = self._found(level, search, request)
+        found = [row for row in self._found(level, search, request) for _ in range(1 + options.duplicates)]
         start = 0 if options.ignores_offset else search.offset
         page = _page(options, found[start:], search.limit)
         headers = _warnings(self.url, options, search, level, len(found) - start - len(page))

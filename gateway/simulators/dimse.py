@@ -188,6 +188,9 @@ class DimseSimulator:
             return
         self._count(f"C-FIND {identifier.get('QueryRetrieveLevel', '')}", identifier)
         self._waits(event)
+        if self.options.failure:
+            yield self.options.failure, None
+            return
         is_implicit = event.context.transfer_syntax == ImplicitVRLittleEndian
         find = Find(self.archive, identifier, _root(event), self.ae_title, self.options, is_implicit)
         try:
@@ -224,9 +227,9 @@ class DimseSimulator:
         self._count(operation, identifier)
         self._waits(event)
         found = self._selected(identifier, _root(event))
-        if found is None:
+        if found is None or self.options.failure:
             yield 1
-            yield DOES_NOT_MATCH, None
+            yield self.options.failure or DOES_NOT_MATCH, None
             return
         yield len(found)
         for number, stored in enumerate(found):

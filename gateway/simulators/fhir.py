@@ -76,6 +76,7 @@ class FhirOptions(PeerOptions):
             "status_500",
             "garbage_json",
             "redirect_to",
+            "duplicates",
             "ignores_parameters",
             "foreign_study",
         }
@@ -188,7 +189,8 @@ class FhirSimulator(Peer):
             return self._outcome(400, "invalid", str(bad))
         if _options(request).foreign_study and IDENTIFYING & {name for name, _ in named}:
             found = [facts for facts in self.facts if facts not in found][:1]
-        return self._first_page("ImagingStudy", [facts.id for facts in found], search)
+        ids = [facts.id for facts in found for _ in range(1 + _options(request).duplicates)]
+        return self._first_page("ImagingStudy", ids, search)
 
     async def _search_patients(self, request: Request) -> Response:
         try:

@@ -2,82 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import re
 import socket
 import struct
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from gateway.adapters.dimse import DimseAdapter
-from gateway.federation.node import Node
 from gateway.simulators.bulk import large_multiframe
 from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
 from gateway.simulators.dimse import DimseOptions, DimseSimulator
 from tests.bench.drain import read
+from tests.faults.leftovers import Watched, connections_to, eventually, own_threads
 from tests.running import Gateway, files_node
 from tests.streaming.conftest import Bulk
 
 STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-PROMPT = 5.0
-
-
-def eventually(holds: Callable[[], bool], seconds: float = PROMPT) -> bool:
-    ends = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-class Watched(Gateway):
-    """A gateway whose inside can be counted: permits, tasks, associations, threads, connections, half-written files."""
-
-    @property
-    def nodes(self) -> list[Node]:
-        assert self.app is not None
-        return list(self.app.state.pipeline.federation.nodes.values())
-
-    def permits_out(self) -> int:
-        return sum(node.config.max_concurrent - node.permits._value for node in self.nodes)
-
-    def associations_out(self) -> int:
-        return sum(node.finder.associations.in_use for node in self.nodes if isinstance(node.finder, DimseAdapter))
-
-    def tasks(self) -> int:
-        async def count() -> int:
-            return len(asyncio.all_tasks()) - 1
-
-        return asyncio.run_coroutine_threadsafe(count(), self.loop).result(10)
-
-    def unfinished(self) -> int:
-        return len(list(self._settings.spool.rglob("*.part")))
-
-    def is_idle(self) -> bool:
-        return not (self.permits_out() or self.associations_out() or self.unfinished())
-
-
-def connections_to(port: int) -> int:
-    """The TCP connections from this process to a node that is in it, too."""
-    found = psutil.Process().net_connections("tcp")
-    return sum(one.raddr != () and one.raddr.port == port and one.status == "ESTABLISHED" for one in found)
-
-
-def own_threads() -> list[str]:
-    """The threads that may be left over: neither the workers of bounded pools, nor those in which simulators serve."""
-    names = [thread.name for thread in threading.enumerate()]
-    return sorted(name for name in names if not re.search(r"_\d+$", name) and not name.startswith("AcceptorThread"))
-
 
 def dimse_node(identifier: str, port: int, **more: Any) -> dict[str, Any]:
     connection = {"host": "127.0.0.1", "port": port, "called_ae_title": "SIMULATOR"}
