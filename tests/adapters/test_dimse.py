@@ -844,3 +844,10 @@ async def test_the_probe_tells_what_the_node_can_do_and_what_its_administrator_e
 async def test_the_probe_of_a_hierarchical_node_says_so(simulator):
     async with adapter_of(simulator) as adapter:
         assert "not-relational" in (await adapter.probe()).quirks
+
+
+async def test_a_node_out_of_resources_before_its_first_row_is_busy_and_has_not_answered(simulator):
+    simulator.options = DimseOptions(failure=0xA700)
+    async with adapter_of(simulator) as adapter:
+        with pytest.raises(NodeBusy):
+            await rows_of(adapter, NativeQuery(Level.STUDY))

@@ -322,6 +322,25 @@ async def test_between_two_scans_a_retrieve_still_gives_what_is_there_now(tmp_pa
         await node.close()
 
 
+async def test_a_file_that_was_held_and_is_broken_now_is_missed_and_not_forgotten(empty):
+    node, directory = empty
+    whole = instance(uid="1.2", PixelData=b"\0" * 100)
+    (directory / "a").write_bytes(instance(uid="1.1"))
+    (directory / "b").write_bytes(whole)
+    assert len((await find(node, Level.IMAGE))[0]) == 2
+    (directory / "b").write_bytes(whole[:-50])
+    for moment in (None, (1, 1)):  # just now, and so long ago that nobody is writing it any more
+        if moment:
+            os.utime(directory / "b", moment)
+        assert len((await find(node, Level.IMAGE))[0]) == 2
+        with pytest.raises(NodeProtocolError):
+            [await collected(part) async for part in node.retrieve(Ref("1.2.3"))]
+    (directory / "b").write_bytes(whole)
+    assert whole in [await collected(part) async for part in node.retrieve(Ref("1.2.3"))]
+    (directory / "b").unlink()
+    assert len((await find(node, Level.IMAGE))[0]) == 1
+
+
 async def test_broken_and_foreign_files_are_counted_and_skipped(empty):
     node, directory = empty
     good = instance(PixelData=b"\0" * 100)

@@ -114,6 +114,7 @@ IMPOSSIBLE: list[tuple[str, str, str, str]] = [
                                   "redirect to another host")),
     *((name, "fhir", operation, "the proxy before its pixels speaks HTTP without TLS: see dicomweb")
       for name, row in FAULTS.items() if row.over_tls for operation in ("metadata", "retrieve")),
+    ("file truncated", "files", "metadata", "metadata lies before the pixels, which are cut off"),
     ("file truncated", "files", "search", "a search reads the index, not the files"),
 ]  # fmt: skip
 

@@ -21,9 +21,9 @@ Kind = Literal[
 ]  # fmt: skip
 
 _P_DATA, _LIMIT = 0x04, 1 << 24
-# PS3.8 9.3.4: rejected, transient, by the presentation layer, local limit exceeded. PS3.8 9.3.8: by the provider.
+# PS3.8 9.3.4: rejected, transient, by the presentation layer, local limit exceeded. PS3.8 9.3.8: by the service-user.
 _REJECTION = bytes([0x03, 0, 0, 0, 0, 4, 0, 2, 3, 2])
-_ABORT = bytes([0x07, 0, 0, 0, 0, 4, 0, 0, 2, 0])
+_ABORT = bytes([0x07, 0, 0, 0, 0, 4, 0, 0, 0, 0])
 _ROW = b'{"0020000D":{"vr":"UI","Value":["1.2.3"]},"00100010":{"vr":"PN","Value":[{"Alphabetic":"Flood^Of^Rows"}]}},'
 
 
@@ -295,7 +295,8 @@ async def _broken_dimse(proxy: FaultProxy, fault: Fault, opening: bytes, reader:
             if whole < 0:
                 sink.write(_ABORT if fault.kind == "abort" else pdu[: len(pdu) // 2])
                 await sink.drain()
-                await asyncio.sleep(0.05)
+                # After an A-ABORT the other side closes (PS3.8 9.2.1, state 13); a reset would overtake what is buffered.
+                await asyncio.sleep(5 if fault.kind == "abort" else 0.05)
                 if fault.kind == "reset":
                     _reset(sink)
                 return

@@ -33,25 +33,34 @@ class Patient:
     ward: Ward
     gateway: Watched
     tasks: int
-    threads: int
+
+
+class Wards:
+    """Each adapter's ward, made when its first cell comes, and kept for all of its cells."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders, self._stack = folders, ExitStack()
+        self._made: dict[tuple[str, bool], Patient] = {}
+        self.threads_before = len(own_threads())
+
+    def of(self, adapter: str, over_tls: bool) -> Patient:
+        if (adapter, over_tls) not in self._made:
+            folder = self._folders.mktemp(adapter)
+            authority = Authority(folder) if over_tls else None
+            sick, gateway = self._stack.enter_context(ward(adapter, folder, authority))
+            assert eventually(lambda: is_well(gateway), 20), gateway.get("/nodes").text
+            self._made[adapter, over_tls] = Patient(sick, gateway, gateway.tasks())
+        return self._made[adapter, over_tls]
+
+    def close(self) -> None:
+        self._stack.close()
 
 
 @pytest.fixture(scope="module")
-def wards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, bool], Patient]]:
-    """Each adapter's ward, made when its first cell comes."""
-    made: dict[tuple[str, bool], Patient] = {}
-    with ExitStack() as stack:
-
-        def get(adapter: str, over_tls: bool) -> Patient:
-            if (adapter, over_tls) not in made:
-                folder = tmp_path_factory.mktemp(adapter)
-                authority = Authority(folder) if over_tls else None
-                sick, gateway = stack.enter_context(ward(adapter, folder, authority))
-                assert eventually(lambda: is_well(gateway), 20), gateway.get("/nodes").text
-                made[adapter, over_tls] = Patient(sick, gateway, gateway.tasks(), len(own_threads()))
-            return made[adapter, over_tls]
-
-        yield get
+def wards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wards]:
+    made = Wards(tmp_path_factory)
+    yield made
+    made.close()
 
 
 def test_every_cell_is_tried_or_has_a_reason_why_it_cannot_exist() -> None:
@@ -65,10 +74,10 @@ def test_every_cell_is_tried_or_has_a_reason_why_it_cannot_exist() -> None:
 
 @pytest.mark.parametrize(("adapter", "fault", "operation"), cells(over_tls=False) + cells(over_tls=True))
 def test_a_fault_is_named_and_nothing_more(
-    adapter: str, fault: str, operation: str, wards: Callable[[str, bool], Patient]
+    adapter: str, fault: str, operation: str, wards: Wards
 ) -> None:
     row = FAULTS[fault]
-    patient = wards(adapter, row.over_tls)
+    patient = wards.of(adapter, row.over_tls)
     with row.by[adapter](patient.ward, operation):
         began = time.monotonic()
         ASKED[operation](patient, row)
@@ -82,10 +91,9 @@ def test_a_fault_is_named_and_nothing_more(
     assert eventually(lambda: patient.gateway.tasks() <= patient.tasks), "a task is still there"
 
 
-def test_after_the_whole_matrix_no_thread_is_left(wards: Callable[[str, bool], Patient]) -> None:
-    patients = [wards(adapter, False) for adapter in ADAPTERS]
-    most = max(patient.threads for patient in patients)
-    assert eventually(lambda: len(own_threads()) <= most, 10), own_threads()
+def test_after_the_whole_matrix_no_thread_is_left(wards: Wards) -> None:
+    wards.close()
+    assert eventually(lambda: len(own_threads()) <= wards.threads_before, 10), own_threads()
 
 
 # --- what is asked

@@ -21,7 +21,7 @@ from tests.faults.leftovers import Watched
 from tests.faults.proxy import Fault, FaultProxy
 from tests.running import files_node
 
-DEADLINE = 1.0
+DEADLINE = 0.8
 ISSUER = "WARD"
 DAY, OTHER_DAY = "20240102", "20200101"
 BOTH, SICK, WELL, DECOY = "1.2.826.7.1", "1.2.826.7.2", "1.2.826.7.3", "1.2.826.7.4"
@@ -231,7 +231,7 @@ def _fhir(sick: Path, stack: ExitStack, authority: Authority | None) -> Ward:
 
 
 def _files(sick: Path, stack: ExitStack, authority: Authority | None) -> Ward:
-    address = {"directory": str(sick), "rescan": 0.2}
+    address = {"directory": str(sick), "rescan": 0.001}
     return Ward("files", sick, _node("files", address))
 
 

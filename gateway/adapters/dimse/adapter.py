@@ -19,7 +19,7 @@ from gateway.adapters.dimse.receiving import Begun, Event, Finished
 from gateway.adapters.dimse.retrieving import PENDING, Retrieving
 from gateway.adapters.dimse.storage_scp import StorageReceiver
 from gateway.adapters.dimse.storing import private_file, store_each
-from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
+from gateway.errors import NodeBusy, NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.query import Ref
 from gateway.model.seam import NativeQuery, Part, Probe, Record, Report, StoreOutcome
 from gateway.model.vocabulary import MODALITIES_IN_STUDY, Level
@@ -131,7 +131,7 @@ class DimseAdapter:
             for response, identifier in association.find(request.identifier, self._models.find):
                 status = int(response.Status)
                 if status not in PENDING:
-                    truncated = self._is_truncated(status, query)
+                    truncated = self._is_truncated(status, query, rows)
                 elif identifier is None:
                     raise NodeProtocolError(self.node, "sent a row that is no data set")
                 elif rows == query.limit:
@@ -150,10 +150,12 @@ class DimseAdapter:
         if not association.accepts(model):
             raise Unsupported(self.node, f"does not accept {service}")
 
-    def _is_truncated(self, status: int, query: NativeQuery) -> bool:
-        """What a final status means (PS3.4 Table C.4-1). Raises for a failure."""
+    def _is_truncated(self, status: int, query: NativeQuery, rows: int) -> bool:
+        """What a final status means (PS3.4 Table C.4-1). Raises for a failure: a maximum is one that gave some rows."""
         if status == 0x0000:
             return False
+        if status == _OUT_OF_RESOURCES and not rows:
+            raise NodeBusy(self.node, "is out of resources for C-FIND")
         if status == _OUT_OF_RESOURCES or status >> 12 == 0xB:
             return True
         lacks_parents = (query.level is not Level.STUDY and not query.study) or (

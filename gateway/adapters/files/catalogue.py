@@ -119,7 +119,10 @@ class Catalogue:
             self._take_in(changed[start : start + _BATCH])
 
     def _take_in(self, changed: Sequence[tuple[str, Stamp]]) -> None:
-        """What is broken and was changed just now may still be being written: it is forgotten, and so tried again."""
+        """What is broken and was changed just now may still be being written: it is tried again.
+
+        So is what held an instance until now, which stays known: its study is incomplete, and must not pass for whole.
+        """
         read: list[Held] = []
         refused: list[tuple[str, Stamp]] = []
         gone: list[str] = []
@@ -127,6 +130,8 @@ class Catalogue:
             try:
                 read.append(read_held(Path(path), stamp, self.character_set))
             except (OSError, ValueError, TypeError):
+                if self.index.holds(path):
+                    continue
                 if time.time() - stamp[0] / 1e9 > _SETTLED:
                     refused.append((path, stamp))
                 else:

@@ -113,6 +113,11 @@ class Index:
                 _forget(connection, held.path)
                 connection.execute(f"INSERT INTO held VALUES ({', '.join('?' * 13)})", _row_of(held))  # noqa: S608
 
+    def holds(self, path: str) -> bool:
+        """Whether an instance is known to be in this file."""
+        with closing(self._connect()) as connection:
+            return connection.execute("SELECT 1 FROM held WHERE path = ?", (path,)).fetchone() is not None
+
     def counts(self) -> tuple[int, int]:
         """(files held, files skipped)."""
         with closing(self._connect()) as connection:
