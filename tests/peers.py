@@ -295,12 +295,33 @@ class Redis:
         self.process.wait()
 
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2].partition("/")[0])
+
+
 @contextmanager
-def redis() -> Iterator[Redis]:
+def redis(port: int = 0, *options: str) -> Iterator[Redis]:
+    """An empty one, on a free port unless one is given; `options` are those of redis-server."""
+    program = needs("redis-server")
+    with home() as directory:
+        port = port or free_port()
+        command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(directory)]
+        with running([*command, *options], directory, port) as process:
+            yield Redis(f"redis://127.0.0.1:{port}/0", process)
+
+
+@contextmanager
+def sentinel(master: int, name: str) -> Iterator[Redis]:
+    """One that watches the Redis on port `master` as `name`, and fails over after half a second of silence."""
     program = needs("redis-server")
     with home() as directory:
         port = free_port()
-        command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(directory)]
+        (directory / "sentinel.conf").write_text(
+            f"bind 127.0.0.1\nport {port}\ndir {directory}\nsentinel monitor {name} 127.0.0.1 {master} 1\n"
+            f"sentinel down-after-milliseconds {name} 500\nsentinel failover-timeout {name} 3000\n"
+        )
+        command = [program, str(directory / "sentinel.conf"), "--sentinel"]
         with running(command, directory, port) as process:
             yield Redis(f"redis://127.0.0.1:{port}/0", process)
 

@@ -44,16 +44,22 @@ _OPERATIONS = {
 def fill(directory: Path, *studies: str) -> Path:
     """Two instances of each study, of its own patient; the decoy has another date than the others."""
     directory.mkdir(parents=True)
-    made = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
     for study in studies:
-        made.PatientID, made.PatientName = PATIENTS[study], f"Name^Of^{PATIENTS[study]}"
-        made.StudyDate = OTHER_DAY if study == DECOY else DAY
-        made.StudyInstanceUID, made.SeriesInstanceUID = study, f"{study}.1"
         for number in (1, 2):
-            made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"{study}.1.{number}"
-            made.InstanceNumber = number
-            made.save_as(directory / f"{study}.{number}.dcm")
+            day = OTHER_DAY if study == DECOY else DAY
+            made(study, PATIENTS[study], directory / f"{study}.{number}.dcm", number, day)
     return directory
+
+
+def made(study: str, patient: str, path: Path, number: int = 1, day: str = DAY) -> Path:
+    """One CT image of 128 x 128."""
+    instance = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    instance.PatientID, instance.PatientName = patient, f"Name^Of^{patient}"
+    instance.StudyDate, instance.InstanceNumber = day, number
+    instance.StudyInstanceUID, instance.SeriesInstanceUID = study, f"{study}.1"
+    instance.SOPInstanceUID = instance.file_meta.MediaStorageSOPInstanceUID = f"{study}.1.{number}"
+    instance.save_as(path)
+    return path
 
 
 @dataclass
@@ -158,14 +164,14 @@ def ward(adapter: str, folder: Path, authority: Authority | None = None) -> Iter
     """With an authority the sick node is reached over TLS, with a certificate that is good until it is changed."""
     well, sick = fill(folder / "well", BOTH, WELL), fill(folder / "sick", BOTH, SICK, DECOY)
     with ExitStack() as stack:
-        made = _ADAPTERS[adapter](sick, stack, authority)
-        made.authority = authority
+        of_adapter = _ADAPTERS[adapter](sick, stack, authority)
+        of_adapter.authority = authority
         healthy = files_node("well", well, patient_id_issuer=ISSUER, time_zone="Europe/Warsaw")
         (folder / "spool").mkdir()
         # Neither cache nor spool: what was well before a fault would hide it.
         settings = {"cache": False, "spool": folder / "spool", "spool_seconds": 0.0}
-        gateway = stack.enter_context(Watched([healthy, made.node], **settings))
-        yield made, gateway
+        gateway = stack.enter_context(Watched([healthy, of_adapter.node], **settings))
+        yield of_adapter, gateway
 
 
 def _node(adapter: str, connection: dict[str, Any], **more: Any) -> dict[str, Any]:
