@@ -14,7 +14,7 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 # Debian keeps Orthanc in /usr/sbin, which is not on every user's PATH.
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
-.PHONY: help demo test lint format viewer bench lock clean
+.PHONY: help demo test lint format viewer bench soak lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ viewer: $(VENV)/.dev ## opens OHIF in a headless browser on the demo (needs node
 
 bench: $(VENV)/.dev ## streaming measured: memory and throughput
 	@$(PY) tests/bench/run.py
+
+soak: $(VENV)/.dev ## 20 minutes of load, faults and leaving callers; SOAK_MINUTES=2 for less
+	@$(PY) tests/soak/run.py
 
 lock: ## writes requirements.lock anew, from an environment of nothing but the dependencies
 	@.ci/lock

@@ -294,7 +294,6 @@ class Redis:
         self.process.kill()
         self.process.wait()
 
-
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2].partition("/")[0])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from html import escape
 
 import orjson
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from gateway.edge.context import base_of
 from gateway.pipeline import NodeState
 
+_tasks = Gauge("gateway_tasks", "Tasks of the event loop that have not ended")
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Imaging gateway</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body{{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#1b1f24}}
@@ -35,6 +37,7 @@ async def ready(request: Request) -> Response:
 
 async def metrics(_: Request) -> Response:
     """Prometheus text."""
+    _tasks.set(len(asyncio.all_tasks()))
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -29,7 +29,9 @@ class Authority:
         self.bundle.write_bytes(signed.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
         self._files = {name: self._issue(name, ends) for name, ends in (("good", 10 * DAY), ("expired", -DAY))}
 
-    def _built(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, ends: dt.timedelta) -> x509.CertificateBuilder:
+    def _built(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, ends: dt.timedelta
+    ) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.UTC)
         return (
             x509.CertificateBuilder()

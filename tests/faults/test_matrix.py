@@ -73,9 +73,7 @@ def test_every_cell_is_tried_or_has_a_reason_why_it_cannot_exist() -> None:
 
 
 @pytest.mark.parametrize(("adapter", "fault", "operation"), cells(over_tls=False) + cells(over_tls=True))
-def test_a_fault_is_named_and_nothing_more(
-    adapter: str, fault: str, operation: str, wards: Wards
-) -> None:
+def test_a_fault_is_named_and_nothing_more(adapter: str, fault: str, operation: str, wards: Wards) -> None:
     row = FAULTS[fault]
     patient = wards.of(adapter, row.over_tls)
     with row.by[adapter](patient.ward, operation):
@@ -197,7 +195,9 @@ def retrieved(gateway: Watched, study: str) -> Retrieved:
 def is_well(gateway: Watched) -> bool:
     """Whether the node gives rows and pixels, and nobody is warned."""
     answer = gateway.get(f"/dicom-web/studies?StudyInstanceUID={BOTH}")
-    holders = {name for row in answer.json() for name in row["00080054"]["Value"]} if answer.status_code == 200 else set()
+    holders = (
+        {name for row in answer.json() for name in row["00080054"]["Value"]} if answer.status_code == 200 else set()
+    )
     return "warning" not in answer.headers and holders == {"sick", "well"} and retrieved(gateway, SICK).is_whole(SICK)
 
 

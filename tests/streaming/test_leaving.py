@@ -23,6 +23,7 @@ from tests.streaming.conftest import Bulk
 
 STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
+
 def dimse_node(identifier: str, port: int, **more: Any) -> dict[str, Any]:
     connection = {"host": "127.0.0.1", "port": port, "called_ae_title": "SIMULATOR"}
     return {"id": identifier, "name": identifier, "adapter": "dimse", "connection": connection, **more}
