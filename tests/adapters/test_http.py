@@ -452,6 +452,22 @@ async def test_a_connection_closed_without_an_answer_is_unreachable(scripted):
             await http.get_json(http.url("x"))
 
 
+async def test_no_more_than_two_ceilings_of_documents_are_read_of_one_node_at_once(scripted):
+    half = b'["' + b"x" * 600_000
+
+    async def script(exchange):
+        await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n" + half)
+        await asyncio.sleep(10)
+
+    peer = await scripted(script)
+    patient = Timeouts(connect=5, first_byte=5, idle=1, total=5)
+    async with client(peer.url, json_ceiling=1_000_000, timeouts=patient) as http:
+        ends = await asyncio.gather(*(http.get_json(http.url("x")) for _ in range(4)), return_exceptions=True)
+        assert any(isinstance(end, NodeBusy) for end in ends)
+        assert {type(end) for end in ends} <= {NodeBusy, NodeTimeout}
+        assert http._being_read == 0
+
+
 async def test_json_over_the_ceiling_is_refused_even_when_it_comes_compressed(scripted):
     body = gzip.compress(b" " * 50_000_000 + b"{}")
 

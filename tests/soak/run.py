@@ -36,7 +36,7 @@ RESTS = 25.0
 # Short lives, so that every part of the cache and of the spool is at work.
 SETTINGS = {
     "find_ttl": 2, "location_ttl": 5, "metadata_ttl": 10, "spool_seconds": 5, "spool_bytes": 64 * 1024**2,
-    "search_deadline": 5, "log_level": "ERROR",
+    "search_deadline": 10, "log_level": "ERROR",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from tests.faults.proxy import Fault, FaultProxy, Kind
 from tests.faults.ward import made
 
 PER_NODE, SHARED = 20, 10
-DEADLINES = {"connect_deadline": 1.0, "search_deadline": 1.5, "first_byte_deadline": 1.5, "idle_deadline": 1.5}
+DEADLINES = {"connect_deadline": 3.0, "search_deadline": 3.0, "first_byte_deadline": 3.0, "idle_deadline": 3.0}
 _BOTH: tuple[Kind, ...] = ("refuse", "black hole", "freeze", "slow start", "slow drip", "reset")
 KINDS: dict[str, tuple[Kind, ...]] = {
     "http": (*_BOTH, "short length", "no last chunk", "close delimited", "flood"),
@@ -60,8 +60,8 @@ class Stage:
     def _spell(self, name: str, seed: float, ended: threading.Event) -> None:
         chance, proxy, began = random.Random(seed), self.proxies[name], time.time()
         kind = chance.choice(KINDS[proxy.speaks])
-        with proxy.by(Fault(kind, piece=16, delay=0.1 if kind == "slow drip" else 5.0, flood=100_000_000)):
-            ended.wait(chance.uniform(2, 6))
+        with proxy.by(Fault(kind, piece=16, delay=0.1 if kind == "slow drip" else 10.0, flood=100_000_000)):
+            ended.wait(chance.uniform(3, 8))
         self.spells.append(Spell(name, kind, began, time.time()))
 
     def restart_redis(self, ended: threading.Event, seed: int = 2) -> None:

@@ -22,6 +22,7 @@ MAX_CHUNK = 1024 * 1024
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _AGENT = "imaging-gateway"
+_DOCUMENTS_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class HttpClient:
         self._addresses = AllowList(node, self.base_url, allow, trusted)
         self._authorizer = authorizer(node, auth, self._post_form)
         self._json_ceiling = json_ceiling
+        self._being_read = 0
 
     async def open(self) -> None:
         """Reads the certificates; connects to nobody yet. Raises SettingsError for certificates that cannot be read."""
@@ -126,16 +128,27 @@ class HttpClient:
         raw = await self.read(answer, ceiling)
         return self._parsed(raw) if raw else None
 
-    async def read(self, answer: Answer, ceiling: int | None = None) -> bytes:
-        """A whole body. Raises NodeProtocolError when it is larger than the ceiling."""
+    async def read(self, answer: Answer, ceiling: int | None = None) -> bytearray:
+        """A whole body. Raises NodeProtocolError when it is larger than the ceiling, NodeBusy when all that is being read
+        of this node at once is larger than two such."""
         most = self._json_ceiling if ceiling is None else ceiling
-        chunks, size = [], 0
-        async for chunk in answer.body:
-            size += len(chunk)
-            if size > most:
-                raise NodeProtocolError(self.node, f"sent a document larger than {most} bytes")
-            chunks.append(chunk)
-        return b"".join(chunks)
+        # One growing block goes back to the system as a whole; a thousand pieces of it would leave the heap in holes.
+        body = bytearray()
+        try:
+            async for chunk in answer.body:
+                body += chunk
+                self._being_read += len(chunk)
+                if len(body) > most:
+                    raise NodeProtocolError(self.node, f"sent a document larger than {most} bytes")
+                if self._being_read > _DOCUMENTS_AT_ONCE * self._json_ceiling:
+                    raise NodeBusy(self.node, "is sending more than is read of one node at once", retry_after=1.0)
+        except BaseException:
+            # Whoever remembers the error remembers its frames, and this one's body with them.
+            self._being_read -= len(body)
+            body.clear()
+            raise
+        self._being_read -= len(body)
+        return body
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -213,7 +226,7 @@ class HttpClient:
         finally:
             await reply.aclose()
 
-    def _parsed(self, raw: bytes) -> Any:
+    def _parsed(self, raw: bytes | bytearray) -> Any:
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError:
