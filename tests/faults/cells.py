@@ -32,6 +32,11 @@ class Row:
     breaks: bool = False
     over_tls: bool = False
 
+    @property
+    def is_silence(self) -> bool:
+        """Whether only a deadline ends it."""
+        return self.codes == {TIMEOUT}
+
 
 def _row(*codes: str, by: Mapping[str, Bringing], breaks: bool = False, over_tls: bool = False) -> Row:
     return Row(frozenset(codes), by, breaks, over_tls)
@@ -72,7 +77,7 @@ FAULTS: dict[str, Row] = {
         | _peer("fhir", ignores_parameters=frozenset({"started"}))
     ),
     "another patient's study": _row(PROTOCOL, by=_peer(*_NETWORK, foreign_study=True)),
-    "200 MB of JSON": _row(PROTOCOL, TIMEOUT, by=_wire(*_HTTP, kind="flood")),
+    "200 MB of JSON": _row(PROTOCOL, TIMEOUT, BUSY, by=_wire(*_HTTP, kind="flood")),
     "redirect to another host": _row(REFUSED, by=dict.fromkeys(_HTTP, lambda ward, operation: ward.with_redirect(operation))),
     "expired certificate": _row(
         REFUSED, UNREACHABLE, by=dict.fromkeys(_NETWORK, lambda ward, _: ward.with_expired_certificate()), over_tls=True

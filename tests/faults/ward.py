@@ -21,7 +21,8 @@ from tests.faults.leftovers import Watched
 from tests.faults.proxy import Fault, FaultProxy
 from tests.running import files_node
 
-DEADLINE = 0.8
+IMPATIENT, PATIENT = 0.5, 10.0
+"""Seconds of every deadline of the sick node: for faults that are silence; and for those that are not, on a busy machine."""
 ISSUER = "WARD"
 DAY, OTHER_DAY = "20240102", "20200101"
 BOTH, SICK, WELL, DECOY = "1.2.826.7.1", "1.2.826.7.2", "1.2.826.7.3", "1.2.826.7.4"
@@ -160,12 +161,15 @@ class Ward:
 
 
 @contextmanager
-def ward(adapter: str, folder: Path, authority: Authority | None = None) -> Iterator[tuple[Ward, Watched]]:
+def ward(
+    adapter: str, folder: Path, deadline: float, authority: Authority | None = None
+) -> Iterator[tuple[Ward, Watched]]:
     """With an authority the sick node is reached over TLS, with a certificate that is good until it is changed."""
     well, sick = fill(folder / "well", BOTH, WELL), fill(folder / "sick", BOTH, SICK, DECOY)
     with ExitStack() as stack:
         of_adapter = _ADAPTERS[adapter](sick, stack, authority)
         of_adapter.authority = authority
+        of_adapter.node |= {f"{name}_deadline": deadline for name in ("connect", "search", "first_byte", "idle")}
         healthy = files_node("well", well, patient_id_issuer=ISSUER, time_zone="Europe/Warsaw")
         (folder / "spool").mkdir()
         # Neither cache nor spool: what was well before a fault would hide it.
@@ -177,8 +181,7 @@ def ward(adapter: str, folder: Path, authority: Authority | None = None) -> Iter
 def _node(adapter: str, connection: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "id": "sick", "name": "sick", "adapter": adapter, "connection": connection, "patient_id_issuer": ISSUER,
-        "time_zone": "Europe/Warsaw", "priority": 1, "connect_deadline": DEADLINE, "search_deadline": DEADLINE,
-        "first_byte_deadline": DEADLINE, "idle_deadline": DEADLINE, **more,
+        "time_zone": "Europe/Warsaw", "priority": 1, **more,
     }  # fmt: skip
 
 

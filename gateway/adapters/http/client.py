@@ -126,7 +126,10 @@ class HttpClient:
     async def read_json(self, answer: Answer, ceiling: int | None = None) -> Any:
         """The document of an answer; None for an empty body. Raises NodeProtocolError for no JSON or too much."""
         raw = await self.read(answer, ceiling)
-        return self._parsed(raw) if raw else None
+        try:
+            return self._parsed(raw) if raw else None
+        finally:
+            raw.clear()  # for the same reason as in `read`
 
     async def read(self, answer: Answer, ceiling: int | None = None) -> bytearray:
         """A whole body. Raises NodeProtocolError when it is larger than the ceiling, NodeBusy when all that is being read
