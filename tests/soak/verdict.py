@@ -37,7 +37,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Memory:
-    """MB; `slope` is MB a minute over the second half."""
+    """MB; `slope` is MB a minute over the second half.
+
+    What is in flight comes and goes with each fault; a leak raises the floor. All but `most` are of the floor: the least
+    of each quarter of a minute.
+    """
 
     warm: float
     end: float
@@ -55,17 +59,26 @@ class Memory:
 
 def memory(samples: Sequence[Sample]) -> Memory:
     """Raises ValueError without samples enough to tell."""
-    if len(samples) < 8:
-        raise ValueError("too few samples")
+    if len(samples) < 2 or samples[-1].at - samples[0].at < 60:
+        raise ValueError("a minute at least")
+    most, minutes = max(one.rss for one in samples) / MEGABYTE, (samples[-1].at - samples[0].at) / 60
+    samples = _floor(samples)
     sizes = [one.rss / MEGABYTE for one in samples]
     count = len(samples)
     warm = sizes[int(count * WARM_UP) :][: max(1, count // 10)]
     second = samples[count // 2 :]
     fit = statistics.linear_regression([one.at / 60 for one in second], [one.rss / MEGABYTE for one in second])
-    minutes = (samples[-1].at - samples[0].at) / 60
-    return Memory(
-        statistics.median(warm), statistics.median(sizes[-max(1, count // 10) :]), max(sizes), fit.slope, minutes
-    )
+    end = statistics.median(sizes[-max(1, count // 10) :])
+    return Memory(statistics.median(warm), end, most, fit.slope, minutes)
+
+
+def _floor(samples: Sequence[Sample]) -> list[Sample]:
+    """The least of each quarter of a minute."""
+    quarters: dict[int, Sample] = {}
+    for one in samples:
+        quarter = int((one.at - samples[0].at) // 15)
+        quarters[quarter] = min(quarters.get(quarter, one), one, key=lambda sample: sample.rss)
+    return list(quarters.values())
 
 
 @dataclass

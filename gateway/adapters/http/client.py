@@ -15,6 +15,7 @@ import orjson
 
 from gateway.adapters.http.address import AllowList
 from gateway.adapters.http.auth import Basic, Bearer, ClientCredentials, HttpAuth, authorizer
+from gateway.adapters.http.body import Body
 from gateway.adapters.http.transport import Connections, Content, Reply, TlsOptions
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, NodeTimeout, NodeUnreachable
 
@@ -124,34 +125,31 @@ class HttpClient:
         return JsonAnswer(answer.status, answer.headers, answer.url, document)
 
     async def read_json(self, answer: Answer, ceiling: int | None = None) -> Any:
-        """The document of an answer; None for an empty body. Raises NodeProtocolError for no JSON or too much."""
-        raw = await self.read(answer, ceiling)
-        try:
-            return self._parsed(raw) if raw else None
-        finally:
-            raw.clear()  # for the same reason as in `read`
+        """The document of an answer; None for an empty body. Raises NodeError as `read`, and for what is no JSON."""
+        with Body(self._json_ceiling if ceiling is None else ceiling) as body:
+            await self._fill(body, answer)
+            with body.view() as raw:
+                return self._parsed(raw) if body.size else None
 
-    async def read(self, answer: Answer, ceiling: int | None = None) -> bytearray:
+    async def read(self, answer: Answer, ceiling: int | None = None) -> bytes:
         """A whole body. Raises NodeProtocolError when it is larger than the ceiling, NodeBusy when all that is being read
         of this node at once is larger than two such."""
-        most = self._json_ceiling if ceiling is None else ceiling
-        # One growing block goes back to the system as a whole; a thousand pieces of it would leave the heap in holes.
-        body = bytearray()
+        with Body(self._json_ceiling if ceiling is None else ceiling) as body:
+            await self._fill(body, answer)
+            with body.view() as raw:
+                return bytes(raw)
+
+    async def _fill(self, body: Body, answer: Answer) -> None:
         try:
             async for chunk in answer.body:
-                body += chunk
+                body.add(chunk)
                 self._being_read += len(chunk)
-                if len(body) > most:
-                    raise NodeProtocolError(self.node, f"sent a document larger than {most} bytes")
+                if body.size > body.ceiling:
+                    raise NodeProtocolError(self.node, f"sent a document larger than {body.ceiling} bytes")
                 if self._being_read > _DOCUMENTS_AT_ONCE * self._json_ceiling:
                     raise NodeBusy(self.node, "is sending more than is read of one node at once", retry_after=1.0)
-        except BaseException:
-            # Whoever remembers the error remembers its frames, and this one's body with them.
-            self._being_read -= len(body)
-            body.clear()
-            raise
-        self._being_read -= len(body)
-        return body
+        finally:
+            self._being_read -= body.size
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -229,7 +227,7 @@ class HttpClient:
         finally:
             await reply.aclose()
 
-    def _parsed(self, raw: bytes | bytearray) -> Any:
+    def _parsed(self, raw: bytes | memoryview) -> Any:
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError:
