@@ -57,12 +57,20 @@ class Budget:
 
 @dataclass(slots=True)
 class NodeSearch:
-    """One search on one node. `issues` collects what the rows found cannot claim."""
+    """One search on one node. `issues` collects what the rows found cannot claim.
+
+    `limit` is a ceiling on the studies of one question, None for the node's own. Whoever sets `tells_truncation` False
+    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself.
+    """
 
     node: Node
     answers: Answers
     budget: Budget
+    limit: int | None = None
+    tells_truncation: bool = True
     issues: list[Issue] = field(default_factory=list)
+    truncated: bool = False
+    fetched: int = 0
 
     async def rows(self, query: Query) -> tuple[Row, ...]:
         """The rows of `query`'s level that answer every key. Raises NodeError."""
@@ -227,8 +235,12 @@ class NodeSearch:
         return bool(verdict)
 
     async def _ask(self, query: Query) -> NodeAnswer:
-        answer = await self.node.ask(query, self.answers)
-        if answer.truncated:
+        limit = self.limit if query.level is Level.STUDY else None
+        answer = await self.node.ask(query, self.answers, limit)
+        self.fetched += len(answer.rows)
+        if answer.truncated and query.level is Level.STUDY:
+            self.truncated = True
+        if answer.truncated and (self.tells_truncation or query.level is not Level.STUDY):
             self._note("GW209", "stopped at its maximum number of results; narrow the search to see the rest")
         if answer.unreadable:
             self._note("GW302", f"gave {answer.unreadable} records that its mapping cannot read")
