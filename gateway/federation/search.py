@@ -88,8 +88,11 @@ class NodeSearch:
             uids = await self._studies_with(upper, lower)
             return await self._studies_by_uid(upper, uids)
         answer = await self._ask(upper)
-        verdicts = await in_parallel(answer.rows, lambda row: self._is_match(row, upper, lower, answer.complete_rows))
-        return tuple(row for row, verdict in zip(answer.rows, verdicts, strict=True) if verdict)
+        decided = [(row, self._decided(row, upper, lower, answer.complete_rows)) for row in answer.rows]
+        unsure = [(row, keys) for row, keys in decided if keys]
+        verdicts = await in_parallel(unsure, lambda one: self._all_exist_below(*one))
+        found = {id(row) for (row, _), verdict in zip(unsure, verdicts, strict=True) if verdict}
+        return tuple(row for row, keys in decided if id(row) in found or keys == [])
 
     async def _studies_with(self, upper: Query, lower: Sequence[Match]) -> frozenset[str]:
         """The studies that have, for each key below STUDY, a row that answers it (each key may have its own row)."""
@@ -118,11 +121,15 @@ class NodeSearch:
             rows += await self._studies(replace(upper, matches=(*kept, listed)))
         return tuple(row for row in rows if decide(upper, row)[0] is not False)
 
-    async def _is_match(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> bool:
+    def _decided(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> list[Match] | None:
+        """The keys that only rows below can decide, [] when it answers all; None when it does not answer."""
         verdict, undecided = decide(upper, row)
         if verdict is False or any(self.node.says_all_of(match.path, complete_rows) for match in undecided):
-            return False
-        for match in (*undecided, *lower):
+            return None
+        return [*undecided, *lower]
+
+    async def _all_exist_below(self, row: Row, keys: Iterable[Match]) -> bool:
+        for match in keys:
             if not await self._exists_below(row, match):
                 return False
         return True

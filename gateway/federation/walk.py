@@ -69,7 +69,7 @@ class Walk:
         cut = await in_parallel(batch, self._open, at_once=AT_ONCE)
         self._pending[: len(batch)] = [part for parts in cut for part in parts if self._is_wanted(part)]
         self.has_answered = True
-        if len(self.rows) == before:
+        if len(self.rows) == before and batch[0].dated:
             self._steps *= 2  # an empty stretch of years is crossed in longer strides
 
     def _next(self) -> list[Segment]:
