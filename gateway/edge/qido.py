@@ -31,6 +31,7 @@ from gateway.model.vocabulary import (
     path,
     path_name,
 )
+from gateway.telemetry import stage
 
 _FUZZY_WARNING = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
@@ -49,6 +50,7 @@ class Search:
     warnings: list[str] = field(default_factory=list)
 
 
+@stage("plan")
 def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, series: str | None) -> Search:
     """A search from its parameters (PS3.18 8.3.4). Raises InvalidQuery naming the parameter for whatever is not understood."""
     search = Search(Query(level))
@@ -184,6 +186,7 @@ def parents_of(request: Request) -> tuple[str | None, str | None]:
     return request.path_params.get("study"), request.path_params.get("series")
 
 
+@stage("render")
 def respond(request: Request, context: Context, asked: Search, answer: Answer[Found], media_type: str) -> Response:
     """One page of results. Partial answers are not stored by anyone and carry one Warning per issue."""
     end = None if asked.limit is None else asked.offset + asked.limit
