@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import threading
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -157,8 +158,10 @@ class Export:
         provider, self._provider = self._provider, None
         if provider is not None:
             _tracer = None
-            closing = asyncio.get_running_loop().run_in_executor(None, provider.shutdown)
-            await asyncio.wait({closing}, timeout=_CLOSING_SECONDS)
+            # A thread that nobody has to wait for: without a collector the SDK goes on trying for a while.
+            closing = threading.Thread(target=provider.shutdown, name="spans", daemon=True)
+            closing.start()
+            await asyncio.to_thread(closing.join, _CLOSING_SECONDS)
 
 
 def _require_extra() -> None:

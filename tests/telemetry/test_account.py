@@ -184,8 +184,10 @@ def test_a_stream_that_its_caller_leaves_is_logged_as_broken_off(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     uid = large_multiframe(tmp_path / "big" / "one.dcm", 100)
-    with Gateway([files_node("disk", tmp_path / "big")], log_level="INFO") as gateway:
-        with gateway.client.stream("GET", f"/dicom-web/studies/{uid}") as answer:
-            next(answer.iter_raw())
+    with (
+        Gateway([files_node("disk", tmp_path / "big")], log_level="INFO") as gateway,
+        gateway.client.stream("GET", f"/dicom-web/studies/{uid}") as answer,
+    ):
+        next(answer.iter_raw())
     told = [line for line in lines(capfd) if line["route"] == "retrieve"]
     assert [(line["status"], line["outcome"]) for line in told] == [(200, "broken off")]
