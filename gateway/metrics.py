@@ -6,7 +6,7 @@ from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-disable_created_metrics()  # a second series beside each counter and histogram, that nothing reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter and histogram, that nothing reads
 
 # From a cached look-up to the longest search; a retrieve may take longer than the last one.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -18,7 +18,7 @@ request_seconds = Histogram(
 request_duration = Histogram(
     "gateway_request_duration_seconds", "Time to the last byte of the answer", ["route"], buckets=BUCKETS
 )
-requests_in_flight = Gauge("gateway_requests_in_flight", "Requests being answered now")
+requests_in_flight = Gauge("gateway_requests_in_flight", "Requests being answered now", multiprocess_mode="livesum")
 response_bytes = Counter("gateway_response_bytes_total", "Bytes of bodies sent to callers", ["route"])
 stage_seconds = Histogram(
     "gateway_stage_seconds", "Time of a request's stage, up to the first byte of the answer", ["stage"], buckets=BUCKETS
@@ -30,8 +30,15 @@ node_operations = Counter(
 node_seconds = Histogram(
     "gateway_node_seconds", "Time an operation on a node took, to its last byte", ["node", "operation"], buckets=BUCKETS
 )
-node_in_flight = Gauge("gateway_node_in_flight", "Operations a node is working on now", ["node"])
-node_up = Gauge("gateway_node_up", "1 when the node's last operation was answered, 0 when it failed", ["node"])
+node_in_flight = Gauge(
+    "gateway_node_in_flight", "Operations a node is working on now", ["node"], multiprocess_mode="livesum"
+)
+node_up = Gauge(
+    "gateway_node_up",
+    "1 when the node's last operation was answered, 0 when it failed",
+    ["node"],
+    multiprocess_mode="livemostrecent",
+)
 node_bytes = Counter(
     "gateway_node_bytes_total", "Bytes of bodies and instances, from a node or to it", ["node", "direction"]
 )

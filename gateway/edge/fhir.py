@@ -196,7 +196,7 @@ async def _read_study(asked: FhirRequest) -> Response:
     try:
         uid = uid_of_id(identifier)
     except InvalidQuery:
-        raise NotFound(f"there is no ImagingStudy of the id '{identifier[:64]}'") from None
+        raise NotFound("there is no ImagingStudy of that id") from None
 
     def choose(found: Sequence[Found]) -> Found:
         named = next((one for one in found if renderer.names(identifier, one)), None)

@@ -62,9 +62,7 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
         plain = name.lower()
         if plain == "includefield":
             everything |= value.lower() == "all"
-            returned += [
-                path(each.strip()) for each in value.split(",") if each.strip() and each.strip().lower() != "all"
-            ]
+            returned += _included(value)
             continue
         if plain in _PARAMETERS:
             _once(plain, seen)
@@ -84,6 +82,14 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
     )
     _check_parents(search.query)
     return search
+
+
+def _included(value: str) -> list[tuple[str, ...]]:
+    """The attributes of one includefield. What could not be the name of one is not repeated, as in `query_pairs`."""
+    names = [each.strip() for each in value.split(",") if each.strip() and each.strip().lower() != "all"]
+    if not all(map(_NAME.fullmatch, names)):
+        raise InvalidQuery("includefield takes keywords and tags", parameter="includefield")
+    return [path(name) for name in names]
 
 
 def _once(name: str, seen: set[str]) -> None:
