@@ -23,6 +23,7 @@ from gateway.model.query import Ref
 from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Part, Retrieves
 from gateway.model.study import Row
 from gateway.model.vocabulary import INSTANCE_UID
+from gateway.telemetry import looking_up, stage
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, identify, open_part10
 
 T = TypeVar("T")
@@ -99,7 +100,8 @@ class Pixels:
             return Loaded(found, cacheable=bool(found))
 
         name = key("metadata", node.digest, ref.study, ref.series, *version(owner))
-        datasets: list[Dataset] = await self.answers.rows(name, node.ttl.metadata, load)
+        with stage("cache"):
+            datasets: list[Dataset] = await self.answers.rows(name, node.ttl.metadata, looking_up(load))
         bearer = Bearer(node, owner)
         for dataset in datasets:
             bearer.check(series, dataset)
