@@ -24,6 +24,10 @@ node_operations = Counter(
     "gateway_node_operations_total", "Operations asked of a node", ["node", "operation", "outcome"]
 )
 node_seconds = Histogram("gateway_node_seconds", "Time a node took to answer", ["node", "operation"])
+node_breaker_state = Gauge("gateway_node_breaker_state", "0 closed, 1 half-open, 2 open: not asked", ["node"])
+node_queued = Gauge("gateway_node_queued", "Operations that wait for a permit of a node", ["node"])
+node_retries = Counter("gateway_node_retries_total", "Questions asked of a node once more", ["node", "operation"])
+node_shed = Counter("gateway_node_shed_total", "Operations turned away because a node's queue was full", ["node"])
 node_in_flight = Gauge("gateway_node_in_flight", "Operations a node is working on now", ["node"])
 
 # The only keys a log record may carry: everything else is dropped, so that no attribute of a patient can slip in.

@@ -37,6 +37,8 @@ class Federation:
 
     def __post_init__(self) -> None:
         self.priority = {node.id: node.config.priority for node in self.nodes.values()}
+        for node in self.nodes.values():
+            node.guard.patience = min(node.guard.patience, self.deadline)
 
     def select(self, names: Sequence[str], may_use: Callable[[NodeConfig], bool]) -> list[Node]:
         """The nodes named (all when none is), less those the caller may not use. Raises NotFound for an unknown name."""

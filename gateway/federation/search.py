@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeProtocolError
+from gateway.federation.availability import declared, undeclared
 from gateway.federation.fanout import in_parallel
 from gateway.federation.node import Node, NodeAnswer
 from gateway.model.answer import Issue
@@ -227,7 +228,10 @@ class NodeSearch:
         return bool(verdict)
 
     async def _ask(self, query: Query) -> NodeAnswer:
-        answer = await self.node.ask(query, self.answers)
+        availability = self.node.config.availability
+        answer = await self.node.ask(undeclared(query, availability), self.answers)
+        if availability:
+            answer = replace(answer, rows=tuple(declared(row, availability) for row in answer.rows))
         if answer.truncated:
             self._note("GW209", "stopped at its maximum number of results; narrow the search to see the rest")
         if answer.unreadable:

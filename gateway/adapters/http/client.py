@@ -193,13 +193,14 @@ class HttpClient:
                 return await self._connections.send(method, url, identified, content)
 
     async def _chunks(self, reply: Reply) -> AsyncIterator[bytes]:
-        seconds = self.timeouts.idle
+        seconds = max(self.timeouts.first_byte, self.timeouts.idle)  # a head alone is not the first byte of a body
         while True:
             with _deadline_named(self.node, f"went silent for {seconds:g} s"):
                 async with asyncio.timeout(seconds):
                     piece = await reply.piece()
             if piece is None:
                 return
+            seconds = self.timeouts.idle
             for start in range(0, len(piece), MAX_CHUNK):
                 yield piece if len(piece) <= MAX_CHUNK else piece[start : start + MAX_CHUNK]
 

@@ -1,0 +1,240 @@
+"""Stands before one node: who may ask it now, who waits, who is turned away, and what is asked once more."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gateway.errors import GatewayError, NodeBusy, NodeError, NodeTimeout, NodeUnreachable, Unsupported
+from gateway.federation.breaker import Breaker, BreakerState, Pass
+from gateway.federation.nodes import NodeConfig
+from gateway.federation.retrying import Retries, RetryBudget
+from gateway.telemetry import log, node_breaker_state, node_queued, node_retries, node_shed
+
+T = TypeVar("T")
+
+_SEARCHES_REMEMBERED = 256
+_NEARLY_ALL = 0.9
+_NUMBERS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+
+
+class Shed(NodeBusy):
+    """Turned away here, for want of a place: nothing was asked of the node, so it says nothing about it."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """One operation that was let through. `ends` (the loop's clock) is when a search is to end: what it waited counts.
+
+    `patience` is how many seconds of silence are the node's failure even when it is the caller who ends them.
+    """
+
+    ends: float
+    began: float
+    patience: float
+    _breaker: Breaker
+    _pass: Pass
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been at work, without its wait for a permit."""
+        return asyncio.get_running_loop().time() - self.began
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the node has used up nearly all of that patience and said nothing."""
+        return not self._pass.is_settled and self.seconds >= _NEARLY_ALL * self.patience
+
+    def answered(self) -> None:
+        """The node has begun to answer: a failure from here on is not one of reaching it."""
+        self._breaker.answered(self._pass)
+
+    def failed(self, cause: NodeError) -> None:
+        self._breaker.failed(self._pass, cause)
+
+    def left(self) -> None:
+        self._breaker.left(self._pass)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a node does, for people and for alarms: our own words only.
+
+    `state`: up, degraded (it answers, but not always, or not rightly), down (it does not answer), unknown (not asked yet).
+    Times are seconds; `failure` is the class and `code` the code of the last failure, '' when there was none.
+    """
+
+    state: str
+    breaker: str
+    asked_again_in: float
+    in_flight: int
+    queued: int
+    failure: str = ""
+    code: str = ""
+    failed_ago: float | None = None
+    p50: float | None = None
+    p95: float | None = None
+
+
+class Guard:
+    """One node's breaker, permits, queue and retries. `patience` is the seconds after which a search gives it up.
+
+    How an operation ended counts for the breaker like this. NodeUnreachable and NodeTimeout: failed. NodeRefused,
+    NodeProtocolError and everything else that the node said: answered, since it costs nobody a deadline. NodeBusy and
+    Unsupported: neither; a busy node is there, and what it cannot do may never have been asked. Whoever leaves: neither,
+    unless the node had been silent for nearly all the time it had. After the first byte of a body: answered.
+    """
+
+    def __init__(self, node: str, config: NodeConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self.node = node
+        self.config = config
+        self.patience = config.search_deadline
+        self.breaker = Breaker(config.breaker, clock)
+        self.retries = Retries(config.retries, RetryBudget(clock=clock))
+        self.permits = asyncio.Semaphore(config.at_once)
+        self.in_flight = self.queued = 0
+        self.has_answered = False
+        self.last_failure: tuple[float, NodeError] | None = None
+        self._clock = clock
+        self._searches: deque[float] = deque(maxlen=_SEARCHES_REMEMBERED)
+        self._shown = BreakerState.CLOSED
+        node_breaker_state.labels(node).set(0)
+
+    @asynccontextmanager
+    async def turn(self, operation: str, ends: float, patience: float = math.inf) -> AsyncIterator[Turn]:
+        """Holds one of the permits. Raises the remembered failure while the breaker is open, Shed when the queue is full
+        or no permit came by `ends` (the loop's clock)."""
+        if self.breaker.refuses():
+            raise self._not_now()
+        await self._permit(ends)
+        self.in_flight += 1
+        try:
+            turn = self._let_through(ends, patience)
+            try:
+                yield turn
+            except BaseException as error:
+                self._settle(turn, error)
+                raise
+            self.has_answered = True
+            turn.answered()
+            if operation == "find":
+                self._searches.append(turn.seconds)
+        finally:
+            self.in_flight -= 1
+            self.permits.release()
+            self._show()
+
+    async def retried(self, operation: str, ask: Callable[[], Awaitable[T]], ends: float) -> T:
+        """What `ask` gives, asked again after a transient failure as often as `retries`, `ends` and the budget allow.
+
+        `ask` starts from nothing each time. What fails here is raised as it came.
+        """
+        loop, tried = asyncio.get_running_loop(), 0
+        self.retries.budget.earn()
+        while True:
+            began = loop.time()
+            try:
+                return await ask()
+            except Shed:
+                raise
+            except NodeError as error:
+                now = loop.time()
+                pause = self.retries.pause(error, tried, now - began, ends - now) if self.breaker.is_closed else None
+                if pause is None:
+                    raise
+            tried += 1
+            node_retries.labels(self.node, operation).inc()
+            await asyncio.sleep(pause)
+
+    def health(self, failure: NodeError | None) -> Health:
+        """The node's state now; `failure` is what its last operation failed with, None when it did not."""
+        ago, last = (self._clock() - self.last_failure[0], self.last_failure[1]) if self.last_failure else (None, None)
+        return Health(
+            self._state(failure),
+            self.breaker.state.value,
+            self.breaker.seconds_left,
+            self.in_flight,
+            self.queued,
+            last.title if last else "",
+            last.code if last else "",
+            ago,
+            percentile(self._searches, 0.5),
+            percentile(self._searches, 0.95),
+        )
+
+    def _state(self, failure: NodeError | None) -> str:
+        if not self.breaker.is_closed or isinstance(failure, (NodeUnreachable, NodeTimeout)):
+            return "down"
+        if (failure and not isinstance(failure, Unsupported)) or self.breaker.recent_failures:
+            return "degraded"
+        return "up" if self.has_answered or failure else "unknown"
+
+    async def _permit(self, ends: float) -> None:
+        """First come, first served; a caller who leaves the queue gives the place back."""
+        if not self.permits.locked():
+            await self.permits.acquire()
+            return
+        if self.queued >= self.config.max_queued:
+            raise self._shed(1.0)
+        self.queued += 1
+        node_queued.labels(self.node).inc()
+        try:
+            async with asyncio.timeout_at(ends):
+                await self.permits.acquire()
+        except TimeoutError:
+            raise self._shed(self.config.search_deadline) from None
+        finally:
+            self.queued -= 1
+            node_queued.labels(self.node).dec()
+
+    def _shed(self, retry_after: float) -> Shed:
+        node_shed.labels(self.node).inc()
+        return Shed(self.node, "has too many requests waiting", retry_after=retry_after)
+
+    def _let_through(self, ends: float, patience: float) -> Turn:
+        """The breaker may have opened while the permit was waited for."""
+        one = self.breaker.admit()
+        if one is None:
+            raise self._not_now()
+        return Turn(ends, asyncio.get_running_loop().time(), patience, self.breaker, one)
+
+    def _not_now(self) -> NodeError:
+        """What the node failed with, said at once instead of after its deadline."""
+        left = max(1, math.ceil(self.breaker.seconds_left))
+        kind = type(self.breaker.cause) if self.breaker.cause else NodeUnreachable
+        return kind(self.node, f"is not asked again for {left} s after it failed", retry_after=left)
+
+    def _settle(self, turn: Turn, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError) and turn.is_silent:
+            error = NodeTimeout(self.node, f"did not answer within {turn.patience:g} s")
+        if isinstance(error, NodeError) and not isinstance(error, Unsupported):
+            self.last_failure = self._clock(), error
+        if isinstance(error, (NodeUnreachable, NodeTimeout)):
+            turn.failed(error)
+        elif isinstance(error, GatewayError) and not isinstance(error, (NodeBusy, Unsupported)):
+            turn.answered()
+        else:
+            turn.left()
+
+    def _show(self) -> None:
+        """The breaker's state as a metric, and a word in the log when it changed."""
+        state = self.breaker.state
+        if state is self._shown:
+            return
+        self._shown = state
+        node_breaker_state.labels(self.node).set(_NUMBERS[state])
+        log().warning("breaker", node=self.node, state=state.value, seconds=round(self.breaker.seconds_left, 1))
+
+
+def percentile(seconds: Sequence[float] | deque[float], share: float) -> float | None:
+    """The value that `share` of them do not exceed (nearest rank); None when there are none."""
+    if not seconds:
+        return None
+    ordered = sorted(seconds)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
