@@ -242,8 +242,7 @@ class Pipeline:
 
 
 def _state(node: Node) -> NodeState:
-    failure, config = node.last_failure, node.config
-    health = node.guard.health(failure)
+    failure, config, health = node.guard.failure, node.config, node.guard.health()
     return NodeState(
         node.id,
         config.name,
@@ -252,7 +251,7 @@ def _state(node: Node) -> NodeState:
         config.adapter,
         config.mapping_name,
         health.state,
-        failure.title if failure else "",
+        failure.title if failure else health.failure if health.state == "degraded" else "",
         config.availability,
         health,
     )

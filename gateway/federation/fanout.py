@@ -37,7 +37,7 @@ async def ask_all(
     try:
         if tasks:
             await asyncio.wait(tasks, timeout=deadline)
-        outcomes = [_outcome(node, task) for task, node in tasks.items()]
+        outcomes = [_outcome(node, task, deadline) for task, node in tasks.items()]
     finally:
         await cancel_all(tasks)
     failures = tuple(outcome.error for outcome in outcomes if outcome.error)
@@ -48,10 +48,10 @@ async def ask_all(
     return outcomes
 
 
-def _outcome(node: Node, task: asyncio.Task[R]) -> Outcome[R]:
+def _outcome(node: Node, task: asyncio.Task[R], deadline: float) -> Outcome[R]:
     if not task.done():
-        node.last_failure = NodeTimeout(node.id, "did not answer within the time of the whole search")
-        return Outcome(node, None, node.last_failure)
+        node.guard.gave_up(deadline)
+        return Outcome(node, None, NodeTimeout(node.id, "did not answer within the time of the whole search"))
     error = task.exception()
     if error is None:
         return Outcome(node, task.result())

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from gateway.cache.answers import Answers, Loaded, Ttl
 from gateway.cache.keys import node_digest, query_key
-from gateway.errors import NodeError, NodeProtocolError, NodeTimeout, Unmappable, Unsupported
+from gateway.errors import NodeError, NodeProtocolError, Unmappable, Unsupported
 from gateway.federation.nodes import NodeConfig
 from gateway.federation.resilience import Guard, Turn
 from gateway.mapping.ask import Asker
@@ -52,7 +52,6 @@ class Node:
     ttl: Ttl = field(default_factory=Ttl)
     guard: Guard = field(init=False)
     digest: str = field(init=False)
-    last_failure: NodeError | None = None
 
     def __post_init__(self) -> None:
         self.guard = Guard(self.config.id, self.config)
@@ -98,7 +97,7 @@ class Node:
         try:
             await self.asking("probe", self.finder.probe)
         except NodeError:
-            return  # remembered by `working`
+            return  # remembered by the guard
 
     async def ask(self, query: Query, answers: Answers) -> NodeAnswer:
         """The node's rows for `query` at its level. Raises NodeError; Unsupported when it cannot search at that level."""
@@ -183,7 +182,7 @@ class Node:
     async def working(
         self, operation: str, ends: float | None = None, patience: float = math.inf
     ) -> AsyncIterator[Turn]:
-        """Takes one turn at the node; translates a deadline into NodeTimeout; counts and remembers the outcome.
+        """Takes one turn at the node; translates a deadline into a NodeError; counts the outcome.
 
         `ends` is as far as it waits for its permit (the loop's clock), by default the deadline of a search from now.
         """
@@ -193,13 +192,8 @@ class Node:
             try:
                 with node_operation(self.id, operation):
                     yield turn
-                self.last_failure = None
             except TimeoutError:
-                self.last_failure = NodeTimeout(self.id, f"did not answer within {self.config.search_deadline:g} s")
-                raise self.last_failure from None
-            except NodeError as error:
-                self.last_failure = error
-                raise
+                raise self.guard.too_late(turn) from None
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from gateway.telemetry import log, node_breaker_state, node_queued, node_retries
 T = TypeVar("T")
 
 _SEARCHES_REMEMBERED = 256
-_NEARLY_ALL = 0.9
+_NEARLY_ALL = 0.75
 _NUMBERS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
@@ -32,14 +32,16 @@ class Shed(NodeBusy):
 class Turn:
     """One operation that was let through. `ends` (the loop's clock) is when a search is to end: what it waited counts.
 
-    `patience` is how many seconds of silence are the node's failure even when it is the caller who ends them.
+    `waited` is how many seconds it was in the queue, `leave` the breaker's pass for it. `patience` is how many seconds
+    of silence are the node's failure even when it is the caller who ends them.
     """
 
     ends: float
+    waited: float
     began: float
     patience: float
-    _breaker: Breaker
-    _pass: Pass
+    _guard: Guard
+    leave: Pass
 
     @property
     def seconds(self) -> float:
@@ -49,17 +51,16 @@ class Turn:
     @property
     def is_silent(self) -> bool:
         """Whether the node has used up nearly all of that patience and said nothing."""
-        return not self._pass.is_settled and self.seconds >= _NEARLY_ALL * self.patience
+        return not self.leave.is_settled and self.seconds >= _NEARLY_ALL * self.patience
+
+    @property
+    def was_short(self) -> bool:
+        """Whether the queue took so much of the time that the node had no fair chance to answer."""
+        return self.waited > 0 and self.seconds < _NEARLY_ALL * self.patience < math.inf
 
     def answered(self) -> None:
         """The node has begun to answer: a failure from here on is not one of reaching it."""
-        self._breaker.answered(self._pass)
-
-    def failed(self, cause: NodeError) -> None:
-        self._breaker.failed(self._pass, cause)
-
-    def left(self) -> None:
-        self._breaker.left(self._pass)
+        self._guard.heard_of(self.leave)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,9 @@ class Guard:
         self.retries = Retries(config.retries, RetryBudget(clock=clock))
         self.permits = asyncio.Semaphore(config.at_once)
         self.in_flight = self.queued = 0
-        self.has_answered = False
-        self.last_failure: tuple[float, NodeError] | None = None
+        self.failure: NodeError | None = None
+        self._last_failure: tuple[float, NodeError] | None = None
+        self._answered_at = -math.inf
         self._clock = clock
         self._searches: deque[float] = deque(maxlen=_SEARCHES_REMEMBERED)
         self._shown = BreakerState.CLOSED
@@ -112,17 +114,18 @@ class Guard:
         or no permit came by `ends` (the loop's clock)."""
         if self.breaker.refuses():
             raise self._not_now()
-        await self._permit(ends)
+        waited = await self._permit(ends)
         self.in_flight += 1
         try:
-            turn = self._let_through(ends, patience)
+            turn = self._let_through(ends, waited, patience)
+            self._show()
             try:
                 yield turn
             except BaseException as error:
                 self._settle(turn, error)
                 raise
-            self.has_answered = True
             turn.answered()
+            self.failure = None
             if operation == "find":
                 self._searches.append(turn.seconds)
         finally:
@@ -152,37 +155,56 @@ class Guard:
             node_retries.labels(self.node, operation).inc()
             await asyncio.sleep(pause)
 
-    def health(self, failure: NodeError | None) -> Health:
-        """The node's state now; `failure` is what its last operation failed with, None when it did not."""
-        ago, last = (self._clock() - self.last_failure[0], self.last_failure[1]) if self.last_failure else (None, None)
+    def heard_of(self, one: Pass) -> None:
+        """The node has begun to answer."""
+        self.breaker.answered(one)
+        self._answered_at = self._clock()
+
+    def gave_up(self, seconds: float) -> NodeTimeout:
+        """A search went on without the node after so many seconds. A node that answered others meanwhile is just busy."""
+        error = NodeTimeout(self.node, f"did not answer within {seconds:g} s")
+        if self._clock() - self._answered_at >= seconds:
+            self._note(error)
+        return error
+
+    def too_late(self, turn: Turn) -> NodeError:
+        """What it is called when the time of a question is over."""
+        if turn.was_short:
+            return self._shed(self.config.search_deadline)
+        return NodeTimeout(self.node, f"did not answer within {self.config.search_deadline:g} s")
+
+    def health(self) -> Health:
+        """The node's state now."""
+        at, last = self._last_failure or (0.0, None)
         return Health(
-            self._state(failure),
+            self._state(),
             self.breaker.state.value,
             self.breaker.seconds_left,
             self.in_flight,
             self.queued,
             last.title if last else "",
             last.code if last else "",
-            ago,
+            self._clock() - at if last else None,
             percentile(self._searches, 0.5),
             percentile(self._searches, 0.95),
         )
 
-    def _state(self, failure: NodeError | None) -> str:
-        if not self.breaker.is_closed or isinstance(failure, (NodeUnreachable, NodeTimeout)):
+    def _state(self) -> str:
+        if not self.breaker.is_closed or isinstance(self.failure, (NodeUnreachable, NodeTimeout)):
             return "down"
-        if (failure and not isinstance(failure, Unsupported)) or self.breaker.recent_failures:
+        if self.failure or self.breaker.recent_failures:
             return "degraded"
-        return "up" if self.has_answered or failure else "unknown"
+        return "up" if self._answered_at > -math.inf else "unknown"
 
-    async def _permit(self, ends: float) -> None:
-        """First come, first served; a caller who leaves the queue gives the place back."""
+    async def _permit(self, ends: float) -> float:
+        """First come, first served; a caller who leaves the queue gives the place back. The seconds it took."""
         if not self.permits.locked():
             await self.permits.acquire()
-            return
+            return 0.0
         if self.queued >= self.config.max_queued:
             raise self._shed(1.0)
         self.queued += 1
+        began = asyncio.get_running_loop().time()
         node_queued.labels(self.node).inc()
         try:
             async with asyncio.timeout_at(ends):
@@ -192,17 +214,18 @@ class Guard:
         finally:
             self.queued -= 1
             node_queued.labels(self.node).dec()
+        return asyncio.get_running_loop().time() - began
 
     def _shed(self, retry_after: float) -> Shed:
         node_shed.labels(self.node).inc()
         return Shed(self.node, "has too many requests waiting", retry_after=retry_after)
 
-    def _let_through(self, ends: float, patience: float) -> Turn:
+    def _let_through(self, ends: float, waited: float, patience: float) -> Turn:
         """The breaker may have opened while the permit was waited for."""
         one = self.breaker.admit()
         if one is None:
             raise self._not_now()
-        return Turn(ends, asyncio.get_running_loop().time(), patience, self.breaker, one)
+        return Turn(ends, waited, asyncio.get_running_loop().time(), patience, self, one)
 
     def _not_now(self) -> NodeError:
         """What the node failed with, said at once instead of after its deadline."""
@@ -213,14 +236,18 @@ class Guard:
     def _settle(self, turn: Turn, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError) and turn.is_silent:
             error = NodeTimeout(self.node, f"did not answer within {turn.patience:g} s")
-        if isinstance(error, NodeError) and not isinstance(error, Unsupported):
-            self.last_failure = self._clock(), error
+        if isinstance(error, NodeError) and not isinstance(error, (Unsupported, Shed)):
+            self._note(error)
         if isinstance(error, (NodeUnreachable, NodeTimeout)):
-            turn.failed(error)
+            self.breaker.failed(turn.leave, error)
         elif isinstance(error, GatewayError) and not isinstance(error, (NodeBusy, Unsupported)):
-            turn.answered()
+            self.breaker.answered(turn.leave)
         else:
-            turn.left()
+            self.breaker.left(turn.leave)
+
+    def _note(self, error: NodeError) -> None:
+        self.failure = error
+        self._last_failure = self._clock(), error
 
     def _show(self) -> None:
         """The breaker's state as a metric, and a word in the log when it changed."""
