@@ -526,7 +526,10 @@ def test_a_nearline_study_has_its_own_time_for_the_first_byte(tmp_path: Path) ->
     specimen(tmp_path / "a", "P", "s")
     slow = DicomwebOptions(availability="NEARLINE", delay=0.6, faulty_operations=RETRIEVES)
     times = {"first_byte_deadline": 0.2, "nearline_first_byte_deadline": 20, "breaker": {"failures": 1}}
-    with DicomwebSimulator(tmp_path / "a", slow) as web, Gateway([web_node("a", web.url, **times)]) as gateway:
+    with (
+        DicomwebSimulator(tmp_path / "a", slow) as web,
+        Gateway([web_node("a", web.url, **times)], validate_fhir=True) as gateway,
+    ):
         [row] = gateway.get("/dicom-web/studies").json()
         assert row["00080056"]["Value"] == ["NEARLINE"]
         assert gateway.get(f"/dicom-web/studies/{STUDY}", headers=STORED).status_code == 200

@@ -205,6 +205,13 @@ class HttpClient:
                 yield piece if len(piece) <= MAX_CHUNK else piece[start : start + MAX_CHUNK]
 
     async def _post_form(self, url: str, form: dict[str, str]) -> Any:
+        """A token is fetched within the time of a search: those who wait for it share one fetch, and its silence."""
+        seconds = self.timeouts.total
+        with _deadline_named(self.node, f"got no token from its token endpoint within {seconds:g} s"):
+            async with asyncio.timeout(seconds):
+                return await self._post(url, form)
+
+    async def _post(self, url: str, form: dict[str, str]) -> Any:
         headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
         reply = await self._send("POST", url, headers, urlencode(form).encode())
         try:
