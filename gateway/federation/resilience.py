@@ -229,9 +229,9 @@ class Guard:
 
     def _not_now(self) -> NodeError:
         """What the node failed with, said at once instead of after its deadline."""
-        left = max(1, math.ceil(self.breaker.seconds_left))
-        kind = type(self.breaker.cause) if self.breaker.cause else NodeUnreachable
-        return kind(self.node, f"is not asked again for {left} s after it failed", retry_after=left)
+        left, cause = max(1, math.ceil(self.breaker.seconds_left)), self.breaker.cause
+        kind, why = (type(cause), cause.reason) if cause else (NodeUnreachable, "cannot be reached")
+        return kind(self.node, f"{why}; it is not asked again for {left} s after it failed", retry_after=left)
 
     def _settle(self, turn: Turn, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError) and turn.is_silent:
