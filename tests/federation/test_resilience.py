@@ -73,6 +73,16 @@ def searched(web: DicomwebSimulator) -> int:
     return web.operations["search_studies"]
 
 
+def ask_until_it_opens(gateway: Gateway, name: str) -> None:
+    """On a busy machine a search may leave the node less than the time after which its silence counts."""
+    breaker = node_of(gateway, name).guard.breaker
+    for _ in range(10):
+        assert f"node {name}: did not" in gateway.get("/dicom-web/studies").headers["warning"]
+        if not breaker.is_closed:
+            return
+    raise AssertionError("the breaker stays closed")
+
+
 def metric(gateway: Gateway, name: str, **labels: str) -> float:
     listed = ",".join(f'{key}="{value}"' for key, value in labels.items())
     found = re.search(rf"^{name}{{{re.escape(listed)}}} (\S+)$", gateway.get("/metrics").text, re.MULTILINE)
@@ -208,8 +218,7 @@ def test_a_silent_node_is_asked_no_more_and_named_all_the_same(tmp_path: Path, h
     with DicomwebSimulator(tmp_path / "a", DicomwebOptions(black_hole=True)) as web:
         one = web_node("a", web.url, search_deadline=0.3, breaker={"failures": 2, "open": 60})
         with Gateway([here, one], find_ttl=0) as gateway:
-            for _ in range(2):
-                assert "did not" in gateway.get("/dicom-web/studies").headers["warning"]
+            ask_until_it_opens(gateway, "a")
             asked = searched(web)
             for _ in range(5):
                 answer = gateway.get("/dicom-web/studies")
@@ -238,9 +247,7 @@ def test_a_node_is_itself_again_one_probe_after_it_is_well(tmp_path: Path, here:
     with DicomwebSimulator(tmp_path / "a", DicomwebOptions(black_hole=True)) as web:
         one = web_node("a", web.url, search_deadline=0.3, breaker=QUICK)
         with Gateway([here, one], find_ttl=0) as gateway:
-            for _ in range(3):
-                gateway.get("/dicom-web/studies")
-            assert node_of(gateway, "a").guard.breaker.cause is not None
+            ask_until_it_opens(gateway, "a")
             web.options = DicomwebOptions()
             assert eventually(lambda: "warning" not in gateway.get("/dicom-web/studies").headers)
             assert shown(gateway, "a")["state"] == "up"
@@ -253,7 +260,7 @@ def test_one_probe_goes_out_whoever_else_asks_meanwhile(tmp_path: Path, here: di
     with DicomwebSimulator(tmp_path / "a", DicomwebOptions(black_hole=True)) as web:
         one = web_node("a", web.url, search_deadline=1.0, breaker={"failures": 1, "open": 1.0})
         with Gateway([here, one], cache=False) as gateway:
-            gateway.get("/dicom-web/studies")
+            ask_until_it_opens(gateway, "a")
             asked = searched(web)
             assert eventually(lambda: node_of(gateway, "a").guard.breaker.seconds_left == 0)
             with ThreadPoolExecutor(12) as callers:
