@@ -24,6 +24,7 @@ from gateway.cache.spool import Spool
 from gateway.edge import identifiers, problems, routes
 from gateway.edge.middleware import Authentication, Telemetry
 from gateway.edge.proxies import Proxies
+from gateway.edge.ratelimit import RateLimit
 from gateway.errors import GatewayError
 from gateway.federation import nodes as node_file
 from gateway.federation.fanout import cancel_all, in_parallel
@@ -90,6 +91,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
                 require_tls=is_exposed(settings),
                 public_root=settings.public_root,
             ),
+            *([Middleware(RateLimit, settings.rate_limit, settings.rate_burst)] if settings.rate_limit else []),
         ],
         exception_handlers={
             GatewayError: problems.gateway_error,

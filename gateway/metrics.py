@@ -39,6 +39,17 @@ node_up = Gauge(
     ["node"],
     multiprocess_mode="livemostrecent",
 )
+node_breaker_state = Gauge(
+    "gateway_node_breaker_state",
+    "0 the node is asked, 1 one question tries it, 2 it is not asked",
+    ["node"],
+    multiprocess_mode="livemax",
+)
+node_queued = Gauge(
+    "gateway_node_queued", "Operations that wait for a permit of a node", ["node"], multiprocess_mode="livesum"
+)
+node_retries = Counter("gateway_node_retries_total", "Questions asked of a node once more", ["node", "operation"])
+node_shed = Counter("gateway_node_shed_total", "Operations turned away because a node's queue was full", ["node"])
 node_bytes = Counter(
     "gateway_node_bytes_total", "Bytes of bodies and instances, from a node or to it", ["node", "direction"]
 )

@@ -15,6 +15,7 @@ from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.offsets import Offsets, Walked
 from gateway.federation.page import Page, Reach, ordered
 from gateway.federation.paging import Paging
+from gateway.federation.resilience import Health
 from gateway.federation.retrieve import OpenedInstance, Retrieval
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.dataset import Dataset
@@ -84,7 +85,10 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """A node for people: `state` is up, down or unknown (not asked yet); `reason` names the last failure's kind."""
+    """A node for people: `state` as in Health; `reason` names the failure that its last operation ended with, if it did.
+
+    `availability` is what the node file says of its studies, '' where it leaves that to the node.
+    """
 
     id: str
     name: str
@@ -94,6 +98,8 @@ class NodeState:
     mapping: str
     state: str
     reason: str
+    availability: str
+    health: Health
 
 
 @dataclass(slots=True)
@@ -259,11 +265,18 @@ class Pipeline:
 
 
 def _state(node: Node) -> NodeState:
-    failure, config = node.last_failure, node.config
-    state = "down" if failure else ("up" if node.has_answered else "unknown")
-    reason = failure.title if failure else ""
+    failure, config, health = node.guard.failure, node.config, node.guard.health()
     return NodeState(
-        node.id, config.name, config.country, config.organisation, config.adapter, config.mapping_name, state, reason
+        node.id,
+        config.name,
+        config.country,
+        config.organisation,
+        config.adapter,
+        config.mapping_name,
+        health.state,
+        failure.title if failure else health.failure if health.state == "degraded" else "",
+        config.availability,
+        health,
     )
 
 

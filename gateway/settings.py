@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     oidc_audience: str = Field("imaging-gateway", description="the aud that a token must carry")
     oidc_ca_bundle: Path | None = Field(None, description="CA bundle for the issuer's TLS")
     open_purpose: str = Field("", description="purpose of use of every caller of a gateway without an issuer")
+    rate_limit: float = Field(0.0, ge=0, description="requests a second that one caller may make of a process; 0: any")
+    rate_burst: int = Field(
+        100, ge=1, description="requests that a caller may make at once before the rate limit holds"
+    )
     trusted_proxies: tuple[str, ...] = Field((), description="JSON list of proxy addresses whose Forwarded is believed")
     cors_origins: tuple[str, ...] = Field((), description="JSON list of web origins that browsers may call from")
     tls_certificate: Path | None = Field(None, description="PEM certificate chain, to serve HTTPS directly")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import orjson
@@ -25,6 +26,7 @@ STATUS: dict[type[GatewayError], int] = {
     errors.TooLarge: 413,
     errors.IdentityUnavailable: 503,
     errors.AuditUnavailable: 503,
+    errors.TooManyRequests: 429,
     errors.NodeError: 502,
     errors.NodeUnreachable: 503,
     errors.NodeTimeout: 504,
@@ -37,7 +39,7 @@ STATUS: dict[type[GatewayError], int] = {
 # FHIR R4 issue-type codes by status.
 _ISSUE_TYPES = {
     400: "invalid", 401: "login", 403: "forbidden", 404: "not-found", 405: "not-supported", 406: "not-supported",
-    409: "conflict", 413: "too-costly", 501: "not-supported", 502: "transient", 503: "transient", 504: "timeout",
+    409: "conflict", 413: "too-costly", 429: "throttled", 501: "not-supported", 502: "transient", 503: "transient", 504: "timeout",
 }  # fmt: skip
 # What was asked for is not repeated: a path may hold a patient's name.
 _REFUSALS: dict[int, tuple[type[GatewayError], str]] = {
@@ -72,8 +74,10 @@ def _headers(error: GatewayError) -> dict[str, str]:
         return {"WWW-Authenticate": 'Bearer realm="imaging-gateway"'}
     if isinstance(error, (errors.IdentityUnavailable, errors.AuditUnavailable)):
         return {"Retry-After": "5"}
+    if isinstance(error, errors.TooManyRequests):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if isinstance(error, NodeError) and status_of(error) in (503, 504):
-        return {"Retry-After": str(int(error.retry_after or 5))}
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after or 5)))}
     return {}
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from gateway.errors import NodeTimeout
 from gateway.federation.fanout import outcomes_of, require_an_answer
 from gateway.federation.federate import Federation
 from gateway.federation.holders import depends_on_holder, questions
@@ -157,8 +156,7 @@ async def _advance(walks: Mapping[str, Walk], node: Node) -> None:
         async with asyncio.timeout(seconds):
             await walks[node.id].advance()
     except TimeoutError:
-        node.last_failure = NodeTimeout(node.id, f"did not answer within {seconds:g} s")
-        raise node.last_failure from None
+        raise node.guard.gave_up(seconds) from None
 
 
 def _wanted(found: Sequence[Found], reach: Reach) -> list[Found]:

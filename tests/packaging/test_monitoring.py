@@ -20,10 +20,6 @@ SCRAPE = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())[
 REALM = json.loads((DOCKER / "identity" / "realm.json").read_text())
 # Drawn already, and not yet in the registry: name -> kind, labels.
 EXPECTED = {
-    "gateway_node_breaker_state": ("gauge", {"node"}),
-    "gateway_node_queued": ("gauge", {"node"}),
-    "gateway_node_retries_total": ("counter", {"node", "operation"}),
-    "gateway_node_shed_total": ("counter", {"node"}),
     "gateway_event_loop_lag_seconds": ("histogram", set()),
     "gateway_cache_lookups_total": ("counter", {"layer", "outcome"}),
     "gateway_cache_loads_total": ("counter", {"outcome"}),

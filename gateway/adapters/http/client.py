@@ -197,7 +197,7 @@ class HttpClient:
                 return await self._connections.send(method, url, identified, content)
 
     async def _chunks(self, reply: Reply) -> AsyncIterator[bytes]:
-        seconds = self.timeouts.idle
+        seconds = max(self.timeouts.first_byte, self.timeouts.idle)  # a head alone is not the first byte of a body
         while True:
             with _deadline_named(self.node, f"went silent for {seconds:g} s"):
                 async with asyncio.timeout(seconds):
@@ -205,10 +205,18 @@ class HttpClient:
             if piece is None:
                 return
             self._received.inc(len(piece))
+            seconds = self.timeouts.idle
             for start in range(0, len(piece), MAX_CHUNK):
                 yield piece if len(piece) <= MAX_CHUNK else piece[start : start + MAX_CHUNK]
 
     async def _post_form(self, url: str, form: dict[str, str]) -> Any:
+        """A token is fetched within the time of a search: those who wait for it share one fetch, and its silence."""
+        seconds = self.timeouts.total
+        with _deadline_named(self.node, f"got no token from its token endpoint within {seconds:g} s"):
+            async with asyncio.timeout(seconds):
+                return await self._post(url, form)
+
+    async def _post(self, url: str, form: dict[str, str]) -> Any:
         headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
         reply = await self._send("POST", url, headers, urlencode(form).encode())
         try:
