@@ -18,9 +18,11 @@ from starlette.middleware.errors import ServerErrorMiddleware
 
 from gateway.assembly import Builder, build_node, receiver_of
 from gateway.cache.answers import Answers, Ttl
+from gateway.cache.bodies import Bodies
 from gateway.cache.client import Cache
 from gateway.cache.spool import Spool
 from gateway.edge import identifiers, problems, routes
+from gateway.edge.kept import KeptAnswers
 from gateway.edge.middleware import Authentication, Telemetry
 from gateway.edge.proxies import Proxies
 from gateway.errors import GatewayError
@@ -73,6 +75,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     if is_exposed(settings) and settings.secret is None:
         log().warning("no secret: ids, cursors and audit hashes change at each start", key="GATEWAY_SECRET")
     secret = settings.secret.get_secret_value().encode() if settings.secret else secrets.token_bytes(32)
+    bodies = Bodies(settings.kept_bytes if settings.cache else 0)
     app = Starlette(
         routes=routes.table(),
         middleware=[
@@ -87,6 +90,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
                 require_tls=is_exposed(settings),
                 public_root=settings.public_root,
             ),
+            Middleware(KeptAnswers, bodies, settings.find_ttl),
         ],
         exception_handlers={
             GatewayError: problems.gateway_error,
@@ -97,7 +101,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     app.state.settings, app.state.ready, app.state.identity = settings, False, identity
     app.state.time_zones = _time_zones(file, formats)
     app.state.issuers = _issuers(file, formats)
-    app.state.cursor_secret = secret
+    app.state.cursor_secret, app.state.bodies = secret, bodies
     return app
 
 

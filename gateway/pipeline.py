@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from gateway.cache import bodies
 from gateway.errors import GatewayError, NotAcceptable, NotFound
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
@@ -15,10 +16,11 @@ from gateway.federation.page import Sort, ordered
 from gateway.federation.retrieve import OpenedInstance, Retrieval
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.dataset import Dataset
+from gateway.model.patient import PatientKey
 from gateway.model.query import Query, Ref
 from gateway.model.seam import FramePart
 from gateway.privacy.view import View, view_found, view_ref
-from gateway.security.audit import Audit, AuditRecord
+from gateway.security.audit import Audit, AuditRecord, constant
 from gateway.security.caller import Caller
 from gateway.security.policy import Policy
 from gateway.telemetry import stage
@@ -118,6 +120,7 @@ class Pipeline:
                 answer = await self.federation.search(view.query(query), nodes)
             record.studies = sorted({found.study for found in answer.items})
             record.issues, record.count = answer.issues, len(answer.items)
+            _note_patients(answer.items)
             with stage("view"):
                 items = tuple(view_found(view, found) for found in ordered(answer.items, sort))
             return Answer(items, _view_issues(view, answer.issues))
@@ -129,6 +132,7 @@ class Pipeline:
             with stage("nodes"):
                 answer = await self.federation.studies(view.uid_inbound(uid), nodes)
                 located = _chosen(choose, answer, view)
+                _note_patients(answer.items)
                 series = await self.federation.series_of(located)
                 instances = await in_parallel(series.items, self.federation.instances_of)
             gaps = [*series.issues, *(issue for each in instances for issue in each.issues)]
@@ -193,10 +197,33 @@ class Pipeline:
             record.issues = opened.silent
             yield OutgoingParts(opened.parts, _view_issues(view, opened.silent))
 
+    def access(self, caller: Caller) -> Hashable:
+        """All of the caller that decides what it may see: two callers of one access get the same answers."""
+        return self.views.of(caller).digest, caller.scopes, caller.purpose, caller.nodes, caller.is_open
+
+    def again(self, caller: Caller, grounds: bodies.Grounds, started: float) -> bool:
+        """Whether a caller of the same access may have an answer on the same grounds once more; written into the audit then.
+
+        False where anything is not as it was: the request is then to take the whole way, which says what is wrong.
+        `started` is by time.monotonic.
+        """
+        try:
+            self.policy.require(caller, grounds.resource, grounds.permission)
+            nodes = self._nodes_for(caller, grounds.names)
+            if tuple((node.id, node.digest) for node in nodes) != grounds.nodes:
+                return False
+            self.audit.again(caller, grounds.record, started)
+        except GatewayError:
+            return False
+        return True
+
     def node_states(self, caller: Caller) -> list[NodeState]:
         """Every node that the caller may use, in the order of the node file."""
-        nodes = self.federation.select((), lambda config: self.policy.may_use(caller, config.id, config.purposes))
-        return [_state(node) for node in nodes]
+        return [_state(node) for node in self._nodes_for(caller, ())]
+
+    def _nodes_for(self, caller: Caller, names: Sequence[str]) -> list[Node]:
+        may_use = self.policy.may_use
+        return self.federation.select(names, lambda config: may_use(caller, config.id, config.purposes))
 
     @asynccontextmanager
     async def _request(
@@ -215,16 +242,17 @@ class Pipeline:
         """
         view = self.views.of(caller)
         record = self.audit.begin(action, caller, names, query=query, ref=ref)
+        permission = "s" if action == "search" and resource == "ImagingStudy" else "r"
         try:
-            self.policy.require(caller, resource, "s" if action == "search" and resource == "ImagingStudy" else "r")
-            nodes = self.federation.select(
-                names, lambda config: self.policy.may_use(caller, config.id, config.purposes)
-            )
+            self.policy.require(caller, resource, permission)
+            nodes = self._nodes_for(caller, names)
             record.nodes = tuple(node.id for node in nodes)
             record.studies = [view.uid_inbound(ref.study)] if ref else record.studies
             self.policy.require_nodes(caller, record.nodes)
             yield nodes, view, record
             record.outcome = "partial" if record.issues else "success"
+            if not record.issues:
+                _note_grounds(resource, permission, names, nodes, record)
         except GatewayError as error:
             record.outcome = error.code
             raise error.rephrased(view.error) from None
@@ -233,6 +261,33 @@ class Pipeline:
             raise
         finally:
             self.audit.write(record)
+
+
+def _note_patients(found: Sequence[Found]) -> None:
+    """For a purge by patient: as 'issuer|id', and by the bare id where the purge knows no issuer."""
+    making = bodies.current()
+    if making is not None:
+        keys: set[PatientKey] = {key for one in found for key in one.known_as}
+        making.patients = bodies.hashes([*(f"{key.issuer}|{key.id}" for key in keys), *(key.id for key in keys)])
+
+
+def _note_grounds(
+    resource: str, permission: str, names: Sequence[str], nodes: Sequence[Node], record: AuditRecord
+) -> None:
+    making = bodies.current()
+    if making is not None:
+        making.give_grounds(
+            bodies.Grounds(
+                resource,
+                permission,
+                tuple(names),
+                tuple((node.id, node.digest) for node in nodes),
+                constant(record),
+                bodies.hashes(record.studies),
+                making.patients,
+                record.action == "search" and not record.count,
+            )
+        )
 
 
 def _state(node: Node) -> NodeState:

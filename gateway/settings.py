@@ -27,6 +27,7 @@ class Settings(BaseSettings):
 
     redis_url: SecretStr | None = Field(None, description="redis:// or unix:// URL; default: an embedded Valkey")
     cache: bool = Field(True, description="false runs without any look-up cache")
+    kept_bytes: int = Field(64 * 1024**2, ge=0, description="bytes of whole answers a process keeps; 0 keeps none")
     cache_timeout: float = Field(
         0.25, gt=0, description="seconds that Redis may take to answer before it counts as down"
     )

@@ -10,6 +10,7 @@ from starlette.datastructures import URL, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.cache import bodies
 from gateway.errors import InvalidQuery
 from gateway.model.answer import Found
 from gateway.pipeline import Pipeline
@@ -58,11 +59,19 @@ def mark_cacheable(headers: MutableHeaders, body: bytes | None) -> None:
 
 def revalidated(request: Request, response: Response) -> Response:
     """304 in place of a body that the caller has already: If-None-Match, compared weakly; '*' is any (RFC 9110 13.1.2)."""
+    _offer(response)
     asked = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
     if not asked & {response.headers.get("etag", "none"), "*"} or "etag" not in response.headers:
         return response
     kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
     return Response(status_code=304, headers=kept)
+
+
+def _offer(response: Response) -> None:
+    """Tells who keeps answers what the whole one is, also where only a 304 goes out."""
+    making = bodies.current()
+    if making is not None and response.status_code == 200 and "etag" in response.headers:
+        making.whole = response.status_code, tuple(response.raw_headers), bytes(response.body)
 
 
 def context_of(request: Request) -> Context:

@@ -107,7 +107,9 @@ class Authentication:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = self._proxies.applied(scope)
+        seen = self._proxies.applied(scope)
+        if seen is not scope:
+            scope.update(seen)  # and not replaced: who measures and logs the request finds its route in it
         try:
             scope["caller"] = await self._caller(scope)
         except GatewayError as error:

@@ -1,0 +1,197 @@
+"""Whole answers as they went out, kept in this process: for as long as the node answers they were made from are fresh.
+
+The key names everything that shapes the answer, the caller's rights and view included, and never a token. What is kept is
+complete by definition; whoever gives it out again has decided anew that the caller may have it, and written that down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+_OVERHEAD = 1000
+_PER_HASH = 100
+_LARGEST_SHARE = 8
+"""No single answer takes more than this part of all the room."""
+
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """What an answer was given on, so that the same can be asked of the next caller and written into the audit again.
+
+    `resource` and `permission` are what the policy was asked; `names` the nodes asked for, `nodes` those that were then
+    asked, as id and as digest of their configuration; `record` the part of the audit record that is the same each time.
+    `studies` are in the nodes' UIDs. `patients` are hashes by `patient_hash`; None when it is not known whose data it is.
+    """
+
+    resource: str
+    permission: str
+    names: tuple[str, ...]
+    nodes: tuple[tuple[str, str], ...]
+    record: bytes
+    studies: frozenset[int] = frozenset()
+    patients: frozenset[int] | None = None
+    is_empty: bool = False
+
+    def concerns(self, kind: str, values: Collection[str]) -> bool:
+        """Whether a purge of nodes, studies or patients reaches it. An empty answer may just now have become untrue."""
+        if kind == "node":
+            return any(identifier in values for identifier, _ in self.nodes)
+        if self.is_empty:
+            return True
+        if kind == "study":
+            return any(hash(value) in self.studies for value in values)
+        if kind == "patient" and self.patients is not None:
+            return any(hash(value) in self.patients for value in values)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One complete answer. `headers` are without Age, and without Cache-Control where that changes while it is kept.
+
+    `made` and `expires` are by the monotonic clock. `age` is how old its oldest node answer was when it was made, `max_age`
+    what its Cache-Control said then (None: nothing), both in seconds; `cache_control` is what else that header said.
+    `route` names it in log and metrics.
+    """
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+    etag: bytes
+    route: Any
+    grounds: Grounds
+    made: float
+    expires: float
+    age: float = 0.0
+    max_age: int | None = None
+    cache_control: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        hashes = len(self.grounds.studies) + len(self.grounds.patients or ())
+        named = sum(len(name) + len(value) for name, value in self.headers)
+        return _OVERHEAD + len(self.body) + named + len(self.grounds.record) + _PER_HASH * hashes
+
+
+class Bodies:
+    """Answers by key, those used last, up to `most_bytes` in all; 0 keeps none. Used on one event loop only."""
+
+    def __init__(self, most_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most_bytes
+        self._clock = clock
+        self._entries: OrderedDict[Hashable, Kept] = OrderedDict()
+        self.bytes = 0
+        self.generation = 0
+        """Grows with every purge: what was begun before one is not kept after it."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def is_off(self) -> bool:
+        return self._most <= 0
+
+    def now(self) -> float:
+        return self._clock()
+
+    def get(self, key: Hashable) -> Kept | None:
+        """The answer while it is fresh."""
+        kept = self._entries.get(key)
+        if kept is None:
+            return None
+        if self._clock() >= kept.expires:
+            self._remove(key)
+            return None
+        self._entries.move_to_end(key)
+        return kept
+
+    def keep(self, key: Hashable, kept: Kept, generation: int) -> None:
+        """Keeps an answer that was begun at this `generation`, if it is still fresh and fits."""
+        size = kept.size
+        if generation != self.generation or kept.expires <= self._clock() or size > self._most // _LARGEST_SHARE:
+            return
+        self._remove(key)
+        self._entries[key] = kept
+        self.bytes += size
+        while self.bytes > self._most:
+            self._remove(next(iter(self._entries)))
+
+    def forget(self, key: Hashable) -> None:
+        """Drops one answer."""
+        self._remove(key)
+
+    def drop(self, kind: str, values: Iterable[str]) -> int:
+        """Drops what a purge of 'node', 'study' or 'patient' reaches, and everything for another kind; how many those were.
+
+        Nodes by id, studies by UID, patients as `patient_text` writes them.
+        """
+        self.generation += 1
+        wanted = frozenset(values)
+        reached = [key for key, kept in self._entries.items() if kept.grounds.concerns(kind, wanted)]
+        for key in reached:
+            self._remove(key)
+        return len(reached)
+
+    def clear(self) -> None:
+        """Drops everything: what shapes all answers has changed."""
+        self.generation += 1
+        self._entries.clear()
+        self.bytes = 0
+
+    def _remove(self, key: Hashable) -> None:
+        kept = self._entries.pop(key, None)
+        if kept is not None:
+            self.bytes -= kept.size
+
+
+@dataclass(slots=True)
+class Making:
+    """One answer being made, as its parts become known: the pipeline gives the grounds, the edge the whole response."""
+
+    generation: int
+    grounds: Grounds | None = None
+    patients: frozenset[int] | None = None
+    whole: tuple[int, RawHeaders, bytes] | None = None
+    _refused: bool = field(default=False)
+
+    def give_grounds(self, grounds: Grounds) -> None:
+        """An answer with grounds of two kinds is not kept: which of them to ask again would be unclear."""
+        if self.grounds is not None:
+            self.refuse()
+        self.grounds = grounds
+
+    def refuse(self) -> None:
+        """This answer is not to be kept, whatever else is said of it."""
+        self._refused = True
+
+    @property
+    def may_be_kept(self) -> bool:
+        return self.grounds is not None and self.whole is not None and not self._refused
+
+
+_current: ContextVar[Making | None] = ContextVar("making", default=None)
+
+
+def begin(generation: int) -> Making:
+    """Starts on the answer to the request of this context."""
+    making = Making(generation)
+    _current.set(making)
+    return making
+
+
+def current() -> Making | None:
+    """The answer that the request of this context is making; None where nothing is kept."""
+    return _current.get()
+
+
+def hashes(texts: Iterable[str]) -> frozenset[int]:
+    """What `Grounds` keeps of identifiers. Two with one hash are purged together, which only costs a look-up."""
+    return frozenset(map(hash, texts))

@@ -1,0 +1,146 @@
+"""Answers that are given again from this process's memory: after the token, the rights and the audit, before anything else.
+
+A request for which an answer is kept still has its caller authenticated, its rights and nodes decided, its audit record
+written, and is counted and logged; only asking, merging and rendering are left out. Pure ASGI, inside Authentication.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass
+from math import ceil, isfinite
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.cache import bodies, freshness
+from gateway.cache.bodies import Bodies, Kept, Making, RawHeaders
+from gateway.cache.freshness import Freshness
+from gateway.pipeline import Pipeline
+
+SHAPING = frozenset({b"accept", b"host", b"prefer"})
+"""The request headers that an answer may depend on, other than by who asks: `test_kept_answers` holds it to the edge."""
+
+_METHODS = ("GET", "HEAD")
+_ANEW = re.compile(rb"no-cache|no-store|max-age=0+(?![0-9])", re.IGNORECASE)
+_NOT_KEPT = re.compile(rb"no-store", re.IGNORECASE)
+_MAX_AGE = re.compile(rb",?\s*max-age=(\d{1,9})")
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What a request's headers say here. `anew` is a caller that wants no kept answer, `not_kept` one that wants none made."""
+
+    shaping: tuple[tuple[bytes, bytes], ...]
+    if_none_match: bytes = b""
+    anew: bool = False
+    not_kept: bool = False
+
+
+class KeptAnswers:
+    """Gives kept answers again, and keeps those that the application gives. `longest` is the seconds that one is kept
+    which was made from nothing that says how fresh it is."""
+
+    def __init__(self, app: ASGIApp, kept: Bodies, longest: float) -> None:
+        self._app = app
+        self._bodies = kept
+        self._longest = longest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in _METHODS:
+            await self._app(scope, receive, send)
+            return
+        fresh = freshness.begin()
+        if self._bodies.is_off:
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        asked = _asked(scope)
+        pipeline: Pipeline = scope["app"].state.pipeline
+        key = _key(scope, asked, pipeline.access(scope["caller"]))
+        kept = None if asked.anew else self._bodies.get(key)
+        if kept is not None:
+            if pipeline.again(scope["caller"], kept.grounds, started):
+                await _give(kept, asked.if_none_match, self._bodies.now() - kept.made, scope, send)
+                return
+            self._bodies.forget(key)
+        making = bodies.begin(self._bodies.generation)
+        await self._app(scope, receive, send)
+        if making.may_be_kept and not asked.not_kept and not fresh.stale:
+            kept = _kept(making, fresh, self._longest, scope.get("route"), self._bodies.now())
+            self._bodies.keep(key, kept, making.generation)
+
+
+def _asked(scope: Scope) -> _Asked:
+    shaping, tags, anew, not_kept = [], b"", False, False
+    for header in scope["headers"]:
+        name = header[0]
+        if name in SHAPING:
+            shaping.append(tuple(header))
+        elif name == b"if-none-match":
+            tags = tags + b"," + header[1] if tags else header[1]
+        elif name in (b"cache-control", b"pragma"):
+            anew = anew or _ANEW.search(header[1]) is not None
+            not_kept = not_kept or _NOT_KEPT.search(header[1]) is not None
+    return _Asked(tuple(shaping), tags, anew, not_kept)
+
+
+def _key(scope: Scope, asked: _Asked, access: Hashable) -> Hashable:
+    """The request to the byte; `server` is in it because an address without a port is completed from the connection."""
+    path = scope.get("raw_path") or scope["path"].encode()
+    return path, scope["query_string"], scope["scheme"], scope.get("server"), scope.get("root_path"), asked.shaping, access
+
+
+def _kept(making: Making, fresh: Freshness, longest: float, route: object, now: float) -> Kept:
+    """The answer without the headers that change while it is kept; these are told apart once, here."""
+    assert making.whole is not None
+    assert making.grounds is not None
+    status, headers, body = making.whole
+    named = dict(headers)
+    said = named.get(b"cache-control", b"")
+    max_age = _MAX_AGE.search(said)
+    varying = {b"age", b"cache-control"} if max_age else {b"age"}
+    return Kept(
+        status,
+        tuple(header for header in headers if header[0] not in varying),
+        body,
+        named[b"etag"],
+        route,
+        making.grounds,
+        now,
+        now + (fresh.remaining if isfinite(fresh.remaining) else longest),
+        fresh.age,
+        int(max_age[1]) if max_age else None,
+        _MAX_AGE.sub(b"", said).strip(b", ") if max_age else b"",
+    )
+
+
+async def _give(kept: Kept, if_none_match: bytes, seconds: float, scope: Scope, send: Send) -> None:
+    scope["route"] = kept.route
+    headers = [*kept.headers, *_timed(kept, seconds)]
+    if if_none_match and is_current(if_none_match, kept.etag):
+        headers = [header for header in headers if not header[0].startswith(b"content-")]
+        await send({"type": "http.response.start", "status": 304, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    await send({"type": "http.response.start", "status": kept.status, "headers": headers})
+    await send({"type": "http.response.body", "body": kept.body})
+
+
+def _timed(kept: Kept, seconds: float) -> RawHeaders:
+    """Age and Cache-Control now: the one counts up, the other down, and both by whole seconds that never promise too much."""
+    timed = [(b"age", b"%d" % int(kept.age + seconds))]
+    if kept.max_age is not None:
+        left = max(0, kept.max_age - ceil(seconds))
+        parts = [kept.cache_control] if kept.cache_control else []
+        timed.append((b"cache-control", b", ".join([*parts, b"max-age=%d" % left])))
+    return tuple(timed)
+
+
+def is_current(if_none_match: bytes, etag: bytes) -> bool:
+    """If-None-Match (RFC 9110 13.1.2), compared weakly; '*' is any."""
+    if if_none_match == etag:
+        return True
+    tags = {tag.strip().removeprefix(b"W/") for tag in if_none_match.split(b",")}
+    return etag in tags or b"*" in tags
