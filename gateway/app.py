@@ -172,6 +172,7 @@ async def _lifespan(
         stack.push_async_callback(spooled.close)
         domains = Domains(tuple(domain.issuers for domain in file.same_patient_domain))
         federation = Federation(nodes, answers, domains, settings.search_deadline, settings.bare_patient_id == "refuse")
+        federation.on_forget = lambda study: app.state.bodies.drop("study", (study,))
         retrieval = Retrieval(federation, Pixels(answers, spooled))
         app.state.pipeline = Pipeline(federation, retrieval, Policy(), views, audit)
         app.state.patients, app.state.cache_state = patients, lambda: cache.state

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-import secrets
 import sys
 import time
 from collections.abc import Iterator, MutableMapping
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import orjson
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -64,10 +65,10 @@ def configure(level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _with_request_id,
             _only_loggable,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(orjson.dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
         cache_logger_on_first_use=False,
     )
     for library in ("pynetdicom", "pydicom", "httpx", "httpcore", "aiohttp"):
@@ -82,7 +83,7 @@ def log() -> Any:
 def new_request_id(traceparent: str) -> str:
     """The trace id of a W3C traceparent header, else a new one of the same shape."""
     match = _TRACEPARENT.fullmatch(traceparent)
-    return match.group(1) if match else secrets.token_hex(16)
+    return match.group(1) if match else os.urandom(16).hex()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 _OVERHEAD = 1000
@@ -160,7 +160,7 @@ class Making:
     grounds: Grounds | None = None
     patients: frozenset[int] | None = None
     whole: tuple[int, RawHeaders, bytes] | None = None
-    _refused: bool = field(default=False)
+    _refused: bool = False
 
     def give_grounds(self, grounds: Grounds) -> None:
         """An answer with grounds of two kinds is not kept: which of them to ask again would be unclear."""
@@ -185,6 +185,11 @@ def begin(generation: int) -> Making:
     making = Making(generation)
     _current.set(making)
     return making
+
+
+def keep_nothing() -> None:
+    """The answer to the request of this context is not for keeping; a pipelined one would inherit its predecessor's."""
+    _current.set(None)
 
 
 def current() -> Making | None:

@@ -48,15 +48,17 @@ class KeptAnswers:
         self._longest = longest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in _METHODS:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
-        fresh = freshness.begin()
-        if self._bodies.is_off:
+        elif scope["method"] not in _METHODS or self._bodies.is_off:
+            freshness.begin()
+            bodies.keep_nothing()
             await self._app(scope, receive, send)
-            return
-        started = time.monotonic()
-        asked = _asked(scope)
+        else:
+            await self._look_up(scope, receive, send)
+
+    async def _look_up(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, asked = time.monotonic(), _asked(scope)
         pipeline: Pipeline = scope["app"].state.pipeline
         key = _key(scope, asked, pipeline.access(scope["caller"]))
         kept = None if asked.anew else self._bodies.get(key)
@@ -65,7 +67,7 @@ class KeptAnswers:
                 await _give(kept, asked.if_none_match, self._bodies.now() - kept.made, scope, send)
                 return
             self._bodies.forget(key)
-        making = bodies.begin(self._bodies.generation)
+        fresh, making = freshness.begin(), bodies.begin(self._bodies.generation)
         await self._app(scope, receive, send)
         if making.may_be_kept and not asked.not_kept and not fresh.stale:
             kept = _kept(making, fresh, self._longest, scope.get("route"), self._bodies.now())
@@ -87,9 +89,24 @@ def _asked(scope: Scope) -> _Asked:
 
 
 def _key(scope: Scope, asked: _Asked, access: Hashable) -> Hashable:
-    """The request to the byte; `server` is in it because an address without a port is completed from the connection."""
+    """What is asked for, at which address, by whom; `server` because Host without a port is completed from the connection."""
     path = scope.get("raw_path") or scope["path"].encode()
-    return path, scope["query_string"], scope["scheme"], scope.get("server"), scope.get("root_path"), asked.shaping, access
+    query = canonical(path, scope["query_string"])
+    return path, query, scope["scheme"], scope.get("server"), scope.get("root_path"), asked.shaping, access
+
+
+def canonical(path: bytes, query: bytes) -> bytes:
+    """One query string for all orders of its parameters, where the order cannot matter.
+
+    It does below /fhir, whose answers repeat it; between values of one name; and names that are written in code may be one.
+    """
+    if b"&" not in query or path.startswith(b"/fhir"):
+        return query
+    pieces = query.split(b"&")
+    names = {piece.partition(b"=")[0] for piece in pieces}
+    if len(names) != len(pieces) or any(b"%" in name or b"+" in name for name in names):
+        return query
+    return b"&".join(sorted(pieces))
 
 
 def _kept(making: Making, fresh: Freshness, longest: float, route: object, now: float) -> Kept:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import time
+from functools import cache, lru_cache
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from prometheus_client import Counter, Histogram
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,7 +31,7 @@ from gateway.wire.media import quoted
 # Paths that anyone may ask: they say nothing about patients or nodes.
 _OPEN = ("/live", "/ready")
 _OPEN_FHIR = re.compile(r"/fhir(?:/r4|/r5)?/(?:metadata/?|\.well-known/smart-configuration)")
-_SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+_SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 
 
 class Identity(Protocol):
@@ -41,7 +42,14 @@ class Identity(Protocol):
 
 def is_open(method: str, path: str) -> bool:
     """Whether a request needs no token: liveness, discovery, capability statements, preflights."""
-    return method == "OPTIONS" or path in _OPEN or path.startswith("/.well-known/") or bool(_OPEN_FHIR.fullmatch(path))
+    if method == "OPTIONS" or path in _OPEN or path.startswith("/.well-known/"):
+        return True
+    return path.startswith("/fhir") and _OPEN_FHIR.fullmatch(path) is not None
+
+
+def sent(scope: Scope, name: bytes) -> list[str]:
+    """The values of one request header, by its lower-case name, in order."""
+    return [value.decode("latin-1") for given, value in scope["headers"] if given == name]
 
 
 class Telemetry:
@@ -49,12 +57,13 @@ class Telemetry:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._log = log().bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identifier = new_request_id(Headers(scope=scope).get("traceparent", ""))
+        identifier = new_request_id("".join(sent(scope, b"traceparent")[:1]))
         request_id.set(identifier)
         await self._observed(scope, receive, send, identifier)
 
@@ -65,21 +74,30 @@ class Telemetry:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = identifier
-                headers["Server-Timing"] = server_timing({**stages, "total": time.perf_counter() - started})
-                for name, value in _SECURITY_HEADERS.items():
-                    headers[name] = value
-                request_seconds.labels(route_name(scope)).observe(time.perf_counter() - started)
+                took = time.perf_counter() - started
+                timing = server_timing({**stages, "total": took}).encode()
+                ours = ((b"x-request-id", identifier.encode()), (b"server-timing", timing), *_SECURITY_HEADERS)
+                message = {**message, "headers": [*message.get("headers", ()), *ours]}
+                _seconds_of(route_name(scope)).observe(took)
             await send(message)
 
         try:
             await self._app(scope, receive, observe)
         finally:
             route, method = route_name(scope), scope["method"]
-            requests.labels(route, method, str(status)).inc()
+            _counted(route, method, status).inc()
             seconds = round(time.perf_counter() - started, 4)
-            log().info("request", route=route, method=method, status=status, seconds=seconds)
+            self._log.info("request", route=route, method=method, status=status, seconds=seconds)
+
+
+@cache
+def _seconds_of(route: str) -> Histogram:
+    return request_seconds.labels(route)
+
+
+@lru_cache(512)
+def _counted(route: str, method: str, status: int) -> Counter:
+    return requests.labels(route, method, str(status))
 
 
 def route_name(scope: Scope) -> str:
@@ -120,13 +138,13 @@ class Authentication:
     async def _caller(self, scope: Scope) -> Caller:
         if is_open(scope["method"], scope["path"]):
             return Caller()
-        sent = Headers(scope=scope).getlist("authorization")
-        if len(sent) > 1:
+        tokens = sent(scope, b"authorization")
+        if len(tokens) > 1:
             raise Unauthenticated("more than one Authorization header: send one")
-        if sent and self._require_tls and scope["scheme"] != "https":
+        if tokens and self._require_tls and scope["scheme"] != "https":
             raise Unauthenticated("a token must not travel over plain HTTP: use https, and get a new token")
-        caller = await self._identity.caller(sent[0] if sent else None)
-        if caller.is_open and not is_loopback(Headers(scope=scope).get("host", "")):
+        caller = await self._identity.caller(tokens[0] if tokens else None)
+        if caller.is_open and not is_loopback("".join(sent(scope, b"host")[:1])):
             raise Forbidden("without an issuer (GATEWAY_OIDC_ISSUER) this gateway answers as localhost only")
         return caller
 
@@ -146,6 +164,7 @@ def challenge(root: str, had_token: bool) -> str:
     return f'Bearer realm="imaging-gateway", resource_metadata={metadata}{error}'
 
 
+@lru_cache(512)
 def is_loopback(host: str) -> bool:
     """Whether a Host header names this machine: another name that leads here is a page's trick (DNS rebinding)."""
     try:

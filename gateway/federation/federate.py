@@ -26,13 +26,15 @@ _SHARED_STUDIES_COUNTED = 50
 
 @dataclass(slots=True)
 class Federation:
-    """All configured nodes. `deadline` is the seconds that a whole search may take."""
+    """All configured nodes. `deadline` is the seconds that a whole search may take; `on_forget` is told of a study that is
+    not where it was."""
 
     nodes: dict[str, Node]
     answers: Answers
     domains: Domains
     deadline: float
     refuse_bare_patient_id: bool = True
+    on_forget: Callable[[str], object] = lambda study: None
     priority: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -209,6 +211,7 @@ class Federation:
 
     async def forget(self, study: str, nodes: Sequence[Node]) -> None:
         """Has the nodes asked anew where a study is: what was remembered turned out not to be so."""
+        self.on_forget(study)
         await asyncio.gather(*(node.forget(_of_study(study), self.answers) for node in nodes))
 
 

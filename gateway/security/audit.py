@@ -34,6 +34,8 @@ _MOST_WAITING = 10_000
 _RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0
 _BATCH = 500
+_GATHER_SECONDS = 0.005
+"""How long the writing thread lets records gather: one that woke up for each would take the interpreter from the requests."""
 _STANDARD_ERROR = 2
 
 
@@ -200,6 +202,8 @@ class Audit:
         ended = False
         while not ended:
             batch = [self._waiting.get()]
+            if batch[0] is not None:
+                time.sleep(_GATHER_SECONDS)
             while len(batch) < _BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get())
             ended = None in batch
