@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.cache import bodies, freshness
 from gateway.cache.bodies import Bodies, Kept, Making, RawHeaders
 from gateway.cache.freshness import Freshness
+from gateway.errors import GatewayError
 from gateway.pipeline import Pipeline
 
 SHAPING = frozenset({b"accept", b"host", b"prefer"})
@@ -60,7 +61,12 @@ class KeptAnswers:
     async def _look_up(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, asked = time.monotonic(), _asked(scope)
         pipeline: Pipeline = scope["app"].state.pipeline
-        key = _key(scope, asked, pipeline.access(scope["caller"]))
+        try:
+            key = _key(scope, asked, pipeline.access(scope["caller"]))
+        except GatewayError:  # who has no view is told so on the whole way
+            bodies.keep_nothing()
+            await self._app(scope, receive, send)
+            return
         kept = None if asked.anew else self._bodies.get(key)
         if kept is not None:
             if pipeline.again(scope["caller"], kept.grounds, started):

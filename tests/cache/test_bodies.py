@@ -1,0 +1,146 @@
+"""Whole answers in a process's memory: how long, how much, and what a purge reaches."""
+
+import pytest
+
+from gateway.cache import bodies
+from gateway.cache.bodies import Bodies, Grounds, Kept, hashes
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def grounds(*, nodes=("berlin",), studies=("1.2.3",), patients=("urn:de|4711", "4711"), is_empty=False):
+    known = None if patients is None else hashes(patients)
+    digests = tuple((node, "digest") for node in nodes)
+    return Grounds("ImagingStudy", "s", (), digests, b"{}", hashes(studies), known, is_empty)
+
+
+def answer(body=b"[]", *, seconds=30.0, clock=None, on=None):
+    now = clock() if clock else 1000.0
+    return Kept(200, ((b"etag", b'"1"'),), body, b'"1"', None, on or grounds(), now, now + seconds)
+
+
+def keep(kept, key, one):
+    kept.keep(key, one, kept.generation)
+
+
+def test_an_answer_is_given_until_it_is_no_longer_fresh(clock):
+    kept = Bodies(100_000, clock)
+    keep(kept, "a", answer(seconds=30))
+    clock.now += 29.9
+    assert kept.get("a").body == b"[]"
+    clock.now += 0.1
+    assert kept.get("a") is None
+    assert (len(kept), kept.bytes) == (0, 0)
+
+
+def test_what_is_not_fresh_is_not_kept_at_all(clock):
+    kept = Bodies(100_000, clock)
+    keep(kept, "a", answer(seconds=0))
+    assert len(kept) == 0
+
+
+def test_the_answers_used_last_stay_when_room_runs_out(clock):
+    one = answer(b"x" * 5000)
+    kept = Bodies(one.size * 10, clock)
+    for number in range(10):
+        keep(kept, number, one)
+    assert kept.get(0) is not None
+    keep(kept, "more", one)
+    assert kept.get(0) is not None
+    assert kept.get(1) is None
+    assert kept.bytes == one.size * 10 == one.size * len(kept)
+
+
+def test_one_answer_does_not_take_all_the_room(clock):
+    kept = Bodies(100_000, clock)
+    keep(kept, "large", answer(b"x" * 50_000))
+    assert len(kept) == 0
+
+
+def test_an_answer_in_place_of_another_counts_once(clock):
+    kept = Bodies(100_000, clock)
+    keep(kept, "a", answer(b"x" * 2000))
+    keep(kept, "a", answer(b"y" * 1000))
+    assert kept.get("a").body == b"y" * 1000
+    assert kept.bytes == kept.get("a").size
+
+
+def test_without_room_nothing_is_kept(clock):
+    kept = Bodies(0, clock)
+    assert kept.is_off
+    keep(kept, "a", answer())
+    assert len(kept) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "dropped"),
+    [
+        ("node", "berlin", True),
+        ("node", "paris", False),
+        ("study", "1.2.3", True),
+        ("study", "1.2.4", False),
+        ("patient", "urn:de|4711", True),
+        ("patient", "4711", True),
+        ("patient", "urn:fr|4711", False),
+        ("something new", "x", True),
+    ],
+)
+def test_a_purge_drops_what_it_concerns(clock, kind, value, dropped):
+    kept = Bodies(100_000, clock)
+    keep(kept, "a", answer())
+    assert kept.drop(kind, [value]) == int(dropped)
+    assert (kept.get("a") is None) is dropped
+
+
+def test_a_purge_of_a_study_or_patient_drops_answers_that_say_there_is_nothing(clock):
+    kept = Bodies(100_000, clock)
+    for kind in ("study", "patient"):
+        keep(kept, "a", answer(on=grounds(studies=(), patients=(), is_empty=True)))
+        assert kept.drop(kind, ["anything"]) == 1
+
+
+def test_a_purge_of_a_patient_drops_what_may_be_of_anyone(clock):
+    kept = Bodies(100_000, clock)
+    keep(kept, "a", answer(on=grounds(patients=None)))
+    assert kept.drop("patient", ["urn:fr|1"]) == 1
+
+
+def test_an_answer_begun_before_a_purge_is_not_kept_after_it(clock):
+    kept = Bodies(100_000, clock)
+    for purge in (lambda: kept.drop("node", ["elsewhere"]), kept.clear):
+        before = kept.generation
+        purge()
+        kept.keep("a", answer(), before)
+        assert len(kept) == 0
+
+
+def test_clearing_leaves_nothing(clock):
+    kept = Bodies(100_000, clock)
+    keep(kept, "a", answer())
+    kept.clear()
+    assert (len(kept), kept.bytes) == (0, 0)
+
+
+def test_an_answer_is_kept_only_when_all_is_known_of_it():
+    making = bodies.begin(0)
+    assert bodies.current() is making
+    assert not making.may_be_kept
+    making.give_grounds(grounds())
+    assert not making.may_be_kept
+    making.whole = (200, (), b"")
+    assert making.may_be_kept
+    making.give_grounds(grounds())
+    assert not making.may_be_kept
+    bodies.keep_nothing()
+    assert bodies.current() is None
