@@ -35,6 +35,7 @@ from gateway.model.vocabulary import (
 _FUZZY_WARNING = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
 )
+_UNICODE = attribute(SPECIFIC_CHARACTER_SET, ["ISO_IR 192"])
 _NAME = re.compile(r"[A-Za-z0-9.:_-]{1,128}")
 _UNSUPPORTED_SWITCHES = {"emptyvaluematching", "multiplevaluematching"}
 
@@ -188,7 +189,8 @@ def respond(request: Request, context: Context, asked: Search, answer: Answer[Fo
     """One page of results. Partial answers are not stored by anyone and carry one Warning per issue."""
     end = None if asked.limit is None else asked.offset + asked.limit
     page = answer.items[asked.offset : end]
-    body = orjson.dumps([render(found, asked.query, context.root_of(found)) for found in page])
+    wanted = None if asked.query.all_attributes else wanted_tags(asked.query)
+    body = orjson.dumps([render(found, wanted, context.root_of(found)) for found in page])
     remaining = max(len(answer.items) - (end or len(answer.items)), 0)
     notes = [*asked.warnings]
     if remaining:
@@ -199,17 +201,14 @@ def respond(request: Request, context: Context, asked: Search, answer: Answer[Fo
     )
 
 
-def render(found: Found, query: Query, root: str) -> Dataset:
-    """A result as PS3.18 10.6.3.3 wants it: the attributes of its level, those asked for, and where to retrieve it."""
-    attributes = found.attributes
-    if not query.all_attributes:
-        wanted = wanted_tags(query)
-        attributes = {tag: value for tag, value in attributes.items() if tag in wanted}
+def render(found: Found, wanted: frozenset[str] | None, root: str) -> Dataset:
+    """A result as PS3.18 10.6.3.3 wants it: the attributes that are `wanted` (all for None), and where to retrieve it."""
+    given = found.attributes.items()
+    attributes = {tag: value for tag, value in given if len(value) > 1 and (wanted is None or tag in wanted)}
     ref = Ref(found.study, found.series or None, found.instance or None)
-    attributes = {tag: value for tag, value in attributes.items() if len(value) > 1}
-    attributes[SPECIFIC_CHARACTER_SET] = attribute(SPECIFIC_CHARACTER_SET, ["ISO_IR 192"])
-    attributes[RETRIEVE_URL] = attribute(RETRIEVE_URL, [f"{root}/{ref.path}"])
-    attributes[RETRIEVE_AE_TITLE] = attribute(RETRIEVE_AE_TITLE, found.holders, "AE")
+    attributes[SPECIFIC_CHARACTER_SET] = _UNICODE
+    attributes[RETRIEVE_URL] = {"vr": "UR", "Value": [f"{root}/{ref.path}"]}
+    attributes[RETRIEVE_AE_TITLE] = {"vr": "AE", "Value": list(found.holders)}
     return dict(sorted(attributes.items()))
 
 

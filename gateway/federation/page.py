@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import time
 from enum import StrEnum
+from functools import lru_cache
 
 import orjson
 
@@ -21,6 +22,7 @@ from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME, Level, tag
 
 SERIES_NUMBER, INSTANCE_NUMBER = tag("SeriesNumber"), tag("InstanceNumber")
 _LAST_NUMBER = 2**62
+_DESCENDING = str.maketrans("0123456789", "9876543210")
 Key = tuple[str, ...]
 
 
@@ -55,11 +57,16 @@ def newest_first(rows: Iterable[Row]) -> list[Row]:
 
 def _moment(attributes: Dataset, sort: Sort) -> str:
     """Study date and time as a text that orders ascending; what has no date comes last either way."""
-    day, clock = parse_date(text(attributes, STUDY_DATE)), parse_time(text(attributes, STUDY_TIME))
+    return _moment_of(text(attributes, STUDY_DATE), text(attributes, STUDY_TIME), sort)
+
+
+@lru_cache(10_000)
+def _moment_of(date_: str, time_: str, sort: Sort) -> str:
+    day, clock = parse_date(date_), parse_time(time_)
     if day is None:
         return "~"
     moment = f"{day:%Y%m%d}{clock or time.min:%H%M%S}".zfill(14)
-    return moment if sort is Sort.OLDEST else "".join(chr(ord("9") - ord(digit) + ord("0")) for digit in moment)
+    return moment if sort is Sort.OLDEST else moment.translate(_DESCENDING)
 
 
 def _number(found: Found) -> tuple[str, ...]:

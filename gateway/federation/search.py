@@ -80,8 +80,11 @@ class NodeSearch:
             uids = await self._studies_with(upper, lower)
             return await self._studies_by_uid(upper, uids)
         answer = await self._ask(upper)
-        verdicts = await in_parallel(answer.rows, lambda row: self._is_match(row, upper, lower, answer.complete_rows))
-        return tuple(row for row, verdict in zip(answer.rows, verdicts, strict=True) if verdict)
+        decided = [(row, self._decided(row, upper, lower, answer.complete_rows)) for row in answer.rows]
+        below = [(row, matches_) for row, matches_ in decided if matches_]
+        found = await in_parallel(below, lambda one: self._all_exist_below(*one))
+        verdicts = iter(found)
+        return tuple(row for row, matches_ in decided if matches_ is not None and (not matches_ or next(verdicts)))
 
     async def _studies_with(self, upper: Query, lower: Sequence[Match]) -> frozenset[str]:
         """The studies that have, for each key below STUDY, a row that answers it (each key may have its own row)."""
@@ -110,11 +113,15 @@ class NodeSearch:
             rows += await self._studies(replace(upper, matches=(*kept, listed)))
         return tuple(row for row in rows if decide(upper, row)[0] is not False)
 
-    async def _is_match(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> bool:
+    def _decided(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> tuple[Match, ...] | None:
+        """The keys that rows below are to be asked for; none when the row itself answers all, None when it does not."""
         verdict, undecided = decide(upper, row)
         if verdict is False or any(self.node.says_all_of(match.path, complete_rows) for match in undecided):
-            return False
-        for match in (*undecided, *lower):
+            return None
+        return (*undecided, *lower)
+
+    async def _all_exist_below(self, row: Row, keys: Sequence[Match]) -> bool:
+        for match in keys:
             if not await self._exists_below(row, match):
                 return False
         return True

@@ -116,7 +116,9 @@ class Served:
 @pytest.fixture
 def served(issuer: TestIssuer, hospitals: list[dict[str, Any]], tmp_path: Path) -> Iterator[Served]:
     audit = tmp_path / "audit"
-    with Gateway(hospitals, views=ViewsBySubject(), oidc_issuer=issuer.issuer, audit=audit, log_level="INFO") as running:
+    with Gateway(
+        hospitals, views=ViewsBySubject(), oidc_issuer=issuer.issuer, audit=audit, log_level="INFO"
+    ) as running:
         yield Served(running, issuer, audit)
 
 
@@ -354,7 +356,9 @@ def test_nothing_is_kept_where_there_is_no_cache(hospitals: list[dict[str, Any]]
 
 
 KEYS = st.sampled_from(["PatientID=A*", "PatientID=A1", "StudyDate=20260101-", "Modality=OT", "PatientName=spec*"])
-PAGES = st.sampled_from(["limit=1", "limit=2", "offset=1", "includefield=all", "fuzzymatching=true", "node=a", "node=a,b"])
+PAGES = st.sampled_from(
+    ["limit=1", "limit=2", "offset=1", "includefield=all", "fuzzymatching=true", "node=a", "node=a,b"]
+)
 FHIR = st.sampled_from(["_count=1", "_summary=count", "_sort=_id", "started=ge2026", "_include=ImagingStudy:patient"])
 PATHS = st.sampled_from([STUDIES, "/dicom-web/series", f"{STUDIES}/{uid('one')}/series", "/nodes/a/dicom-web/studies"])
 TYPES = st.sampled_from(["application/dicom+json", "application/json", "*/*", "application/json;q=0.5, */*;q=0.1"])
@@ -422,7 +426,9 @@ def stand_in(clock: Clock, age: float, remaining: float, *, stale: bool = False)
         assert making is not None
         making.give_grounds(Grounds("ImagingStudy", "s", (), (), b""))
         control = f"private, max-age={int(remaining)}, must-revalidate"
-        return revalidated(request, Response(b"[]", headers={"ETag": '"1"', "Cache-Control": control, "Age": f"{age:.0f}"}))
+        return revalidated(
+            request, Response(b"[]", headers={"ETag": '"1"', "Cache-Control": control, "Age": f"{age:.0f}"})
+        )
 
     kept = Bodies(100_000, clock)
     app = Starlette(routes=[Route("/", answer)], middleware=[Middleware(_As), Middleware(KeptAnswers, kept, 30.0)])
