@@ -17,8 +17,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from gateway.assembly import Builder, build_node, receiver_of
-from gateway.cache.answers import Answers, Ttl
+from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.client import Cache
+from gateway.cache.sealing import seal_of
 from gateway.cache.spool import Spool
 from gateway.edge import identifiers, problems, routes
 from gateway.edge.middleware import Authentication, Telemetry
@@ -109,6 +110,7 @@ def _cors(settings: Settings) -> list[Middleware]:
         "ETag",
         "Link",
         "Retry-After",
+        "Age",
         "WWW-Authenticate",
         "X-Request-Id",
         "Server-Timing",
@@ -150,16 +152,18 @@ async def _lifespan(
 ) -> AsyncIterator[None]:
     """Opens everything in order of need, and closes it in reverse."""
     async with AsyncExitStack() as stack:
-        cache = await Cache.open(_redis_url(settings), timeout=settings.cache_timeout)
+        seal = seal_of(settings.cache_key.get_secret_value()) if settings.cache_key else None
+        cache = await Cache.open(_redis_url(settings), timeout=settings.cache_timeout, seal=seal)
         stack.push_async_callback(cache.close)
-        answers = Answers(cache)
+        stale = Stale(settings.stale_seconds, settings.stale_if_error_seconds)
+        answers = Answers(cache, stale, settings.local_cache_bytes)
         stack.push_async_callback(answers.close)
         spool = Spool(settings.spool, max_bytes=settings.spool_bytes, max_age=settings.spool_seconds)
         spooled = SpooledSeries(spool)
         patients, audit = PatientIds(secret, settings.store), Audit(settings.audit, secret)
         receiver = receiver_of(file)
         builder = Builder(receiver)
-        ttl = Ttl(find=settings.find_ttl, location=settings.location_ttl, metadata=settings.metadata_ttl)
+        ttl = Ttl(settings.find_ttl, settings.location_ttl, settings.metadata_ttl, negative=settings.negative_ttl)
         nodes = {config.id: build_node(config, builder, formats, ttl) for config in file.enabled}
         for part in (spool, patients, audit, identity, *([receiver] if receiver else []), *builder.built):
             await part.open()

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.cache import freshness
 from gateway.edge import problems
 from gateway.edge.proxies import Proxies
 from gateway.errors import Forbidden, GatewayError, Unauthenticated
@@ -56,6 +57,7 @@ class Telemetry:
             return
         identifier = new_request_id(Headers(scope=scope).get("traceparent", ""))
         request_id.set(identifier)
+        freshness.begin()
         await self._observed(scope, receive, send, identifier)
 
     async def _observed(self, scope: Scope, receive: Receive, send: Send, identifier: str) -> None:

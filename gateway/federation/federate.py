@@ -120,8 +120,8 @@ class Federation:
 
         async def ask(node: Node) -> tuple[tuple[Row, ...], list[Issue]]:
             budget = Budget(node.id, node.config.descent_parents, node.config.descent_seconds)
-            search = NodeSearch(node, self.answers, budget)
             seconds = node.config.search_deadline
+            search = NodeSearch(node, self.answers, budget, ends=asyncio.get_running_loop().time() + min(seconds, left))
             try:
                 async with asyncio.timeout(seconds):
                     return await search.rows(query if isinstance(query, Query) else query(node)), search.issues
