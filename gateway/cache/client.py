@@ -19,7 +19,7 @@ from gateway.cache.connections import CONNECTIONS, Link, connect, hang_up
 from gateway.cache.embedded import EmbeddedServer
 from gateway.cache.listening import Listener
 from gateway.cache.missed import Missed
-from gateway.cache.purges import Purge, carry_out
+from gateway.cache.purges import Purge, carry_out, unlink
 from gateway.cache.sealing import Seal
 from gateway.cache.tags import Tag, index_key
 from gateway.cache.values import pack, unpack
@@ -30,7 +30,6 @@ State = Literal["up", "down", "off"]
 _log = logging.getLogger(__name__)
 
 _IN_A_THREAD_ABOVE = 256 * 1024
-_STEP = 500
 
 
 class Cache:
@@ -279,8 +278,7 @@ class Cache:
             try:
                 for purge in purges:
                     await carry_out(purge, self._name, step, self._tags_of)
-                for first in range(0, len(keys), _STEP):
-                    await step(lambda link, first=first: link.unlink(keys[first : first + _STEP]))  # type: ignore[misc]
+                await unlink(keys, step)
             except BaseException:
                 self._miss(keys, purges)
                 raise

@@ -206,7 +206,9 @@ class ClusterLink:
 
 
 def connect(url: str, timeout: float) -> SingleLink | ClusterLink:
-    """Does no I/O. `timeout` is the seconds that a Sentinel may take before the next one is asked. Raises SettingsError, without the URL's password, for what is no URL that it knows."""
+    """Does no I/O. `timeout` is the seconds that a Sentinel may take before the next one is asked.
+
+    Raises SettingsError, without the URL's password, for what is no URL that it knows."""
     try:
         parts = urlsplit(url)
         scheme, _, kind = parts.scheme.partition("+")

@@ -48,9 +48,9 @@ class Lock:
         await _release(self._cache, self._name, self._token)
 
     async def _renew(self) -> None:
+        arguments = [self._token, int(LOCK_SECONDS * 1000)]
         while True:
             await asyncio.sleep(LOCK_SECONDS / 3)
-            arguments = [self._token, int(LOCK_SECONDS * 1000)]
             await self._cache.ask(lambda link: link.run(_RENEW, [self._name], arguments))
 
 

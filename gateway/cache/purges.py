@@ -99,7 +99,7 @@ async def carry_out(purge: Purge, sender: str, step: Step, reads_tags: Callable[
     `reads_tags` says what a stored entry mentions: where Redis evicts, it may have dropped an index before its entries.
     """
     if purge.kind == "keys":
-        dropped = await _unlink(purge.values, step)
+        dropped = await unlink(purge.values, step)
         await step(lambda link: link.publish(CHANNEL, purge.message(sender)))
         return dropped
     await step(lambda link: link.publish(CHANNEL, purge.message(sender)))
@@ -120,8 +120,8 @@ async def _drop_tagged(tags: frozenset[Tag], step: Step, reads_tags: Callable[[s
     keys = {key.decode() for part in listed for key in part}
     if await step(lambda link: link.has_evicted()):
         keys |= await _searched(tags, step, reads_tags)
-    dropped = await _unlink(keys, step)
-    await _unlink(indexes, step)
+    dropped = await unlink(keys, step)
+    await unlink(indexes, step)
     return dropped
 
 
@@ -145,8 +145,8 @@ async def _drop_matching(pattern: str, step: Step) -> int:
     while True:
         following, page = await step(lambda link, at=cursor: link.scan(pattern, at, _STEP))  # type: ignore[misc]
         entries, others = _sorted_out(page)
-        dropped += await _unlink(entries, step)
-        await _unlink(others, step)
+        dropped += await unlink(entries, step)
+        await unlink(others, step)
         if following is None:
             return dropped
         cursor = following
@@ -159,7 +159,8 @@ def _sorted_out(page: Iterable[bytes]) -> tuple[list[str], list[str]]:
     return entries, [key for key in keys if key not in set(entries)]
 
 
-async def _unlink(keys: Iterable[str], step: Step) -> int:
+async def unlink(keys: Iterable[str], step: Step) -> int:
+    """Deletes the keys, some at a time; returns how many there were."""
     listed, dropped = list(keys), 0
     for first in range(0, len(listed), _STEP):
         some = listed[first : first + _STEP]
