@@ -17,9 +17,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from gateway.assembly import Builder, build_node, receiver_of
-from gateway.cache.answers import Answers, Ttl
+from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.bodies import Bodies
 from gateway.cache.client import Cache
+from gateway.cache.sealing import seal_of
 from gateway.cache.spool import Spool
 from gateway.edge import identifiers, problems, routes
 from gateway.edge.kept import KeptAnswers
@@ -113,6 +114,7 @@ def _cors(settings: Settings) -> list[Middleware]:
         "ETag",
         "Link",
         "Retry-After",
+        "Age",
         "WWW-Authenticate",
         "X-Request-Id",
         "Server-Timing",
@@ -154,16 +156,20 @@ async def _lifespan(
 ) -> AsyncIterator[None]:
     """Opens everything in order of need, and closes it in reverse."""
     async with AsyncExitStack() as stack:
-        cache = await Cache.open(_redis_url(settings), timeout=settings.cache_timeout)
+        seal = seal_of(settings.cache_key.get_secret_value()) if settings.cache_key else None
+        cache = await Cache.open(_redis_url(settings), timeout=settings.cache_timeout, seal=seal)
         stack.push_async_callback(cache.close)
-        answers = Answers(cache)
+        app.state.bodies.is_coherent = lambda: cache.is_coherent
+        cache.on_purge(app.state.bodies.drop)
+        stale = Stale(settings.stale_seconds, settings.stale_if_error_seconds)
+        answers = Answers(cache, stale, settings.local_cache_bytes)
         stack.push_async_callback(answers.close)
         spool = Spool(settings.spool, max_bytes=settings.spool_bytes, max_age=settings.spool_seconds)
         spooled = SpooledSeries(spool)
         patients, audit = PatientIds(secret, settings.store), Audit(settings.audit, secret)
         receiver = receiver_of(file)
         builder = Builder(receiver)
-        ttl = Ttl(find=settings.find_ttl, location=settings.location_ttl, metadata=settings.metadata_ttl)
+        ttl = Ttl(settings.find_ttl, settings.location_ttl, settings.metadata_ttl, negative=settings.negative_ttl)
         nodes = {config.id: build_node(config, builder, formats, ttl) for config in file.enabled}
         for part in (spool, patients, audit, identity, *([receiver] if receiver else []), *builder.built):
             await part.open()
@@ -172,7 +178,6 @@ async def _lifespan(
         stack.push_async_callback(spooled.close)
         domains = Domains(tuple(domain.issuers for domain in file.same_patient_domain))
         federation = Federation(nodes, answers, domains, settings.search_deadline, settings.bare_patient_id == "refuse")
-        federation.on_forget = lambda study: app.state.bodies.drop("study", (study,))
         retrieval = Retrieval(federation, Pixels(answers, spooled))
         app.state.pipeline = Pipeline(federation, retrieval, Policy(), views, audit)
         app.state.patients, app.state.cache_state = patients, lambda: cache.state

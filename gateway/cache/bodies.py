@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.cache.purges import Purge
+from gateway.cache.tags import Tag
+
 _OVERHEAD = 1000
-_PER_HASH = 100
+_PER_NAME = 100
 _LARGEST_SHARE = 8
 """No single answer takes more than this part of all the room."""
 
@@ -27,7 +30,8 @@ class Grounds:
 
     `resource` and `permission` are what the policy was asked; `names` the nodes asked for, `nodes` those that were then
     asked, as id and as digest of their configuration; `record` the part of the audit record that is the same each time.
-    `studies` are in the nodes' UIDs. `patients` are hashes by `patient_hash`; None when it is not known whose data it is.
+    `tags` are of the studies and patients in it and of those asked for (see `tags`); `names_patients` says that no patient
+    is missing there.
     """
 
     resource: str
@@ -35,21 +39,8 @@ class Grounds:
     names: tuple[str, ...]
     nodes: tuple[tuple[str, str], ...]
     record: bytes
-    studies: frozenset[int] = frozenset()
-    patients: frozenset[int] | None = None
-    is_empty: bool = False
-
-    def concerns(self, kind: str, values: Collection[str]) -> bool:
-        """Whether a purge of nodes, studies or patients reaches it. An empty answer may just now have become untrue."""
-        if kind == "node":
-            return any(identifier in values for identifier, _ in self.nodes)
-        if self.is_empty:
-            return True
-        if kind == "study":
-            return any(hash(value) in self.studies for value in values)
-        if kind == "patient" and self.patients is not None:
-            return any(hash(value) in self.patients for value in values)
-        return True
+    tags: frozenset[Tag] = frozenset()
+    names_patients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +49,7 @@ class Kept:
 
     `made` and `expires` are by the monotonic clock. `age` is how old its oldest node answer was when it was made, `max_age`
     what its Cache-Control said then (None: nothing), both in seconds; `cache_control` is what else that header said.
-    `route` names it in log and metrics.
+    `route` names it in log and metrics. `keys` are those of the node answers it was made from.
     """
 
     status: int
@@ -67,6 +58,7 @@ class Kept:
     etag: bytes
     route: Any
     grounds: Grounds
+    keys: frozenset[str]
     made: float
     expires: float
     age: float = 0.0
@@ -76,9 +68,19 @@ class Kept:
     @property
     def size(self) -> int:
         """About how many bytes it takes."""
-        hashes = len(self.grounds.studies) + len(self.grounds.patients or ())
-        named = sum(len(name) + len(value) for name, value in self.headers)
-        return _OVERHEAD + len(self.body) + named + len(self.grounds.record) + _PER_HASH * hashes
+        named = len(self.grounds.tags) + 2 * len(self.keys)
+        headers = sum(len(name) + len(value) for name, value in self.headers)
+        return _OVERHEAD + len(self.body) + headers + len(self.grounds.record) + _PER_NAME * named
+
+    def is_reached(self, purge: Purge, tags: frozenset[Tag]) -> bool:
+        """Whether a purge drops it; `tags` are the purge's own."""
+        if purge.kind == "node":
+            return any(identifier in purge.values for identifier, _ in self.grounds.nodes)
+        if purge.kind == "keys":
+            return any(key in self.keys for key in purge.values)
+        if purge.kind == "patient" and not self.grounds.names_patients:
+            return True
+        return not tags.isdisjoint(self.grounds.tags)
 
 
 class Bodies:
@@ -87,6 +89,8 @@ class Bodies:
     def __init__(self, most_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most_bytes
         self._clock = clock
+        self.is_coherent: Callable[[], bool] = lambda: True
+        """Whether every purge is heard: only then is anything that is kept believed."""
         self._entries: OrderedDict[Hashable, Kept] = OrderedDict()
         self.bytes = 0
         self.generation = 0
@@ -105,7 +109,7 @@ class Bodies:
     def get(self, key: Hashable) -> Kept | None:
         """The answer while it is fresh."""
         kept = self._entries.get(key)
-        if kept is None:
+        if kept is None or not self.is_coherent():
             return None
         if self._clock() >= kept.expires:
             self._remove(key)
@@ -116,7 +120,12 @@ class Bodies:
     def keep(self, key: Hashable, kept: Kept, generation: int) -> None:
         """Keeps an answer that was begun at this `generation`, if it is still fresh and fits."""
         size = kept.size
-        if generation != self.generation or kept.expires <= self._clock() or size > self._most // _LARGEST_SHARE:
+        if (
+            not self.is_coherent()
+            or generation != self.generation
+            or kept.expires <= self._clock()
+            or size > self._most // _LARGEST_SHARE
+        ):
             return
         self._remove(key)
         self._entries[key] = kept
@@ -128,17 +137,15 @@ class Bodies:
         """Drops one answer."""
         self._remove(key)
 
-    def drop(self, kind: str, values: Iterable[str]) -> int:
-        """Drops what a purge of 'node', 'study' or 'patient' reaches, and everything for another kind; how many those were.
-
-        Nodes by id, studies by UID, patients as `patient_text` writes them.
-        """
+    def drop(self, purge: Purge) -> None:
+        """Drops what a purge reaches. Hears every purge (`Cache.on_purge`), so it does not fail."""
+        if purge.kind == "all":
+            self.clear()
+            return
         self.generation += 1
-        wanted = frozenset(values)
-        reached = [key for key, kept in self._entries.items() if kept.grounds.concerns(kind, wanted)]
-        for key in reached:
+        tags = purge.tags()
+        for key in [key for key, kept in self._entries.items() if kept.is_reached(purge, tags)]:
             self._remove(key)
-        return len(reached)
 
     def clear(self) -> None:
         """Drops everything: what shapes all answers has changed."""
@@ -154,11 +161,13 @@ class Bodies:
 
 @dataclass(slots=True)
 class Making:
-    """One answer being made, as its parts become known: the pipeline gives the grounds, the edge the whole response."""
+    """One answer being made, as its parts become known: the cache gives the keys that it used, the pipeline the grounds, the
+    edge the whole response."""
 
     generation: int
+    keys: set[str] = field(default_factory=set)
+    tags: frozenset[Tag] | None = None
     grounds: Grounds | None = None
-    patients: frozenset[int] | None = None
     whole: tuple[int, RawHeaders, bytes] | None = None
     _refused: bool = False
 
@@ -195,8 +204,3 @@ def keep_nothing() -> None:
 def current() -> Making | None:
     """The answer that the request of this context is making; None where nothing is kept."""
     return _current.get()
-
-
-def hashes(texts: Iterable[str]) -> frozenset[int]:
-    """What `Grounds` keeps of identifiers. Two with one hash are purged together, which only costs a look-up."""
-    return frozenset(map(hash, texts))

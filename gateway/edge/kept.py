@@ -52,7 +52,6 @@ class KeptAnswers:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif scope["method"] not in _METHODS or self._bodies.is_off:
-            freshness.begin()
             bodies.keep_nothing()
             await self._app(scope, receive, send)
         else:
@@ -131,6 +130,7 @@ def _kept(making: Making, fresh: Freshness, longest: float, route: object, now: 
         named[b"etag"],
         route,
         making.grounds,
+        frozenset(making.keys),
         now,
         now + (fresh.remaining if isfinite(fresh.remaining) else longest),
         fresh.age,

@@ -12,6 +12,7 @@ from prometheus_client import Counter, Histogram
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.cache import freshness
 from gateway.edge import problems
 from gateway.edge.proxies import Proxies
 from gateway.errors import Forbidden, GatewayError, Unauthenticated
@@ -65,6 +66,7 @@ class Telemetry:
             return
         identifier = new_request_id("".join(sent(scope, b"traceparent")[:1]))
         request_id.set(identifier)
+        freshness.begin()
         await self._observed(scope, receive, send, identifier)
 
     async def _observed(self, scope: Scope, receive: Receive, send: Send, identifier: str) -> None:

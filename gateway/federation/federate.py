@@ -26,15 +26,13 @@ _SHARED_STUDIES_COUNTED = 50
 
 @dataclass(slots=True)
 class Federation:
-    """All configured nodes. `deadline` is the seconds that a whole search may take; `on_forget` is told of a study that is
-    not where it was."""
+    """All configured nodes. `deadline` is the seconds that a whole search may take."""
 
     nodes: dict[str, Node]
     answers: Answers
     domains: Domains
     deadline: float
     refuse_bare_patient_id: bool = True
-    on_forget: Callable[[str], object] = lambda study: None
     priority: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,8 +119,8 @@ class Federation:
 
         async def ask(node: Node) -> tuple[tuple[Row, ...], list[Issue]]:
             budget = Budget(node.id, node.config.descent_parents, node.config.descent_seconds)
-            search = NodeSearch(node, self.answers, budget)
             seconds = node.config.search_deadline
+            search = NodeSearch(node, self.answers, budget, ends=asyncio.get_running_loop().time() + min(seconds, left))
             try:
                 async with asyncio.timeout(seconds):
                     return await search.rows(query if isinstance(query, Query) else query(node)), search.issues
@@ -210,7 +208,6 @@ class Federation:
 
     async def forget(self, study: str, nodes: Sequence[Node]) -> None:
         """Has the nodes asked anew where a study is: what was remembered turned out not to be so."""
-        self.on_forget(study)
         await asyncio.gather(*(node.forget(_of_study(study), self.answers) for node in nodes))
 
 

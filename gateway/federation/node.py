@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from gateway.cache.answers import Answers, Loaded, Ttl
 from gateway.cache.keys import node_digest, query_key
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeTimeout, Unmappable, Unsupported
+from gateway.federation.mentions import of_rows
 from gateway.federation.nodes import NodeConfig
 from gateway.mapping.ask import Asker
 from gateway.mapping.read import Reader
@@ -28,13 +29,15 @@ class NodeAnswer:
     """What one node said to one question: rows not yet matched again, and how far they can be relied on.
 
     `complete_rows`: an attribute missing from a row has no value. `truncated`: the node stopped at its maximum.
-    `unreadable`: records that the mapping could not read.
+    `unreadable`: records that the mapping could not read. `stale_for`: the seconds since the node said it, where it could not
+    be asked anew; whoever shows it says so.
     """
 
     rows: tuple[Row, ...] = ()
     complete_rows: bool = False
     truncated: bool = False
     unreadable: int = 0
+    stale_for: float | None = None
 
 
 @dataclass(slots=True)
@@ -100,15 +103,23 @@ class Node:
         except NodeError:
             return  # remembered by `working`
 
-    async def ask(self, query: Query, answers: Answers) -> NodeAnswer:
-        """The node's rows for `query` at its level. Raises NodeError; Unsupported when it cannot search at that level."""
+    async def ask(self, query: Query, answers: Answers, patience: float | None = None) -> NodeAnswer:
+        """The node's rows for `query` at its level. Raises NodeError; Unsupported when it cannot search at that level.
+
+        After `patience` seconds, or when the node cannot be asked now, an older answer stands in where there is one.
+        """
         if not isinstance(self.finder, Finds) or not self.may("find"):
             raise Unsupported(self.id, "cannot be searched")
         asked = self.asker.ask(query, limit=self.config.max_results)
         if asked is None:
             return NodeAnswer(complete_rows=True)
         key, ttl = self._key(query, asked), self.ttl.of(_kind(query))
-        return _answer_from_plain(await answers.rows(key, ttl, lambda: self._load(asked, query)), self.id)
+        kept = await answers.answer(key, ttl, lambda: self._load(asked, query), self._read, patience=patience)
+        answer: NodeAnswer = kept.value
+        return replace(answer, stale_for=kept.age) if kept.is_stale else answer
+
+    def _read(self, plain: Any) -> NodeAnswer:
+        return _answer_from_plain(plain, self.id)
 
     async def forget(self, query: Query, answers: Answers) -> None:
         """Has the node asked anew the next time."""
@@ -128,7 +139,10 @@ class Node:
             "truncated": answer.truncated,
             "unreadable": answer.unreadable,
         }
-        return Loaded(plain, ttl=None if answer.rows else min(self.ttl.negative, self.ttl.find))
+        tags = of_rows(answer.rows, query)
+        if answer.rows:
+            return Loaded(plain, tags=tags)
+        return Loaded(plain, ttl=min(self.ttl.negative, self.ttl.of(_kind(query))), tags=tags, may_be_stale=False)
 
     async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
         rows: list[Row] = []

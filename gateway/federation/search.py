@@ -5,6 +5,7 @@ House rules of searching hierarchical and limited nodes. A filter is pushed, mat
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeProtocolError
 from gateway.federation.fanout import in_parallel
 from gateway.federation.node import Node, NodeAnswer
-from gateway.model.answer import Issue
+from gateway.model.answer import STALE, Issue, stale_issue
 from gateway.model.dataset import Dataset, attribute
 from gateway.model.matching import decide, matches
 from gateway.model.query import Match, Operator, Query
@@ -29,6 +30,7 @@ from gateway.model.vocabulary import (
     level_of,
 )
 
+_SHARE_OF_PATIENCE = 0.8
 _UIDS_A_QUESTION = 100  # a C-FIND UID list stays well below what PACS accept
 
 
@@ -57,12 +59,15 @@ class Budget:
 
 @dataclass(slots=True)
 class NodeSearch:
-    """One search on one node. `issues` collects what the rows found cannot claim."""
+    """One search on one node. `issues` collects what the rows found cannot claim. `ends` is when it is given up, on the loop's
+    clock; by default the node's own deadline from now on."""
 
     node: Node
     answers: Answers
     budget: Budget
     issues: list[Issue] = field(default_factory=list)
+    ends: float | None = None
+    _stale_for: float = 0.0
 
     async def rows(self, query: Query) -> tuple[Row, ...]:
         """The rows of `query`'s level that answer every key. Raises NodeError."""
@@ -234,12 +239,26 @@ class NodeSearch:
         return bool(verdict)
 
     async def _ask(self, query: Query) -> NodeAnswer:
-        answer = await self.node.ask(query, self.answers)
+        answer = await self.node.ask(query, self.answers, self._patience())
+        if answer.stale_for is not None:
+            self._note_stale(answer.stale_for)
         if answer.truncated:
             self._note("GW209", "stopped at its maximum number of results; narrow the search to see the rest")
         if answer.unreadable:
             self._note("GW302", f"gave {answer.unreadable} records that its mapping cannot read")
         return answer
+
+    def _patience(self) -> float:
+        """How long to wait for the node where an older answer could stand in: what is left, less time to use it."""
+        now = asyncio.get_running_loop().time()
+        self.ends = now + self.node.config.search_deadline if self.ends is None else self.ends
+        return max(0.0, (self.ends - now) * _SHARE_OF_PATIENCE)
+
+    def _note_stale(self, seconds: float) -> None:
+        """One issue for all stale answers of the node: the age of the oldest."""
+        self._stale_for = max(self._stale_for, seconds)
+        self.issues = [issue for issue in self.issues if issue.code != STALE]
+        self.issues.append(stale_issue(self.node.id, self._stale_for))
 
     def _note(self, code: str, text: str) -> None:
         issue = Issue(self.node.id, code, f"node {self.node.id}: {text}")

@@ -3,7 +3,9 @@
 import pytest
 
 from gateway.cache import bodies
-from gateway.cache.bodies import Bodies, Grounds, Kept, hashes
+from gateway.cache.bodies import Bodies, Grounds, Kept
+from gateway.cache.purges import Purge
+from gateway.cache.tags import patient_tag, study_tag
 
 
 class Clock:
@@ -19,15 +21,15 @@ def clock():
     return Clock()
 
 
-def grounds(*, nodes=("berlin",), studies=("1.2.3",), patients=("urn:de|4711", "4711"), is_empty=False):
-    known = None if patients is None else hashes(patients)
-    digests = tuple((node, "digest") for node in nodes)
-    return Grounds("ImagingStudy", "s", (), digests, b"{}", hashes(studies), known, is_empty)
+def grounds(*, names_patients=True):
+    tags = frozenset([study_tag("1.2.3"), patient_tag("urn:de", "4711")])
+    return Grounds("ImagingStudy", "s", (), (("berlin", "digest"),), b"{}", tags, names_patients)
 
 
 def answer(body=b"[]", *, seconds=30.0, clock=None, on=None):
     now = clock() if clock else 1000.0
-    return Kept(200, ((b"etag", b'"1"'),), body, b'"1"', None, on or grounds(), now, now + seconds)
+    keys = frozenset(["gw:1:find:berlin@1:2"])
+    return Kept(200, ((b"etag", b'"1"'),), body, b'"1"', None, on or grounds(), keys, now, now + seconds)
 
 
 def keep(kept, key, one):
@@ -84,41 +86,49 @@ def test_without_room_nothing_is_kept(clock):
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "dropped"),
+    ("purge", "dropped"),
     [
-        ("node", "berlin", True),
-        ("node", "paris", False),
-        ("study", "1.2.3", True),
-        ("study", "1.2.4", False),
-        ("patient", "urn:de|4711", True),
-        ("patient", "4711", True),
-        ("patient", "urn:fr|4711", False),
-        ("something new", "x", True),
+        (Purge("node", ("berlin",)), True),
+        (Purge("node", ("paris",)), False),
+        (Purge("study", ("1.2.3",)), True),
+        (Purge("study", ("1.2.4", "1.2.3")), True),
+        (Purge("study", ("1.2.4",)), False),
+        (Purge.of_patient("urn:de", "4711"), True),
+        (Purge.of_patient("urn:fr", "4711"), False),
+        (Purge("keys", ("gw:1:find:berlin@1:2",)), True),
+        (Purge("keys", ("gw:1:find:berlin@1:3",)), False),
+        (Purge("all"), True),
     ],
 )
-def test_a_purge_drops_what_it_concerns(clock, kind, value, dropped):
+def test_a_purge_drops_what_it_concerns(clock, purge, dropped):
     kept = Bodies(100_000, clock)
     keep(kept, "a", answer())
-    assert kept.drop(kind, [value]) == int(dropped)
+    kept.drop(purge)
     assert (kept.get("a") is None) is dropped
-
-
-def test_a_purge_of_a_study_or_patient_drops_answers_that_say_there_is_nothing(clock):
-    kept = Bodies(100_000, clock)
-    for kind in ("study", "patient"):
-        keep(kept, "a", answer(on=grounds(studies=(), patients=(), is_empty=True)))
-        assert kept.drop(kind, ["anything"]) == 1
+    assert (kept.bytes == 0) is dropped
 
 
 def test_a_purge_of_a_patient_drops_what_may_be_of_anyone(clock):
     kept = Bodies(100_000, clock)
-    keep(kept, "a", answer(on=grounds(patients=None)))
-    assert kept.drop("patient", ["urn:fr|1"]) == 1
+    keep(kept, "a", answer(on=grounds(names_patients=False)))
+    kept.drop(Purge.of_patient("urn:fr", "1"))
+    assert len(kept) == 0
+
+
+def test_nothing_is_believed_while_purges_may_be_missed(clock):
+    kept = Bodies(100_000, clock)
+    keep(kept, "a", answer())
+    kept.is_coherent = lambda: False
+    assert kept.get("a") is None
+    keep(kept, "b", answer())
+    kept.is_coherent = lambda: True
+    assert kept.get("a") is not None
+    assert kept.get("b") is None
 
 
 def test_an_answer_begun_before_a_purge_is_not_kept_after_it(clock):
     kept = Bodies(100_000, clock)
-    for purge in (lambda: kept.drop("node", ["elsewhere"]), kept.clear):
+    for purge in (lambda: kept.drop(Purge("node", ("elsewhere",))), kept.clear):
         before = kept.generation
         purge()
         kept.keep("a", answer(), before)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,13 @@ from starlette.routing import Route
 import gateway.edge
 from gateway.cache import bodies, freshness
 from gateway.cache.bodies import Bodies, Grounds
+from gateway.cache.client import Cache
 from gateway.edge.context import revalidated
 from gateway.edge.kept import SHAPING, KeptAnswers, canonical
+from gateway.federation.federate import Federation
 from gateway.model.dataset import Dataset
 from gateway.model.vocabulary import PATIENT_NAME
+from gateway.pipeline import Pipeline
 from gateway.privacy.view import PlainView, View
 from gateway.security.caller import Caller
 from tests.running import Gateway, files_node
@@ -102,6 +105,16 @@ class Served:
         assert self.gateway.app is not None
         kept: Bodies = self.gateway.app.state.bodies
         return kept
+
+    @property
+    def federation(self) -> Federation:
+        assert self.gateway.app is not None
+        pipeline: Pipeline = self.gateway.app.state.pipeline
+        return pipeline.federation
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> None:
+        """In the gateway's own loop."""
+        asyncio.run_coroutine_threadsafe(work, self.gateway.loop).result(30)
 
     def records(self, least: int) -> list[dict[str, Any]]:
         """The audit once it has this many records: they are written beside the requests."""
@@ -207,8 +220,7 @@ def test_nothing_is_given_again_while_the_audit_cannot_be_written(served: Served
 
 def test_an_answer_of_a_node_whose_configuration_has_changed_is_not_given_again(served: Served) -> None:
     served.get(STUDIES)
-    assert served.gateway.app is not None
-    node = served.gateway.app.state.pipeline.federation.nodes["a"]
+    node = served.federation.nodes["a"]
     before, node.digest = node.digest, node.digest + "0"
     assert not is_kept(served.get(STUDIES))
     assert is_kept(served.get(STUDIES))
@@ -273,26 +285,39 @@ def test_refusals_are_not_kept(served: Served) -> None:
     assert len(served.kept) == 0
 
 
-@pytest.mark.parametrize(
-    ("kind", "value"), [("node", "a"), ("study", uid("one")), ("patient", "urn:a|A1"), ("patient", "A1")]
-)
-def test_a_purge_has_the_nodes_asked_anew(served: Served, kind: str, value: str) -> None:
-    touched, other = f"{STUDIES}?PatientID=A1&node=a", f"{STUDIES}?PatientID=B1&node=b"
-    for path in (touched, other):
-        served.get(path)
-        assert is_kept(served.get(path))
-    served.kept.drop(kind, [value])
-    assert not is_kept(served.get(touched))
-    assert is_kept(served.get(other))
+PURGES: dict[str, Callable[[Cache], Coroutine[Any, Any, int]]] = {
+    "node": lambda cache: cache.purge_node("a"),
+    "study": lambda cache: cache.purge_study(uid("one")),
+    "patient": lambda cache: cache.purge_patient("urn:a", "A1"),
+}
+
+
+@pytest.mark.parametrize("purge", PURGES)
+def test_a_purge_has_the_nodes_asked_anew(served: Served, purge: str) -> None:
+    touched = (f"{STUDIES}?PatientID=A1&node=a", f"{STUDIES}/{uid('one')}/metadata", "/fhir/ImagingStudy?node=a")
+    other = f"{STUDIES}?PatientID=B1&node=b"
+    for path in (*touched, other):
+        served.get(path, headers={"Accept": "*/*"})
+        assert is_kept(served.get(path, headers={"Accept": "*/*"}))
+    served.run(PURGES[purge](served.federation.answers._cache))
+    for path in touched:
+        assert not is_kept(served.get(path, headers={"Accept": "*/*"}))
+    assert is_kept(served.get(other, headers={"Accept": "*/*"}))
+
+
+def test_that_there_is_nothing_is_purged_with_what_was_asked_for(served: Served) -> None:
+    path = f"{STUDIES}?StudyInstanceUID=1.2.3"
+    served.get(path)
+    assert is_kept(served.get(path))
+    served.run(served.federation.answers._cache.purge_study("1.2.3"))
+    assert not is_kept(served.get(path))
 
 
 def test_a_study_that_is_not_where_it_was_is_not_shown_from_memory(served: Served) -> None:
     path = f"{STUDIES}?StudyInstanceUID={uid('one')}"
     served.get(path)
-    assert served.gateway.app is not None
-    federation = served.gateway.app.state.pipeline.federation
-    forgetting = federation.forget(uid("one"), list(federation.nodes.values()))
-    asyncio.run_coroutine_threadsafe(forgetting, served.gateway.loop).result(30)
+    assert is_kept(served.get(path))
+    served.run(served.federation.forget(uid("one"), list(served.federation.nodes.values())))
     assert not is_kept(served.get(path))
 
 
