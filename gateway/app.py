@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
+from gateway import __version__, tracing
 from gateway.assembly import Builder, build_node, receiver_of
 from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.bodies import Bodies
@@ -67,6 +68,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     # pydicom warns of odd values by quoting them, and values are patient data.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+    spans = tracing.Export(settings.otel_endpoint, __version__)
     file = file or node_file.read(settings.nodes)
     formats = load_all([settings.mappings] if settings.mappings else [])
     proxies = Proxies(settings.trusted_proxies)
@@ -97,7 +99,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
             GatewayError: problems.gateway_error,
             HTTPException: problems.http_error,
         },
-        lifespan=lambda app: _lifespan(app, settings, file, formats, secret, identity, views or PlainViews()),
+        lifespan=lambda app: _lifespan(app, settings, file, formats, secret, identity, views or PlainViews(), spans),
     )
     app.state.settings, app.state.ready, app.state.identity = settings, False, identity
     app.state.time_zones = _time_zones(file, formats)
@@ -153,6 +155,7 @@ async def _lifespan(
     secret: bytes,
     identity: OpenIdentity | OidcIdentity,
     views: Views,
+    spans: tracing.Export,
 ) -> AsyncIterator[None]:
     """Opens everything in order of need, and closes it in reverse."""
     async with AsyncExitStack() as stack:
@@ -171,7 +174,7 @@ async def _lifespan(
         builder = Builder(receiver)
         ttl = Ttl(settings.find_ttl, settings.location_ttl, settings.metadata_ttl, negative=settings.negative_ttl)
         nodes = {config.id: build_node(config, builder, formats, ttl) for config in file.enabled}
-        for part in (spool, patients, audit, identity, *([receiver] if receiver else []), *builder.built):
+        for part in (spans, spool, patients, audit, identity, *([receiver] if receiver else []), *builder.built):
             await part.open()
             stack.push_async_callback(part.close)
         stack.push_async_callback(_close_located, builder)

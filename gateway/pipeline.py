@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from gateway import metrics
 from gateway.cache import bodies
 from gateway.cache.tags import study_tag
 from gateway.errors import GatewayError, NotAcceptable, NotFound
@@ -118,8 +119,8 @@ class Pipeline:
     ) -> Answer[Found]:
         """Every result the caller may see, in order. Raises GatewayError; all nodes failing is an error."""
         async with self._request("search", caller, names, query=query, resource=resource) as (nodes, view, record):
-            asked = view.query(query)
-            with stage("nodes"):
+            with stage("merge"):
+                asked = view.query(query)
                 answer = await self.federation.search(asked, nodes)
             record.studies = sorted({found.study for found in answer.items})
             record.issues, record.count = answer.issues, len(answer.items)
@@ -132,7 +133,7 @@ class Pipeline:
         """One study with its series and instances. `choose` picks among the patients' studies of the UID, as the caller
         sees them, or raises. Raises NotFound when every node said no."""
         async with self._request("read", caller, names, ref=Ref(uid)) as (nodes, view, record):
-            with stage("nodes"):
+            with stage("merge"):
                 answer = await self.federation.studies(view.uid_inbound(uid), nodes)
                 located = _chosen(choose, answer, view)
                 _note_found(answer.items, Query(Level.STUDY))
@@ -141,17 +142,17 @@ class Pipeline:
             gaps = [*series.issues, *(issue for each in instances for issue in each.issues)]
             record.issues = tuple(dict.fromkeys((*answer.issues, *gaps)))
             pairs = zip(ordered(series.items), instances_by_series(series.items, instances), strict=True)
-            tree = StudyTree(
-                view_found(view, located),
-                tuple((view_found(view, one), tuple(view_found(view, i) for i in inner)) for one, inner in pairs),
-                is_whole=not gaps,
-            )
+            with stage("view"):
+                shown = tuple(
+                    (view_found(view, one), tuple(view_found(view, i) for i in inner)) for one, inner in pairs
+                )
+                tree = StudyTree(view_found(view, located), shown, is_whole=not gaps)
             return Answer((tree,), _view_issues(view, record.issues))
 
     async def metadata(self, caller: Caller, ref: Ref, names: Sequence[str]) -> Metadata:
         """One data set per instance (DICOM JSON model), as the caller may see it; bulk data has no address yet."""
         async with self._request("metadata", caller, names, ref=ref) as (nodes, view, record):
-            with stage("nodes"):
+            with stage("merge"):
                 described = await self.retrieval.metadata(view_ref(view, ref), nodes)
             record.issues, record.count = (*described.silent, *described.gaps), len(described.datasets)
             with stage("view"):
@@ -247,14 +248,17 @@ class Pipeline:
         record = self.audit.begin(action, caller, names, query=query, ref=ref)
         permission = "s" if action == "search" and resource == "ImagingStudy" else "r"
         try:
-            self.policy.require(caller, resource, permission)
-            nodes = self._nodes_for(caller, names)
-            record.nodes = tuple(node.id for node in nodes)
-            record.studies = [view.uid_inbound(ref.study)] if ref else record.studies
-            self.policy.require_nodes(caller, record.nodes)
+            with stage("plan"):
+                self.policy.require(caller, resource, permission)
+                nodes = self._nodes_for(caller, names)
+                record.nodes = tuple(node.id for node in nodes)
+                record.studies = [view.uid_inbound(ref.study)] if ref else record.studies
+                self.policy.require_nodes(caller, record.nodes)
             yield nodes, view, record
             record.outcome = "partial" if record.issues else "success"
-            if not record.issues:
+            if record.issues:
+                metrics.partial_answers.labels(action).inc()
+            else:
                 _note_grounds(resource, permission, names, nodes, record)
         except GatewayError as error:
             record.outcome = error.code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import tempfile
 from pathlib import Path
 
@@ -81,6 +82,11 @@ class Settings(BaseSettings):
         None, description="SQLite file that keeps Patient ids over a restart; default: memory only"
     )
     audit: Path | None = Field(None, description="file that audit records are appended to; default: standard error")
+    otel_endpoint: str = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
+        pattern="^(https?://.*)?$",
+        description="base URL of an OTLP/HTTP collector that takes spans; needs the extra otel",
+    )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="log level")
 
     @property

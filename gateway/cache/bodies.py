@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.cache import measures
 from gateway.cache.purges import Purge
 from gateway.cache.tags import Tag
 
@@ -20,6 +21,8 @@ _OVERHEAD = 1000
 _PER_NAME = 100
 _LARGEST_SHARE = 8
 """No single answer takes more than this part of all the room."""
+
+_HIT, _MISS = (measures.lookups.labels("whole", outcome) for outcome in ("hit", "miss"))
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
@@ -110,11 +113,14 @@ class Bodies:
         """The answer while it is fresh."""
         kept = self._entries.get(key)
         if kept is None or not self.is_coherent():
+            _MISS.inc()
             return None
         if self._clock() >= kept.expires:
             self._remove(key)
+            _MISS.inc()
             return None
         self._entries.move_to_end(key)
+        _HIT.inc()
         return kept
 
     def keep(self, key: Hashable, kept: Kept, generation: int) -> None:

@@ -19,6 +19,7 @@ from gateway.cache.bodies import Bodies, Kept, Making, RawHeaders
 from gateway.cache.freshness import Freshness
 from gateway.errors import GatewayError
 from gateway.pipeline import Pipeline
+from gateway.telemetry import answer_was_kept
 
 SHAPING = frozenset({b"accept", b"host", b"prefer"})
 """The request headers that an answer may depend on, other than by who asks: `test_kept_answers` holds it to the edge."""
@@ -141,6 +142,7 @@ def _kept(making: Making, fresh: Freshness, longest: float, route: object, now: 
 
 async def _give(kept: Kept, if_none_match: bytes, seconds: float, scope: Scope, send: Send) -> None:
     scope["route"] = kept.route
+    answer_was_kept()
     headers = [*kept.headers, *_timed(kept, seconds)]
     if if_none_match and is_current(if_none_match, kept.etag):
         headers = [header for header in headers if not header[0].startswith(b"content-")]

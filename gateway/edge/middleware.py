@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import time
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from prometheus_client import Counter, Histogram
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,15 +16,7 @@ from gateway.edge.proxies import Proxies
 from gateway.errors import Forbidden, GatewayError, Unauthenticated
 from gateway.security import guard
 from gateway.security.caller import Caller
-from gateway.telemetry import (
-    log,
-    new_request_id,
-    request_id,
-    request_seconds,
-    requests,
-    server_timing,
-    start_stages,
-)
+from gateway.telemetry import Exchange, stage
 from gateway.wire.media import quoted
 
 # Paths that anyone may ask: they say nothing about patients or nodes.
@@ -58,48 +48,27 @@ class Telemetry:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._log = log().bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identifier = new_request_id("".join(sent(scope, b"traceparent")[:1]))
-        request_id.set(identifier)
+        exchange = Exchange(sent(scope, b"traceparent"))
         freshness.begin()
-        await self._observed(scope, receive, send, identifier)
-
-    async def _observed(self, scope: Scope, receive: Receive, send: Send, identifier: str) -> None:
-        started, stages, status = time.perf_counter(), start_stages(), 500
 
         async def observe(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                took = time.perf_counter() - started
-                timing = server_timing({**stages, "total": took}).encode()
-                ours = ((b"x-request-id", identifier.encode()), (b"server-timing", timing), *_SECURITY_HEADERS)
-                message = {**message, "headers": [*message.get("headers", ()), *ours]}
-                _seconds_of(route_name(scope)).observe(took)
+                told = exchange.begins(message["status"], route_name(scope))
+                ours = [(name.lower().encode(), value.encode()) for name, value in told.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *ours, *_SECURITY_HEADERS]}
+            elif message["type"] == "http.response.body":
+                exchange.sends(len(message.get("body", b"")), is_last=not message.get("more_body"))
             await send(message)
 
         try:
             await self._app(scope, receive, observe)
         finally:
-            route, method = route_name(scope), scope["method"]
-            _counted(route, method, status).inc()
-            seconds = round(time.perf_counter() - started, 4)
-            self._log.info("request", route=route, method=method, status=status, seconds=seconds)
-
-
-@cache
-def _seconds_of(route: str) -> Histogram:
-    return request_seconds.labels(route)
-
-
-@lru_cache(512)
-def _counted(route: str, method: str, status: int) -> Counter:
-    return requests.labels(route, method, str(status))
+            exchange.ends(route_name(scope), scope["method"])
 
 
 def route_name(scope: Scope) -> str:
@@ -129,9 +98,10 @@ class Authentication:
             return
         seen = self._proxies.applied(scope)
         if seen is not scope:
-            scope.update(seen)  # and not replaced: who measures and logs the request finds its route in it
+            scope.update(seen)  # in place: the telemetry around this reads the route that is found further in
         try:
-            scope["caller"] = await self._caller(scope)
+            with stage("auth"):
+                scope["caller"] = await self._caller(scope)
         except GatewayError as error:
             await self._refuse(error, scope, receive, send)
             return

@@ -39,7 +39,11 @@ _ISSUE_TYPES = {
     400: "invalid", 401: "login", 403: "forbidden", 404: "not-found", 405: "not-supported", 406: "not-supported",
     409: "conflict", 413: "too-costly", 501: "not-supported", 502: "transient", 503: "transient", 504: "timeout",
 }  # fmt: skip
-_REFUSALS = {404: errors.NotFound, 405: errors.MethodNotAllowed}
+# What was asked for is not repeated: a path may hold a patient's name.
+_REFUSALS: dict[int, tuple[type[GatewayError], str]] = {
+    404: (errors.NotFound, "there is no such path; / links to those that there are"),
+    405: (errors.MethodNotAllowed, "this path does not take that method"),
+}
 
 
 def status_of(error: GatewayError) -> int:
@@ -80,8 +84,7 @@ def _failures(error: GatewayError) -> tuple[Issue, ...]:
 async def http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (no such route, wrong method) in our form."""
     assert isinstance(error, HTTPException)
-    kind = _REFUSALS.get(error.status_code, errors.RequestError)
-    detail = f"{kind.title}: {request.method} {request.url.path.split('/')[1] or '/'}"
+    kind, detail = _REFUSALS.get(error.status_code, (errors.RequestError, errors.RequestError.title))
     return render(request, error.status_code, kind.code, kind.title, detail, None, dict(error.headers or {}))
 
 

@@ -40,9 +40,8 @@ class Federation:
 
     def select(self, names: Sequence[str], may_use: Callable[[NodeConfig], bool]) -> list[Node]:
         """The nodes named (all when none is), less those the caller may not use. Raises NotFound for an unknown name."""
-        unknown = [name for name in names if name not in self.nodes]
-        if unknown:
-            raise NotFound(f"there is no node '{unknown[0]}'; /nodes lists them", parameter="node")
+        if any(name not in self.nodes for name in names):
+            raise NotFound("there is no node of that name; /nodes lists them", parameter="node")
         chosen = [self.nodes[name] for name in dict.fromkeys(names)] if names else list(self.nodes.values())
         return [node for node in chosen if may_use(node.config)]
 

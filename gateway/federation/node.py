@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from gateway import metrics
 from gateway.cache.answers import Answers, Loaded, Ttl
 from gateway.cache.keys import node_digest, query_key
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeTimeout, Unmappable, Unsupported
@@ -19,7 +20,7 @@ from gateway.model.query import Operator, Query, Ref
 from gateway.model.seam import Adapter, Finds, Locates, Location, NativeQuery, Report
 from gateway.model.study import Row, from_plain, to_plain
 from gateway.model.vocabulary import STUDY_UID, Level
-from gateway.telemetry import node_operation
+from gateway.telemetry import looking_up, node_operation, stage
 
 T = TypeVar("T")
 
@@ -114,7 +115,9 @@ class Node:
         if asked is None:
             return NodeAnswer(complete_rows=True)
         key, ttl = self._key(query, asked), self.ttl.of(_kind(query))
-        kept = await answers.answer(key, ttl, lambda: self._load(asked, query), self._read, patience=patience)
+        with stage("cache"):
+            load = looking_up(lambda: self._load(asked, query))
+            kept = await answers.answer(key, ttl, load, self._read, patience=patience)
         answer: NodeAnswer = kept.value
         return replace(answer, stale_for=kept.age) if kept.is_stale else answer
 
@@ -133,6 +136,7 @@ class Node:
     async def _load(self, asked: NativeQuery, query: Query) -> Loaded:
         async with self.working("find") as ends, asyncio.timeout_at(ends):
             answer = await self._collect(asked, query)
+        metrics.rows_of(self.id).inc(len(answer.rows))
         plain = {
             "rows": [to_plain(row) for row in answer.rows],
             "complete_rows": answer.complete_rows,

@@ -25,6 +25,7 @@ from gateway.model.query import Ref
 from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Part, Retrieves
 from gateway.model.study import Row
 from gateway.model.vocabulary import INSTANCE_UID
+from gateway.telemetry import looking_up, stage
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, identify, open_part10
 
 T = TypeVar("T")
@@ -103,7 +104,9 @@ class Pixels:
             return Loaded(found, cacheable=bool(found), tags=frozenset(of_row(owner)))
 
         name = key("metadata", node.digest, ref.study, ref.series, *version(owner))
-        kept = await self.answers.answer(name, node.ttl.metadata, load, list, stale=aged is not None)
+        with stage("cache"):
+            load_ = looking_up(load)
+            kept = await self.answers.answer(name, node.ttl.metadata, load_, list, stale=aged is not None)
         if kept.is_stale and aged is not None:
             aged.append(stale_issue(node.id, kept.age))
         datasets: list[Dataset] = kept.value

@@ -136,8 +136,8 @@ def served(issuer: TestIssuer, hospitals: list[dict[str, Any]], tmp_path: Path) 
 
 
 def is_kept(response: httpx.Response) -> bool:
-    """Whether no node was asked, nor the cache of their answers."""
-    return "nodes;dur=" not in response.headers["server-timing"]
+    """Whether nothing was planned, asked or merged for it."""
+    return "plan;dur=" not in response.headers["server-timing"]
 
 
 def lasting(response: httpx.Response) -> dict[str, str]:
@@ -362,6 +362,7 @@ def test_what_is_given_again_is_logged_counted_and_guarded_like_the_first(served
     assert [line["request_id"] for line in lines] == [answer.headers["x-request-id"] for answer in answers]
     for line in lines:
         assert (line["event"], line["method"], line["status"]) == ("request", "GET", 200)
+    assert [(line["cache"], line["bytes"]) for line in lines[1:]] == [("kept", len(answers[0].content))] * 2
     for answer in answers:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "total;dur=" in answer.headers["server-timing"]
