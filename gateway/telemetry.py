@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 _account: ContextVar[Account | None] = ContextVar("account", default=None)
+_bound: Any = None
 
 # The only keys a log record may carry: everything else is dropped, so that no attribute of a patient can slip in.
 LOGGABLE = frozenset(
@@ -70,13 +71,15 @@ def configure(level: str) -> None:
         logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
         cache_logger_on_first_use=False,
     )
+    global _bound
+    _bound = structlog.get_logger().bind()
     for library in ("pynetdicom", "pydicom", "httpx", "httpcore", "aiohttp"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def log() -> Any:
-    """The logger. Only the keys of LOGGABLE are written."""
-    return structlog.get_logger()
+    """The logger, bound once for all since each request writes a line. Only the keys of LOGGABLE are written."""
+    return _bound or structlog.get_logger()
 
 
 class Account:

@@ -7,7 +7,6 @@ Neither `tracestate` nor `baggage` is read or passed on: a caller may put anythi
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import secrets
 import threading
@@ -58,7 +57,7 @@ def accepted(sent: Sequence[str]) -> Position | None:
 
 def begin(sent: Sequence[str]) -> str:
     """Puts this context into the caller's trace, or into a new one. Gives the trace id: 32 hexadecimal digits."""
-    position = accepted(sent) or Position(os.urandom(16).hex())
+    position = accepted(sent) or Position(secrets.token_hex(16))
     _position.set(position)
     return position.trace_id
 

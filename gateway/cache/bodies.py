@@ -51,7 +51,7 @@ class Kept:
     """One complete answer. `headers` are without Age, and without Cache-Control where that changes while it is kept.
 
     `made` and `expires` are by the monotonic clock. `age` is how old its oldest node answer was when it was made, `max_age`
-    what its Cache-Control said then (None: nothing), both in seconds; `cache_control` is what else that header said.
+    what its Cache-Control said then (None: nothing), both in seconds; `cache_control` is what stands before it there.
     `route` names it in log and metrics. `keys` are those of the node answers it was made from.
     """
 

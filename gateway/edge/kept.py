@@ -136,8 +136,14 @@ def _kept(making: Making, fresh: Freshness, longest: float, route: object, now: 
         now + (fresh.remaining if isfinite(fresh.remaining) else longest),
         fresh.age,
         int(max_age[1]) if max_age else None,
-        _MAX_AGE.sub(b"", said).strip(b", ") if max_age else b"",
+        _without_max_age(said) if max_age else b"",
     )
+
+
+def _without_max_age(said: bytes) -> bytes:
+    """The rest of a Cache-Control, ready for a max-age at its end."""
+    rest = _MAX_AGE.sub(b"", said).strip(b", ")
+    return rest + b", " if rest else b""
 
 
 async def _give(kept: Kept, if_none_match: bytes, seconds: float, scope: Scope, send: Send) -> None:
@@ -158,8 +164,7 @@ def _timed(kept: Kept, seconds: float) -> RawHeaders:
     timed = [(b"age", b"%d" % int(kept.age + seconds))]
     if kept.max_age is not None:
         left = max(0, kept.max_age - ceil(seconds))
-        parts = [kept.cache_control] if kept.cache_control else []
-        timed.append((b"cache-control", b", ".join([*parts, b"max-age=%d" % left])))
+        timed.append((b"cache-control", b"%bmax-age=%d" % (kept.cache_control, left)))
     return tuple(timed)
 
 
