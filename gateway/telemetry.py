@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 _account: ContextVar[Account | None] = ContextVar("account", default=None)
-_bound: Any = None
+_logger: Any = structlog.get_logger()
 
 # The only keys a log record may carry: everything else is dropped, so that no attribute of a patient can slip in.
 LOGGABLE = frozenset(
@@ -35,7 +35,7 @@ LOGGABLE = frozenset(
 # In the order of the work, as Server-Timing lists them.
 STAGES = ("auth", "plan", "cache", "nodes", "merge", "view", "render")
 # Which of several at once a moment counts for: what the request has to wait for outside itself comes first.
-_RANKED = ("nodes", "cache", "auth", "plan", "view", "render", "merge")
+_RANK = {name: rank for rank, name in enumerate(("nodes", "cache", "auth", "plan", "view", "render", "merge"))}
 
 
 def _only_loggable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -59,6 +59,7 @@ def place_of(error: BaseException) -> str:
 
 def configure(level: str) -> None:
     """Sets up JSON logs on standard error, and keeps libraries that log payloads quiet."""
+    global _logger
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -71,15 +72,14 @@ def configure(level: str) -> None:
         logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
         cache_logger_on_first_use=False,
     )
-    global _bound
-    _bound = structlog.get_logger().bind()
+    _logger = structlog.get_logger().bind()  # as configured just now, rather than looked up at every line
     for library in ("pynetdicom", "pydicom", "httpx", "httpcore", "aiohttp"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def log() -> Any:
-    """The logger, bound once for all since each request writes a line. Only the keys of LOGGABLE are written."""
-    return _bound or structlog.get_logger()
+    """The logger. Only the keys of LOGGABLE are written."""
+    return _logger
 
 
 class Account:
@@ -94,8 +94,8 @@ class Account:
 
     __slots__ = (
         "_begun",
+        "_first",
         "_open",
-        "_ranked_first",
         "_since",
         "asked",
         "bytes",
@@ -108,8 +108,8 @@ class Account:
 
     def __init__(self) -> None:
         self._begun = self._since = time.perf_counter()
-        self._open = dict.fromkeys(_RANKED, 0)
-        self._ranked_first = ""
+        self._open = dict.fromkeys(_RANK, 0)
+        self._first = ""
         self.stages: dict[str, float] = {}
         self.asked: set[str] = set()
         self.look_ups = self.loads = self.bytes = 0
@@ -123,26 +123,21 @@ class Account:
     def enter(self, name: str) -> None:
         self.tick()
         self._open[name] += 1
-        self._choose()
+        if not self._first or _RANK[name] < _RANK[self._first]:
+            self._first = name
 
     def leave(self, name: str) -> None:
         self.tick()
         self._open[name] -= 1
-        self._choose()
+        if not self._open[name] and self._first == name:
+            self._first = next((other for other, count in self._open.items() if count), "")
 
     def tick(self) -> None:
         """Counts the time since the last change of stages for the stage that it belongs to."""
         now = time.perf_counter()
-        if self._ranked_first:
-            self.stages[self._ranked_first] = self.stages.get(self._ranked_first, 0.0) + now - self._since
+        if self._first:
+            self.stages[self._first] = self.stages.get(self._first, 0.0) + now - self._since
         self._since = now
-
-    def _choose(self) -> None:
-        for name, count in self._open.items():
-            if count:
-                self._ranked_first = name
-                return
-        self._ranked_first = ""
 
     @property
     def cache(self) -> str:

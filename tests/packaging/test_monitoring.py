@@ -8,6 +8,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
+import gateway.app  # noqa: F401 - with all that it is made of, and so every metric
 from gateway import metrics
 from gateway.edge import routes
 
