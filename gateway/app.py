@@ -169,6 +169,7 @@ async def _lifespan(
         stack.push_async_callback(answers.close)
         spool = Spool(settings.spool, max_bytes=settings.spool_bytes, max_age=settings.spool_seconds)
         spooled = SpooledSeries(spool)
+        cache.on_purge(spooled.purged)
         patients, audit = PatientIds(secret, settings.store), Audit(settings.audit, secret)
         receiver = receiver_of(file)
         builder = Builder(receiver)

@@ -202,8 +202,9 @@ class Pipeline:
             yield OutgoingParts(opened.parts, _view_issues(view, opened.silent))
 
     def access(self, caller: Caller) -> Hashable:
-        """All of the caller that decides what it may see: two callers of one access get the same answers."""
-        return self.views.of(caller).digest, caller.scopes, caller.purpose, caller.nodes, caller.is_open
+        """All of the caller, and of the nodes as they are set up now, that decides what it may see: two callers of one access get
+        the same answers."""
+        return id(self), self.views.of(caller).digest, caller.scopes, caller.purpose, caller.nodes, caller.is_open
 
     def again(self, caller: Caller, grounds: bodies.Grounds, started: float) -> bool:
         """Whether a caller of the same access may have an answer on the same grounds once more; written into the audit then.

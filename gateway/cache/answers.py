@@ -50,7 +50,8 @@ class Stale:
 class Loaded:
     """What a load found: a JSON value, whether it may be kept (a partial one may not), and a `ttl` unless the usual.
 
-    `tags` are what a purge finds it by. `may_be_stale` False gives it no life after its `ttl`.
+    `tags` are what a purge finds it by. `may_be_stale` False gives it no life after its `ttl`. With `to_plain` the value is
+    what `decode` makes of the JSON value that `to_plain` makes of it, and need not be made again.
     """
 
     value: Any
@@ -58,6 +59,7 @@ class Loaded:
     ttl: float | None = None
     tags: frozenset[Tag] = frozenset()
     may_be_stale: bool = True
+    to_plain: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +120,12 @@ class Answers:
         return Kept(entry.value(decode), entry.age, is_stale)
 
     async def _entry(self, asked: _Question, detached: bool, patience: float | None, stale: bool) -> tuple[Entry, bool]:
+        since = self._log.position
         entry = await self._kept(asked.key) if asked.ttl > 0 else None
         is_stale = False
         if entry is None or not (entry.is_fresh() or (stale and entry.serves_while_revalidated())):
             stand_in = entry if stale and entry is not None and entry.serves_if_error() else None
-            entry, is_stale = await self._loaded(asked, stand_in, patience, detached)
+            entry, is_stale = await self._loaded(asked, stand_in, since, patience, detached)
         elif not entry.is_fresh():
             measures.lookups.labels("redis", "stale").inc()
             self._loads.start(asked.key, lambda: self._load(asked), afterwards=lambda *it: self._keep(asked.key, *it))
@@ -156,11 +159,10 @@ class Answers:
         return entry
 
     async def _loaded(
-        self, asked: _Question, stand_in: Entry | None, patience: float | None, detached: bool
+        self, asked: _Question, stand_in: Entry | None, since: int, patience: float | None, detached: bool
     ) -> tuple[Entry, bool]:
-        """The entry of the load, or the stand-in with True where the load fails for a passing reason or takes too long.
-
-        With a stand-in the load goes on to its end: the next caller may then have its answer.
+        """The entry of the load, or the stand-in with True where the load fails for a passing reason or takes too long, and it
+        was not purged since. With a stand-in the load goes on to its end: the next caller may then have its answer.
         """
         limit = asyncio.timeout(patience if stand_in else None)
         try:
@@ -169,8 +171,10 @@ class Answers:
         except TimeoutError:
             if stand_in is None or not limit.expired():
                 raise
+            if self._log.has_touched(asked.key, stand_in.tags, since):
+                return await self._shared(asked, detached), False
         except NodeError as error:
-            if stand_in is None or not error.transient:
+            if stand_in is None or not error.transient or self._log.has_touched(asked.key, stand_in.tags, since):
                 raise
         measures.lookups.labels("redis", "stale_if_error").inc()
         return stand_in, True
@@ -185,7 +189,7 @@ class Answers:
                 afterwards=lambda *it: self._keep(asked.key, *it),
                 detached=detached,
             )
-            if not self._log.has_touched(landed.entry.tags, landed.since, until):
+            if not self._log.has_touched(asked.key, landed.entry.tags, landed.since, until):
                 return landed.entry
             self._loads.forget(asked.key.__eq__)
 
@@ -227,17 +231,21 @@ class Answers:
         ttl = asked.ttl if loaded.ttl is None else loaded.ttl
         stale = self._stale if loaded.may_be_stale else Stale(0.0, 0.0)
         windows = (stale.while_revalidate, stale.if_error)
-        return Entry(
-            orjson.dumps(loaded.value), envelope.now(), ttl if loaded.cacheable else 0.0, *windows, loaded.tags
-        )
+        # Written at once, also where it is not kept: what has no JSON form is a fault over this node's answer alone.
+        body = orjson.dumps(loaded.to_plain(loaded.value) if loaded.to_plain else loaded.value)
+        entry = Entry(body, envelope.now(), ttl if loaded.cacheable else 0.0, *windows, loaded.tags)
+        if loaded.to_plain:
+            entry.made = loaded.value
+        return entry
 
     async def _keep(self, key: str, landed: _Landed, is_wanted: Callable[[], bool]) -> None:
         entry = landed.entry
 
         def may_keep() -> bool:
-            return is_wanted() and not self._log.has_touched(entry.tags, landed.since)
+            return is_wanted() and not self._log.has_touched(key, entry.tags, landed.since)
 
         try:
+            await asyncio.sleep(0)  # first those who wait
             if landed.is_new and entry.kept_for <= 0:
                 measures.loads.labels("not_kept").inc()
             elif landed.is_new and may_keep():
@@ -253,21 +261,18 @@ class Answers:
                 await landed.lock.release()
 
     def _put(self, key: str, entry: Entry, since: int) -> None:
-        if self._cache.is_coherent and not self._log.has_touched(entry.tags, since):
+        if self._cache.is_coherent and not self._log.has_touched(key, entry.tags, since):
             self._local.put(key, entry)
 
     def _purged(self, purge: Purge) -> None:
         """Heard of every purge, of this replica or another: nothing that it drops is given again, or kept after a load that
         is under way."""
         tags = purge.tags()
-        if tags:
-            self._log.add(tags)
-            self._lookups.forget(lambda _: True)
-            self._local.drop_where(lambda _, borne: bool(borne & tags))
-            return
-        self._local.drop_where(lambda key, _: purge.drops_key(key))
-        self._lookups.forget(purge.drops_key)
+        self._log.add(purge)
+        self._local.drop_where(lambda key, borne: bool(borne & tags) or purge.drops_key(key))
         self._loads.forget(purge.drops_key)
+        # Which look-ups find what a tag drops is not known before they do.
+        self._lookups.forget(lambda key: bool(tags) or purge.drops_key(key))
 
     async def forget(self, *keys: str) -> None:
         """Drops the entries on every replica, and keeps what is being loaded for them right now from being kept."""

@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from gateway.cache import envelope, measures
-from gateway.cache.connections import CONNECTIONS, Link, connect, hang_up
+from gateway.cache.connections import CONNECTIONS, TAGS_A_CALL, Link, connect, hang_up
 from gateway.cache.embedded import EmbeddedServer
 from gateway.cache.listening import Listener
 from gateway.cache.missed import Missed
@@ -137,12 +137,18 @@ class Cache:
         if packed is not None:
             px = max(1, int(ttl * 1000))
             # Its index first: an entry that no purge finds must not be.
-            is_listed = not tags or await self.ask(lambda link: _index(link, key, tags, px))
-            if is_listed and await self.ask(lambda link: link.set(key, packed, px)):
+            if await self._indexed(key, sorted(tags), px) and await self.ask(lambda link: link.set(key, packed, px)):
                 return True
             self.failures += self.state == "up"
         await self.delete(key)
         return False
+
+    async def _indexed(self, key: str, tags: Sequence[Tag], px: int) -> bool:
+        for first in range(0, len(tags), TAGS_A_CALL):
+            indexes = [index_key(tag) for tag in tags[first : first + TAGS_A_CALL]]
+            if not await self.ask(lambda link, some=indexes: link.index(some, key, int(time.time() * 1000), px)):  # type: ignore[misc]
+                return False
+        return True
 
     async def delete(self, *keys: str) -> None:
         """Forgets the keys: now, or before the cache is up again."""
@@ -314,11 +320,6 @@ class Cache:
 
 class _Unanswered(Exception):
     """Redis could not be asked."""
-
-
-async def _index(link: Link, key: str, tags: frozenset[Tag], px: int) -> bool:
-    await link.index([index_key(tag) for tag in tags], key, int(time.time() * 1000), px)
-    return True
 
 
 async def _off_the_loop(work: Callable[[], T], size: int) -> T:

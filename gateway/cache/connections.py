@@ -22,7 +22,8 @@ from gateway.errors import SettingsError
 # One loop cannot keep more than these busy; more of them would only share its time and each take longer.
 CONNECTIONS = 8
 _DEFAULT_PORT, _SENTINEL_PORT = 6379, 26379
-_TAGS_A_CALL = 500
+TAGS_A_CALL = 500
+"""Index keys that one call may name: a server does nothing else meanwhile."""
 # Deadlines are the caller's; nothing is tried twice here, since a second try would be late.
 _OPTIONS: dict[str, Any] = {
     "protocol": 2,
@@ -65,8 +66,8 @@ class Link(Protocol):
 
     async def set(self, key: str, value: bytes, px: int) -> bool: ...
 
-    async def index(self, keys: Sequence[str], entry: str, now: int, px: int) -> None:
-        """Lists the entry under each index key until it ends. Times are milliseconds."""
+    async def index(self, keys: Sequence[str], entry: str, now: int, px: int) -> bool:
+        """Lists the entry under each index key, some hundred at most, until it ends. Times are milliseconds."""
 
     async def members(self, index: str) -> list[bytes]: ...
 
@@ -107,9 +108,8 @@ class SingleLink:
     async def set(self, key: str, value: bytes, px: int) -> bool:
         return bool(await _answer(self.client.set(key, value, px=px)))
 
-    async def index(self, keys: Sequence[str], entry: str, now: int, px: int) -> None:
-        for first in range(0, len(keys), _TAGS_A_CALL):
-            await self.run(_INDEX, keys[first : first + _TAGS_A_CALL], (entry, now, now + px, px))
+    async def index(self, keys: Sequence[str], entry: str, now: int, px: int) -> bool:
+        return bool(await self.run(_INDEX, keys, (entry, now, now + px, px)))
 
     async def members(self, index: str) -> list[bytes]:
         return cast(list[bytes], await _answer(self.client.zrange(index, 0, -1)))
@@ -160,12 +160,11 @@ class ClusterLink:
     async def set(self, key: str, value: bytes, px: int) -> bool:
         return bool(await _answer(self.client.set(key, value, px=px)))
 
-    async def index(self, keys: Sequence[str], entry: str, now: int, px: int) -> None:
-        for first in range(0, len(keys), _TAGS_A_CALL):
-            pipeline = self.client.pipeline()
-            for key in keys[first : first + _TAGS_A_CALL]:
-                pipeline.execute_command("EVAL", _INDEX, 1, key, entry, now, now + px, px)
-            await pipeline.execute()
+    async def index(self, keys: Sequence[str], entry: str, now: int, px: int) -> bool:
+        pipeline = self.client.pipeline()
+        for key in keys:
+            pipeline.execute_command("EVAL", _INDEX, 1, key, entry, now, now + px, px)
+        return all(await pipeline.execute())
 
     async def members(self, index: str) -> list[bytes]:
         return cast(list[bytes], await _answer(self.client.zrange(index, 0, -1)))

@@ -23,7 +23,10 @@ now: Callable[[], float] = time.time
 @dataclass(slots=True, eq=False)
 class Entry:
     """One node's answer as JSON text. Times are seconds: `fetched` since the epoch, `ttl` how long it is fresh, and
-    `while_revalidate` and `if_error` how much longer it may serve while it is asked for anew, or while the node is silent."""
+    `while_revalidate` and `if_error` how much longer it may serve while it is asked for anew, or while the node is silent.
+
+    `made` is what was decoded of it, once that is there.
+    """
 
     body: bytes
     fetched: float
@@ -31,7 +34,7 @@ class Entry:
     while_revalidate: float = 0.0
     if_error: float = 0.0
     tags: frozenset[Tag] = frozenset()
-    _value: Any = field(default=_UNREAD, repr=False)
+    made: Any = field(default=_UNREAD, repr=False)
 
     @property
     def age(self) -> float:
@@ -58,9 +61,9 @@ class Entry:
 
     def value(self, decode: Callable[[Any], Any]) -> Any:
         """What `decode` makes of the JSON value, made once and shared by all who ask: treat it as frozen."""
-        if self._value is _UNREAD:
-            self._value = decode(orjson.loads(self.body))
-        return self._value
+        if self.made is _UNREAD:
+            self.made = decode(orjson.loads(self.body))
+        return self.made
 
 
 def sealed(entry: Entry) -> bytes:

@@ -65,25 +65,26 @@ def heard(message: bytes, self_: str) -> Purge | None:
 
 
 class PurgeLog:
-    """The purges by tag that this process heard last: what was being loaded meanwhile must not be kept."""
+    """The purges that this process heard last: what was being read or loaded meanwhile must not be kept."""
 
     def __init__(self, length: int = 1000) -> None:
-        self._purged: deque[tuple[int, frozenset[Tag]]] = deque(maxlen=length)
+        self._purged: deque[tuple[int, Purge, frozenset[Tag]]] = deque(maxlen=length)
         self.position = 0
 
-    def add(self, tags: frozenset[Tag]) -> None:
+    def add(self, purge: Purge) -> None:
         self.position += 1
-        self._purged.append((self.position, tags))
+        self._purged.append((self.position, purge, purge.tags()))
 
-    def has_touched(self, tags: frozenset[Tag], since: int, until: int | None = None) -> bool:
-        """Whether one of the tags was purged after the log was at `since` (and before it was past `until`); also when that
-        is no longer known."""
+    def has_touched(self, key: str, tags: frozenset[Tag], since: int, until: int | None = None) -> bool:
+        """Whether an entry was purged after the log was at `since` (and before it was past `until`); also when that is no
+        longer known."""
         last = self.position if until is None else until
         if since >= last:
             return False
         if self._purged[0][0] > since + 1:
             return True
-        return any(since < position <= last and purged & tags for position, purged in self._purged)
+        heard_then = (told for told in self._purged if since < told[0] <= last)
+        return any(purged & tags or purge.drops_key(key) for _, purge, purged in heard_then)
 
 
 class Step(Protocol):

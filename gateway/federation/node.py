@@ -137,16 +137,11 @@ class Node:
         async with self.working("find") as ends, asyncio.timeout_at(ends):
             answer = await self._collect(asked, query)
         metrics.rows_of(self.id).inc(len(answer.rows))
-        plain = {
-            "rows": [to_plain(row) for row in answer.rows],
-            "complete_rows": answer.complete_rows,
-            "truncated": answer.truncated,
-            "unreadable": answer.unreadable,
-        }
-        tags = of_rows(answer.rows, query)
-        if answer.rows:
-            return Loaded(plain, tags=tags)
-        return Loaded(plain, ttl=min(self.ttl.negative, self.ttl.of(_kind(query))), tags=tags, may_be_stale=False)
+        ttl = self.ttl.of(_kind(query))
+        if not answer.rows:
+            ttl = min(ttl, self.ttl.negative)
+        tags = of_rows(answer.rows, query) if ttl else frozenset()
+        return Loaded(answer, ttl=ttl, tags=tags, may_be_stale=bool(answer.rows), to_plain=_answer_to_plain)
 
     async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
         rows: list[Row] = []
@@ -227,6 +222,15 @@ def _kind(query: Query) -> str:
     """A search for one study by its UID alone is its location, which is remembered longer than an open search."""
     only = query.matches[0] if len(query.matches) == 1 and query.level is Level.STUDY else None
     return "location" if only is not None and only.path == (STUDY_UID,) else "find"
+
+
+def _answer_to_plain(answer: NodeAnswer) -> dict[str, Any]:
+    return {
+        "rows": [to_plain(row) for row in answer.rows],
+        "complete_rows": answer.complete_rows,
+        "truncated": answer.truncated,
+        "unreadable": answer.unreadable,
+    }
 
 
 def _answer_from_plain(plain: Any, node: str) -> NodeAnswer:

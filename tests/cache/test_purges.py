@@ -172,16 +172,19 @@ def test_a_message_comes_back_as_its_purge_and_nonsense_purges_everything():
 
 
 def test_the_log_remembers_what_it_can_and_is_careful_beyond():
-    log = PurgeLog(3)
-    log.add(frozenset([ONE]))
-    assert log.has_touched(frozenset([ONE, TWO]), 0)
-    assert not log.has_touched(frozenset([ONE]), 1)
-    assert not log.has_touched(frozenset([TWO]), 0)
+    log = PurgeLog(4)
+    log.add(Purge("study", ("1.2",)))
+    assert log.has_touched(K, frozenset([ONE, TWO]), 0)
+    assert not log.has_touched(K, frozenset([ONE]), 1)
+    assert not log.has_touched(K, frozenset([TWO]), 0)
     for _ in range(3):
-        log.add(frozenset([TWO]))
-    assert log.has_touched(frozenset(), 0), "what was purged then is not known any more"
-    assert not log.has_touched(frozenset([ONE]), 1)
-    assert not log.has_touched(frozenset([TWO]), 1, until=1)
+        log.add(Purge("study", ("1.3",)))
+    assert not log.has_touched(K, frozenset([ONE]), 1)
+    assert not log.has_touched(K, frozenset([TWO]), 1, until=1)
+    log.add(Purge("node", ("de-1",)))
+    assert log.has_touched(key("find", "de-2", 1), frozenset(), 0), "what was purged then is not known any more"
+    assert log.has_touched(K, frozenset(), 4)
+    assert not log.has_touched(key("find", "de-2", 1), frozenset(), 4)
 
 
 def test_a_federated_key_goes_with_any_node():

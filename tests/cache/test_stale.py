@@ -228,3 +228,29 @@ async def test_an_answer_is_decoded_once_for_all(answers, cache):
     given = await asyncio.gather(*(answers.answer(K, TTL, source, decode) for _ in range(10)))
     assert {each.value for each in given} == {("row",)}
     assert len(decoded) == 1
+
+
+async def test_what_a_load_made_is_given_as_it_is_and_written_for_the_others(answers, cache):
+    source = Source(Loaded(("row",), to_plain=list))
+    assert (await answers.answer(K, TTL, source, tuple)).value is source.loaded.value
+    assert await kept(cache, K) == ["row"]
+
+
+async def test_what_has_no_json_form_is_not_given_at_all(answers):
+    with pytest.raises(TypeError):
+        await ask(answers, Source(Loaded(("\ud800",), to_plain=list)))
+
+
+async def test_an_old_answer_that_was_purged_meanwhile_does_not_stand_in(answers, cache, clock):
+    source = Source(Loaded(["old"], tags=frozenset({study_tag("1.2")})))
+    await ask(answers, source)
+    await kept(cache, K)
+    clock.now += TTL + REVALIDATE
+    source.loaded = unreachable()
+    source.go.clear()
+    asking = asyncio.create_task(ask(answers, source))
+    await eventually(lambda: source.asked == 2)
+    await cache.purge_study("1.2")
+    source.go.set()
+    with pytest.raises(NodeUnreachable):
+        await asking

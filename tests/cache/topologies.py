@@ -14,7 +14,7 @@ import redis
 from gateway.cache.embedded import find_binaries
 from tests import peers
 
-PASSWORD = "hospital"  # noqa: S105
+PASSWORD = "hospital"
 _SLOTS = 16384
 
 

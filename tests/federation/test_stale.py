@@ -9,6 +9,12 @@ from typing import Any
 
 import pytest
 
+from gateway.cache.purges import Purge
+from gateway.cache.spool import Spool
+from gateway.federation.spooled import SpooledSeries
+from gateway.model.patient import PatientKey
+from gateway.model.study import Row
+from gateway.model.vocabulary import Level
 from gateway.simulators.dicomweb import DicomwebSimulator
 from tests.running import Gateway
 from tests.specimens import specimen, uid
@@ -91,6 +97,23 @@ def test_metadata_of_a_silent_node_stands_in_but_its_pixels_do_not(web: Dicomweb
         assert "what is shown of it is" in " ".join(answer.headers.get_list("warning"))
         assert answer.headers["cache-control"] == "no-store"
         assert gateway.get(f"/dicom-web/studies/{STUDY}/series/{SERIES}").status_code in (502, 503, 504)
+
+
+def test_the_spool_lets_go_of_what_is_purged(tmp_path: Path) -> None:
+    forgotten: list[tuple[str, str]] = []
+    spooled = SpooledSeries(Spool(tmp_path, max_bytes=0))
+    spooled.spool.forget = lambda *place: forgotten.append(place)  # type: ignore[method-assign, assignment]
+    for name, patient, study in (("w", "P", "1.2"), ("w", "Q", "1.3"), ("v", "P", "1.4")):
+        spooled.settle(Row(Level.STUDY, name, PatientKey("I", patient), study))
+    for purge, places in (
+        (Purge("study", ("1.3",)), [("w", "1.3")]),
+        (Purge.of_patient("I", "P"), [("w", "1.2"), ("v", "1.4")]),
+        (Purge("node", ("w",)), [("w", "1.2"), ("w", "1.3")]),
+        (Purge("all"), []),
+    ):
+        forgotten.clear()
+        spooled.purged(purge)
+        assert forgotten == places
 
 
 def test_it_can_be_turned_off(web: DicomwebSimulator) -> None:
