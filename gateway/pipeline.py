@@ -9,11 +9,9 @@ from typing import Protocol
 
 from gateway import metrics
 from gateway.cache import bodies
-from gateway.cache.tags import study_tag
 from gateway.errors import GatewayError, NotAcceptable, NotFound
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
-from gateway.federation.mentions import of_found
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.page import Sort, ordered
 from gateway.federation.retrieve import OpenedInstance, Retrieval
@@ -21,7 +19,6 @@ from gateway.model.answer import Answer, Found, Issue
 from gateway.model.dataset import Dataset
 from gateway.model.query import Query, Ref
 from gateway.model.seam import FramePart
-from gateway.model.vocabulary import Level
 from gateway.privacy.view import View, view_found, view_ref
 from gateway.security.audit import Audit, AuditRecord, constant
 from gateway.security.caller import Caller
@@ -120,11 +117,9 @@ class Pipeline:
         """Every result the caller may see, in order. Raises GatewayError; all nodes failing is an error."""
         async with self._request("search", caller, names, query=query, resource=resource) as (nodes, view, record):
             with stage("merge"):
-                asked = view.query(query)
-                answer = await self.federation.search(asked, nodes)
+                answer = await self.federation.search(view.query(query), nodes)
             record.studies = sorted({found.study for found in answer.items})
             record.issues, record.count = answer.issues, len(answer.items)
-            _note_found(answer.items, asked)
             with stage("view"):
                 items = tuple(view_found(view, found) for found in ordered(answer.items, sort))
             return Answer(items, _view_issues(view, answer.issues))
@@ -136,7 +131,6 @@ class Pipeline:
             with stage("merge"):
                 answer = await self.federation.studies(view.uid_inbound(uid), nodes)
                 located = _chosen(choose, answer, view)
-                _note_found(answer.items, Query(Level.STUDY))
                 series = await self.federation.series_of(located)
                 instances = await in_parallel(series.items, self.federation.instances_of)
             gaps = [*series.issues, *(issue for each in instances for issue in each.issues)]
@@ -271,22 +265,13 @@ class Pipeline:
             self.audit.write(record)
 
 
-def _note_found(found: Sequence[Found], query: Query) -> None:
-    """For purges of what the answer being made mentions."""
-    making = bodies.current()
-    if making is not None:
-        making.tags = of_found(found, query)
-
-
 def _note_grounds(
     resource: str, permission: str, names: Sequence[str], nodes: Sequence[Node], record: AuditRecord
 ) -> None:
     making = bodies.current()
     if making is not None:
-        tags = making.tags or frozenset(map(study_tag, record.studies))
         asked = tuple((node.id, node.digest) for node in nodes)
-        known = making.tags is not None
-        making.give_grounds(bodies.Grounds(resource, permission, tuple(names), asked, constant(record), tags, known))
+        making.give_grounds(bodies.Grounds(resource, permission, tuple(names), asked, constant(record)))
 
 
 def _state(node: Node) -> NodeState:

@@ -132,7 +132,7 @@ class Answers:
         # Noted here and not by the load: that runs for whoever came first, and these are for whoever asks.
         making = bodies.current()
         if making is not None:
-            making.keys.add(asked.key)
+            making.uses(asked.key, entry.tags)
         freshness.current().note(entry.age, 0.0 if is_stale else entry.remaining, stale=is_stale)
         return entry, is_stale
 

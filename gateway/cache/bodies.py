@@ -33,8 +33,6 @@ class Grounds:
 
     `resource` and `permission` are what the policy was asked; `names` the nodes asked for, `nodes` those that were then
     asked, as id and as digest of their configuration; `record` the part of the audit record that is the same each time.
-    `tags` are of the studies and patients in it and of those asked for (see `tags`); `names_patients` says that no patient
-    is missing there.
     """
 
     resource: str
@@ -42,8 +40,6 @@ class Grounds:
     names: tuple[str, ...]
     nodes: tuple[tuple[str, str], ...]
     record: bytes
-    tags: frozenset[Tag] = frozenset()
-    names_patients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +48,7 @@ class Kept:
 
     `made` and `expires` are by the monotonic clock. `age` is how old its oldest node answer was when it was made, `max_age`
     what its Cache-Control said then (None: nothing), both in seconds; `cache_control` is what stands before it there.
-    `route` names it in log and metrics. `keys` are those of the node answers it was made from.
+    `route` names it in log and metrics. `keys` and `tags` are those of the node answers it was made from (see `tags`).
     """
 
     status: int
@@ -62,6 +58,7 @@ class Kept:
     route: Any
     grounds: Grounds
     keys: frozenset[str]
+    tags: frozenset[Tag]
     made: float
     expires: float
     age: float = 0.0
@@ -71,7 +68,7 @@ class Kept:
     @property
     def size(self) -> int:
         """About how many bytes it takes."""
-        named = len(self.grounds.tags) + 2 * len(self.keys)
+        named = len(self.tags) + 2 * len(self.keys)
         headers = sum(len(name) + len(value) for name, value in self.headers)
         return _OVERHEAD + len(self.body) + headers + len(self.grounds.record) + _PER_NAME * named
 
@@ -81,9 +78,7 @@ class Kept:
             return any(identifier in purge.values for identifier, _ in self.grounds.nodes)
         if purge.kind == "keys":
             return any(key in self.keys for key in purge.values)
-        if purge.kind == "patient" and not self.grounds.names_patients:
-            return True
-        return not tags.isdisjoint(self.grounds.tags)
+        return not tags.isdisjoint(self.tags)
 
 
 class Bodies:
@@ -167,15 +162,20 @@ class Bodies:
 
 @dataclass(slots=True)
 class Making:
-    """One answer being made, as its parts become known: the cache gives the keys that it used, the pipeline the grounds, the
-    edge the whole response."""
+    """One answer being made, as its parts become known: the cache gives the node answers it used, the pipeline the grounds,
+    the edge the whole response."""
 
     generation: int
     keys: set[str] = field(default_factory=set)
-    tags: frozenset[Tag] | None = None
+    tags: set[Tag] = field(default_factory=set)
     grounds: Grounds | None = None
     whole: tuple[int, RawHeaders, bytes] | None = None
     _refused: bool = False
+
+    def uses(self, key: str, tags: frozenset[Tag]) -> None:
+        """One node answer is part of it."""
+        self.keys.add(key)
+        self.tags.update(tags)
 
     def give_grounds(self, grounds: Grounds) -> None:
         """An answer with grounds of two kinds is not kept: which of them to ask again would be unclear."""

@@ -7,7 +7,6 @@ identifiers from whoever looks at key names; it does not withstand one who tries
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 
 from gateway.cache.keys import PREFIX
 
@@ -33,7 +32,6 @@ def index_key(tag: Tag) -> str:
     return f"{PREFIX}:tag:{tag.hex()}"
 
 
-@lru_cache(50_000)
 def _tag(*parts: str) -> Tag:
     told = "\0".join(part.strip() for part in parts)
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).digest()[:LENGTH]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from gateway.cache.tags import ANY_ISSUER, Tag, patient_tag, study_tag
-from gateway.model.answer import Found
 from gateway.model.query import Operator, Query
 from gateway.model.study import Row
 from gateway.model.vocabulary import PATIENT_ID, STUDY_UID
@@ -15,12 +14,6 @@ def of_rows(rows: Iterable[Row], query: Query) -> frozenset[Tag]:
     """The tags of the rows and of the question: that there is nothing of a study is about that study too. Rows below STUDY
     that do not name their patient are found by their study only."""
     return frozenset((*_of_question(query), *(tag for row in rows for tag in of_row(row))))
-
-
-def of_found(found: Iterable[Found], query: Query) -> frozenset[Tag]:
-    """As `of_rows`, of the results of a whole search."""
-    tags = {tag for one in found for row in one.rows for tag in of_row(row)}
-    return frozenset(tags.union(_of_question(query)))
 
 
 def of_row(row: Row) -> Iterator[Tag]:

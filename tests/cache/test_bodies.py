@@ -21,15 +21,14 @@ def clock():
     return Clock()
 
 
-def grounds(*, names_patients=True):
-    tags = frozenset([study_tag("1.2.3"), patient_tag("urn:de", "4711")])
-    return Grounds("ImagingStudy", "s", (), (("berlin", "digest"),), b"{}", tags, names_patients)
+GROUNDS = Grounds("ImagingStudy", "s", (), (("berlin", "digest"),), b"{}")
+TAGS = frozenset([study_tag("1.2.3"), patient_tag("urn:de", "4711")])
 
 
-def answer(body=b"[]", *, seconds=30.0, clock=None, on=None):
+def answer(body=b"[]", *, seconds=30.0, clock=None):
     now = clock() if clock else 1000.0
     keys = frozenset(["gw:1:find:berlin@1:2"])
-    return Kept(200, ((b"etag", b'"1"'),), body, b'"1"', None, on or grounds(), keys, now, now + seconds)
+    return Kept(200, ((b"etag", b'"1"'),), body, b'"1"', None, GROUNDS, keys, TAGS, now, now + seconds)
 
 
 def keep(kept, key, one):
@@ -108,13 +107,6 @@ def test_a_purge_drops_what_it_concerns(clock, purge, dropped):
     assert (kept.bytes == 0) is dropped
 
 
-def test_a_purge_of_a_patient_drops_what_may_be_of_anyone(clock):
-    kept = Bodies(100_000, clock)
-    keep(kept, "a", answer(on=grounds(names_patients=False)))
-    kept.drop(Purge.of_patient("urn:fr", "1"))
-    assert len(kept) == 0
-
-
 def test_nothing_is_believed_while_purges_may_be_missed(clock):
     kept = Bodies(100_000, clock)
     keep(kept, "a", answer())
@@ -146,11 +138,11 @@ def test_an_answer_is_kept_only_when_all_is_known_of_it():
     making = bodies.begin(0)
     assert bodies.current() is making
     assert not making.may_be_kept
-    making.give_grounds(grounds())
+    making.give_grounds(GROUNDS)
     assert not making.may_be_kept
     making.whole = (200, (), b"")
     assert making.may_be_kept
-    making.give_grounds(grounds())
+    making.give_grounds(GROUNDS)
     assert not making.may_be_kept
     bodies.keep_nothing()
     assert bodies.current() is None
