@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +19,15 @@ from gateway.cache.tags import Tag
 
 _OVERHEAD = 1000
 _PER_NAME = 100
+_AGAIN, _MOST_DONE = 60.0, 1000
 _LARGEST_SHARE = 8
 """No single answer takes more than this part of all the room."""
 
 _HIT, _MISS = (measures.lookups.labels("whole", outcome) for outcome in ("hit", "miss"))
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
+Then = Callable[[Any], Awaitable[None]]
+"""What giving an answer does besides, for the caller that it is given to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,17 @@ class Kept:
     age: float = 0.0
     max_age: int | None = None
     cache_control: bytes = b""
+    then: Then | None = None
+    done: dict[Any, float] = field(default_factory=dict)
+
+    async def do_then(self, caller: Any, now: float) -> None:
+        """What giving the answer does besides; for one caller not more than once a minute."""
+        if self.then is None or now - self.done.get(caller, -_AGAIN) < _AGAIN:
+            return
+        if len(self.done) >= _MOST_DONE:
+            self.done.clear()
+        self.done[caller] = now
+        await self.then(caller)
 
     @property
     def size(self) -> int:
@@ -170,6 +184,7 @@ class Making:
     tags: set[Tag] = field(default_factory=set)
     grounds: Grounds | None = None
     whole: tuple[int, RawHeaders, bytes] | None = None
+    then: Then | None = None
     _refused: bool = False
 
     def uses(self, key: str, tags: frozenset[Tag]) -> None:

@@ -70,6 +70,7 @@ class KeptAnswers:
         kept = None if asked.anew else self._bodies.get(key)
         if kept is not None:
             if pipeline.again(scope["caller"], kept.grounds, started):
+                await kept.do_then(scope["caller"], self._bodies.now())
                 await _give(kept, asked.if_none_match, self._bodies.now() - kept.made, scope, send)
                 return
             self._bodies.forget(key)
@@ -138,6 +139,7 @@ def _kept(making: Making, fresh: Freshness, longest: float, route: object, now: 
         fresh.age,
         int(max_age[1]) if max_age else None,
         _without_max_age(said) if max_age else b"",
+        making.then,
     )
 
 

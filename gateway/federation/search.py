@@ -59,13 +59,21 @@ class Budget:
 
 @dataclass(slots=True)
 class NodeSearch:
-    """One search on one node. `issues` collects what the rows found cannot claim. `ends` is when it is given up, on the loop's
-    clock; by default the node's own deadline from now on."""
+    """One search on one node. `issues` collects what the rows found cannot claim.
+
+    `limit` is a ceiling on the studies of one question, None for the node's own. Whoever sets `tells_truncation` False
+    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself. `ends` is when it is given up, on
+    the loop's clock; by default the node's own deadline from now on.
+    """
 
     node: Node
     answers: Answers
     budget: Budget
+    limit: int | None = None
+    tells_truncation: bool = True
     issues: list[Issue] = field(default_factory=list)
+    truncated: bool = False
+    fetched: int = 0
     ends: float | None = None
     _stale_for: float = 0.0
 
@@ -86,10 +94,10 @@ class NodeSearch:
             return await self._studies_by_uid(upper, uids)
         answer = await self._ask(upper)
         decided = [(row, self._decided(row, upper, lower, answer.complete_rows)) for row in answer.rows]
-        below = [(row, matches_) for row, matches_ in decided if matches_]
-        found = await in_parallel(below, lambda one: self._all_exist_below(*one))
-        verdicts = iter(found)
-        return tuple(row for row, matches_ in decided if matches_ is not None and (not matches_ or next(verdicts)))
+        unsure = [(row, keys) for row, keys in decided if keys]
+        verdicts = await in_parallel(unsure, lambda one: self._all_exist_below(*one))
+        found = {id(row) for (row, _), verdict in zip(unsure, verdicts, strict=True) if verdict}
+        return tuple(row for row, keys in decided if id(row) in found or keys == [])
 
     async def _studies_with(self, upper: Query, lower: Sequence[Match]) -> frozenset[str]:
         """The studies that have, for each key below STUDY, a row that answers it (each key may have its own row)."""
@@ -118,14 +126,14 @@ class NodeSearch:
             rows += await self._studies(replace(upper, matches=(*kept, listed)))
         return tuple(row for row in rows if decide(upper, row)[0] is not False)
 
-    def _decided(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> tuple[Match, ...] | None:
-        """The keys that rows below are to be asked for; none when the row itself answers all, None when it does not."""
+    def _decided(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> list[Match] | None:
+        """The keys that only rows below can decide, [] when it answers all; None when it does not answer."""
         verdict, undecided = decide(upper, row)
         if verdict is False or any(self.node.says_all_of(match.path, complete_rows) for match in undecided):
             return None
-        return (*undecided, *lower)
+        return [*undecided, *lower]
 
-    async def _all_exist_below(self, row: Row, keys: Sequence[Match]) -> bool:
+    async def _all_exist_below(self, row: Row, keys: Iterable[Match]) -> bool:
         for match in keys:
             if not await self._exists_below(row, match):
                 return False
@@ -239,10 +247,14 @@ class NodeSearch:
         return bool(verdict)
 
     async def _ask(self, query: Query) -> NodeAnswer:
-        answer = await self.node.ask(query, self.answers, self._patience())
+        limit = self.limit if query.level is Level.STUDY else None
+        answer = await self.node.ask(query, self.answers, limit, self._patience())
         if answer.stale_for is not None:
             self._note_stale(answer.stale_for)
-        if answer.truncated:
+        self.fetched += len(answer.rows)
+        if answer.truncated and query.level is Level.STUDY:
+            self.truncated = True
+        if answer.truncated and (self.tells_truncation or query.level is not Level.STUDY):
             self._note("GW209", "stopped at its maximum number of results; narrow the search to see the rest")
         if answer.unreadable:
             self._note("GW302", f"gave {answer.unreadable} records that its mapping cannot read")
