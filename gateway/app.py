@@ -18,10 +18,13 @@ from starlette.middleware.errors import ServerErrorMiddleware
 
 from gateway import __version__, tracing
 from gateway.assembly import Builder, build_node, receiver_of
-from gateway.cache.answers import Answers, Ttl
+from gateway.cache.answers import Answers, Stale, Ttl
+from gateway.cache.bodies import Bodies
 from gateway.cache.client import Cache
+from gateway.cache.sealing import seal_of
 from gateway.cache.spool import Spool
 from gateway.edge import identifiers, problems, routes
+from gateway.edge.kept import KeptAnswers
 from gateway.edge.middleware import Authentication, Telemetry
 from gateway.edge.proxies import Proxies
 from gateway.edge.ratelimit import RateLimit
@@ -77,6 +80,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     if is_exposed(settings) and settings.secret is None:
         log().warning("no secret: ids, cursors and audit hashes change at each start", key="GATEWAY_SECRET")
     secret = settings.secret.get_secret_value().encode() if settings.secret else secrets.token_bytes(32)
+    bodies = Bodies(settings.kept_bytes if settings.cache else 0)
     app = Starlette(
         routes=routes.table(),
         middleware=[
@@ -92,6 +96,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
                 public_root=settings.public_root,
             ),
             *([Middleware(RateLimit, settings.rate_limit, settings.rate_burst)] if settings.rate_limit else []),
+            Middleware(KeptAnswers, bodies, settings.find_ttl),
         ],
         exception_handlers={
             GatewayError: problems.gateway_error,
@@ -102,7 +107,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     app.state.settings, app.state.ready, app.state.identity = settings, False, identity
     app.state.time_zones = _time_zones(file, formats)
     app.state.issuers = _issuers(file, formats)
-    app.state.cursor_secret = secret
+    app.state.cursor_secret, app.state.bodies = secret, bodies
     return app
 
 
@@ -114,6 +119,7 @@ def _cors(settings: Settings) -> list[Middleware]:
         "ETag",
         "Link",
         "Retry-After",
+        "Age",
         "WWW-Authenticate",
         "X-Request-Id",
         "Server-Timing",
@@ -156,16 +162,21 @@ async def _lifespan(
 ) -> AsyncIterator[None]:
     """Opens everything in order of need, and closes it in reverse."""
     async with AsyncExitStack() as stack:
-        cache = await Cache.open(_redis_url(settings), timeout=settings.cache_timeout)
+        seal = seal_of(settings.cache_key.get_secret_value()) if settings.cache_key else None
+        cache = await Cache.open(_redis_url(settings), timeout=settings.cache_timeout, seal=seal)
         stack.push_async_callback(cache.close)
-        answers = Answers(cache)
+        app.state.bodies.is_coherent = lambda: cache.is_coherent
+        cache.on_purge(app.state.bodies.drop)
+        stale = Stale(settings.stale_seconds, settings.stale_if_error_seconds)
+        answers = Answers(cache, stale, settings.local_cache_bytes)
         stack.push_async_callback(answers.close)
         spool = Spool(settings.spool, max_bytes=settings.spool_bytes, max_age=settings.spool_seconds)
         spooled = SpooledSeries(spool)
+        cache.on_purge(spooled.purged)
         patients, audit = PatientIds(secret, settings.store), Audit(settings.audit, secret)
         receiver = receiver_of(file)
         builder = Builder(receiver)
-        ttl = Ttl(find=settings.find_ttl, location=settings.location_ttl, metadata=settings.metadata_ttl)
+        ttl = Ttl(settings.find_ttl, settings.location_ttl, settings.metadata_ttl, negative=settings.negative_ttl)
         nodes = {config.id: build_node(config, builder, formats, ttl) for config in file.enabled}
         for part in (spans, spool, patients, audit, identity, *([receiver] if receiver else []), *builder.built):
             await part.open()

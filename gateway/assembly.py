@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.adapters.dicomweb import DicomwebAdapter
@@ -213,7 +213,7 @@ def build_node(config: NodeConfig, builder: Builder, formats: Mapping[str, Forma
         Reader(mapping, config.id, config.issuer, time_zone=config.time_zone),
         builder.opener(config),
         builder.adapter(config, retrieve.connection, formats["dicom"]) if retrieve else None,
-        ttl,
+        replace(ttl, **config.ttl.given()),
     )
 
 

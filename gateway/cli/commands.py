@@ -45,6 +45,10 @@ app = typer.Typer(
 )
 
 
+cache_app = typer.Typer(help="Look after the look-up cache in Redis.", no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(cache_app, name="cache")
+
+
 class Protocol(enum.StrEnum):
     """What a simulated peer speaks."""
 
@@ -243,3 +247,23 @@ def simulate(
         raise typer.BadParameter("name the directory of DICOM files", param_hint="--directory")
     switches = with_ or []
     command.run(protocol, directory, host, port, ae_title, fhir_version.value, switches, until_eof=until_eof)
+
+
+@cache_app.command()
+def purge(
+    study: Annotated[str, typer.Option(help="StudyInstanceUID.", metavar="UID")] = "",
+    patient: Annotated[str, typer.Option(help="A patient, who is issuer and id.", metavar="ISSUER|ID")] = "",
+    node: Annotated[str, typer.Option(help="All that came from one node.", metavar="ID")] = "",
+    all_: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
+) -> None:
+    """Drop kept answers, on every gateway that shares the Redis at GATEWAY_REDIS_URL.
+
+    All that mentions the study or the patient goes, also what says that there is nothing of it; the next one who asks has the
+    nodes asked. Exit code 1 when Redis did not answer.
+
+    Example: [bold]imaging-gateway cache purge --patient 'SU-KRAKOW|12345'[/bold]
+    """
+    from gateway.cli import cache as command
+
+    given = {"study": study, "patient": patient, "node": node, "all": "all" if all_ else ""}
+    command.purge({name: value for name, value in given.items() if value})

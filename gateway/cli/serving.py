@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.cli.libraries import restrain
+from gateway.cli.sending import Protocol
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 
@@ -126,7 +127,7 @@ def run(
     config = uvicorn.Config(
         startup,
         loop="auto",
-        http="auto",
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -88,13 +88,16 @@ class Retrieval:
 
     async def metadata(self, ref: Ref, nodes: Sequence[Node]) -> Described:
         """One data set per instance under `ref`, each once. Raises as `open`; a holder that fails is a gap if others gave."""
-        (datasets, gaps), silent = await self._current(ref, nodes, lambda study: self._all_described(ref, study))
-        return Described(datasets, silent, gaps)
+        aged: list[Issue] = []
+        (datasets, gaps), silent = await self._current(ref, nodes, lambda study: self._all_described(ref, study, aged))
+        return Described(datasets, tuple(dict.fromkeys((*silent, *aged))), gaps)
 
-    async def _all_described(self, ref: Ref, study: Found) -> tuple[tuple[Dataset, ...], tuple[Issue, ...]]:
+    async def _all_described(
+        self, ref: Ref, study: Found, aged: list[Issue]
+    ) -> tuple[tuple[Dataset, ...], tuple[Issue, ...]]:
         refs, missing = await self._at_series(ref, study)
         pieces, gaps = await self._plan(refs, study)
-        found = await in_parallel(pieces, self._described)
+        found = await in_parallel(pieces, lambda piece: self._described(piece, aged))
         failures = [failure for _, failure in found if failure]
         datasets = _each_once(dataset for part, _ in found for dataset in part)
         gaps = tuple(dict.fromkeys((*missing, *gaps, *map(Issue.of, failures))))
@@ -232,11 +235,12 @@ class Retrieval:
                     raise
                 log().warning("stand-in used", node=owner.node, code=error.code)
 
-    async def _described(self, piece: Piece) -> tuple[list[Dataset], NodeError | None]:
+    async def _described(self, piece: Piece, aged: list[Issue]) -> tuple[list[Dataset], NodeError | None]:
         failure: NodeError | None = None
         for owner in (piece.owner, *piece.stand_ins):
             try:
-                return await self.pixels.metadata(self.federation.nodes[owner.node], piece.ref, owner), None
+                node = self.federation.nodes[owner.node]
+                return await self.pixels.metadata(node, piece.ref, owner, aged), None
             except NotFound:
                 continue
             except NodeError as error:

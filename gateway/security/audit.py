@@ -34,6 +34,8 @@ _MOST_WAITING = 10_000
 _RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0
 _BATCH = 500
+_GATHER_SECONDS = 0.005
+"""How long the writing thread lets records gather: one that woke up for each would take the interpreter from the requests."""
 _STANDARD_ERROR = 2
 
 
@@ -60,11 +62,14 @@ class AuditRecord:
     def as_json(self) -> dict[str, Any]:
         """The record as it is written; UIDs are in clear, no other value of a patient is."""
         return {
-            "time": self.at.isoformat(timespec="milliseconds"),
-            "request_id": self.request_id,
-            "subject": self.caller.subject,
-            "client": self.caller.client,
-            "purpose": self.caller.purpose,
+            **_asking(self.at, self.request_id, self.caller),
+            **self.what(),
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+
+    def what(self) -> dict[str, Any]:
+        """The part of the record that does not depend on who asks and when."""
+        return {
             "action": self.action,
             "nodes": self.nodes,
             "ref": self.ref,
@@ -73,8 +78,23 @@ class AuditRecord:
             "studies": self.studies,
             "count": self.count,
             "issues": [{"node": issue.node, "code": issue.code} for issue in self.issues],
-            "seconds": round(time.monotonic() - self.started, 3),
         }
+
+
+def _asking(at: datetime, identifier: str, caller: Caller) -> dict[str, str]:
+    """Who asks and when."""
+    return {
+        "time": at.isoformat(timespec="milliseconds"),
+        "request_id": identifier,
+        "subject": caller.subject,
+        "client": caller.client,
+        "purpose": caller.purpose,
+    }
+
+
+def constant(record: AuditRecord) -> bytes:
+    """What `Audit.again` writes of a record: the members of its JSON object that are the same for the same answer."""
+    return orjson.dumps(record.what())[1:-1]
 
 
 def match_hash(secret: bytes, name: str, value: str) -> str:
@@ -133,8 +153,7 @@ class Audit:
         ref: Ref | None = None,
     ) -> AuditRecord:
         """The record of a request that is about to be served. Raises AuditUnavailable when it could not be kept."""
-        if self._sink.failing or self.waiting >= self._most_waiting:
-            raise AuditUnavailable("requests are not served while their audit cannot be written; try again shortly")
+        self._require_sink()
         asked = ref or (Ref(query.study, query.series) if query and query.study else None)
         return AuditRecord(
             action,
@@ -149,7 +168,23 @@ class Audit:
 
     def write(self, record: AuditRecord) -> None:
         """Queues the record as it is now; never waits, never fails for the sink's sake."""
-        line = orjson.dumps(record.as_json()) + b"\n"
+        self._put(orjson.dumps(record.as_json()) + b"\n")
+
+    def again(self, caller: Caller, what: bytes, started: float) -> None:
+        """Queues the record of a request that gets an answer again, `what` being that answer's `constant` part.
+
+        `started` is by time.monotonic. Raises AuditUnavailable when it could not be kept; then nothing may be shown.
+        """
+        self._require_sink()
+        asking = orjson.dumps(_asking(datetime.now(UTC), request_id.get(), caller))
+        seconds = round(time.monotonic() - started, 3)
+        self._put(b'%b,%b,"seconds":%a}\n' % (asking[:-1], what, seconds))
+
+    def _require_sink(self) -> None:
+        if self._sink.failing or self.waiting >= self._most_waiting:
+            raise AuditUnavailable("requests are not served while their audit cannot be written; try again shortly")
+
+    def _put(self, line: bytes) -> None:
         if self._thread is None and self._closing.is_set():
             self._write(line)  # the last request outlived the writing thread
         else:
@@ -167,6 +202,8 @@ class Audit:
         ended = False
         while not ended:
             batch = [self._waiting.get()]
+            if batch[0] is not None:
+                time.sleep(_GATHER_SECONDS)
             while len(batch) < _BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get())
             ended = None in batch
