@@ -113,14 +113,15 @@ class Answers:
         """What `decode` makes of the value for `key`, from the cache or from the one load that all present callers share.
 
         The value was JSON in between (a tuple comes back as a list) and is shared: treat it as frozen. What `load` raises
-        reaches all who wait and is not kept. A load goes on while one caller waits for it. With `stale`, an older answer
-        stands in where the load fails for a passing reason, or takes longer than `patience` seconds.
+        reaches all who wait and is not kept. A load goes on while one caller waits for it. With `stale`, and outside
+        `freshness.only_fresh`, an older answer stands in where the load fails for a passing reason, or takes longer than
+        `patience` seconds.
         """
         entry, is_stale = await self._entry(_Question(key, ttl, load), False, patience, stale)
         return Kept(entry.value(decode), entry.age, is_stale)
 
     async def _entry(self, asked: _Question, detached: bool, patience: float | None, stale: bool) -> tuple[Entry, bool]:
-        since = self._log.position
+        since, stale = self._log.position, stale and freshness.allows_stale()
         entry = await self._kept(asked.key) if asked.ttl > 0 else None
         is_stale = False
         if entry is None or not (entry.is_fresh() or (stale and entry.serves_while_revalidated())):

@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import orjson
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 
 from gateway.cache import envelope, measures
-from gateway.cache.connections import CONNECTIONS, TAGS_A_CALL, Link, connect, hang_up
+from gateway.cache.connections import TAGS_A_CALL
 from gateway.cache.embedded import EmbeddedServer
 from gateway.cache.listening import Listener
-from gateway.cache.missed import Missed
-from gateway.cache.purges import Purge, carry_out, unlink
+from gateway.cache.purges import Purge, Step, carry_out
 from gateway.cache.sealing import Seal
+from gateway.cache.session import Session, Unanswered, end
 from gateway.cache.tags import Tag, index_key
 from gateway.cache.values import pack, unpack
 
 T = TypeVar("T")
-State = Literal["up", "down", "off"]
-
-_log = logging.getLogger(__name__)
 
 _IN_A_THREAD_ABOVE = 256 * 1024
 
 
-class Cache:
+class Cache(Session):
     """Bytes by key. No method raises for what Redis does or fails to do; all belong to the event loop that opened it.
 
-    `state` is "up", "down" (a task of its own asks again every `retry_after` seconds) or "off" (there is no server).
-    A dead or hanging Redis costs those who are asking one `timeout` together, and nothing after that until it is back.
-    What could not be written or deleted meanwhile is deleted before the cache is up again: nothing outdated comes back.
+    What could not be written or deleted while Redis was away is deleted before it is up again: nothing outdated comes back.
     """
 
     def __init__(
@@ -48,16 +40,10 @@ class Cache:
         retry_after: float,
         seal: Seal | None = None,
     ) -> None:
-        self.state: State = "off" if url is None else "down"
-        self.timeout, self.retry_after = timeout, retry_after
-        self.hits = self.misses = self.failures = 0
+        super().__init__(url, server, timeout, retry_after)
+        self.hits = self.misses = 0
         self.is_shared = url is not None and server is None
-        self._server, self._seal = server, seal
-        self._link: Link | None = None if url is None else connect(url, timeout)
-        self._permits = asyncio.Semaphore(CONNECTIONS)
-        self._recovery: asyncio.Task[None] | None = None
-        self._last_fall = self._last_refusal = float("-inf")
-        self._missed = Missed()
+        self._seal = seal
         self._name = secrets.token_hex(8)
         self._told: list[Callable[[Purge], None]] = []
         self._listener = Listener(lambda: self._link, self._name, self._tell, max(1.0, retry_after))
@@ -93,25 +79,13 @@ class Cache:
         return cache
 
     async def close(self) -> None:
-        """Ends the recovery, the connections and the embedded server. The cache is "off" from then on."""
-        self.state = "off"
-        for task in filter(None, (self._recovery, self._listening)):
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        if self._link is not None:
-            await hang_up(self._link)
-        if self._server is not None:
-            await self._server.close()
+        await end(self._listening)
+        await super().close()
 
     @property
     def is_coherent(self) -> bool:
         """Whether every purge is heard: only then may a layer within the process (see `on_purge`) be believed."""
         return self._server is not None or (self.state == "up" and self._listener.hears)
-
-    @property
-    def owes(self) -> bool:
-        """Whether something that was to be deleted or purged still waits for Redis to be back."""
-        return bool(self._missed)
 
     async def get(self, key: str) -> bytes | None:
         return (await self.get_many([key]))[0]
@@ -193,117 +167,22 @@ class Cache:
 
     async def _purge(self, purge: Purge) -> int:
         self._tell(purge)
+        self._done.append((asyncio.get_running_loop().time(), purge))
         try:
-            return await carry_out(purge, self._name, self._insist, self._tags_of)
-        except _Unanswered:
+            return await self._carry_out(purge, self.insist)
+        except Unanswered:
             self._miss(purges=[purge])
             return 0
         finally:
             self._tell(purge)  # what was read meanwhile may have been there still
 
+    async def _carry_out(self, purge: Purge, step: Step) -> int:
+        return await carry_out(purge, self._name, step, self._tags_of)
+
     def _tell(self, purge: Purge) -> None:
         measures.purges.labels(purge.kind).inc()
         for callback in self._told:
             callback(purge)
-
-    async def _insist(self, command: Callable[[Link], Awaitable[T]]) -> T:
-        answer = await self.ask(command)
-        if answer is None:
-            raise _Unanswered
-        return answer
-
-    async def ask(self, command: Callable[[Link], Awaitable[T]]) -> T | None:
-        """The server's answer, or None. A permit is waited for outside the deadline: a queue is not a silent server."""
-        if self.state != "up":
-            return None
-        async with self._permits:
-            if self.state != "up" or self._link is None:
-                return None
-            try:
-                async with asyncio.timeout(self.timeout):
-                    return await command(self._link)
-            except RedisConnectionError as error:
-                self._fall(type(error).__name__)
-            except RedisError as error:
-                self._refused(type(error).__name__)
-            except Exception as error:  # noqa: BLE001 - a transport closed underneath redis-py shows as anything
-                self._fall(type(error).__name__)
-        return None
-
-    def _refused(self, reason: str) -> None:
-        """A full Redis refuses every write: it is counted each time, and said once in a while."""
-        measures.refusals.inc()
-        now = asyncio.get_running_loop().time()
-        if now - self._last_refusal > 60:
-            self._last_refusal = now
-            _log.warning("the cache refused a command: %s", reason)
-
-    def _fall(self, reason: str) -> None:
-        """From "up" to "down". The first try to get up comes at once, unless the last fall was a window ago or less."""
-        if self.state == "off" or (self._recovery is not None and not self._recovery.done()):
-            return
-        self.state = "down"
-        measures.up.set(0)
-        self.failures += 1
-        _log.warning("the cache is down (%s): going on without it", reason)
-        now = asyncio.get_running_loop().time()
-        again, self._last_fall = now - self._last_fall < self.retry_after, now
-        self._recovery = asyncio.create_task(self._recover(again), name="cache recovery", context=contextvars.Context())
-
-    async def _recover(self, wait_first: bool) -> None:
-        while wait_first or not await self._probe():
-            wait_first = False
-            await asyncio.sleep(self.retry_after)
-        _log.info("the cache is up")
-
-    async def _probe(self, revive: bool = True) -> bool:
-        """Whether the server answers and has forgotten what it should have; then the cache is up."""
-        link = self._link
-        if link is None:
-            return False
-        try:
-            async with asyncio.timeout(self.timeout * link.steps):
-                await link.reset()
-            await self._catch_up(link)
-        except Exception:  # noqa: BLE001 - whatever it is, the answer is no
-            return revive and await self._revive() and await self._probe(revive=False)
-        if self.state == "down":
-            self.state = "up"
-            measures.up.set(1)
-        return True
-
-    async def _catch_up(self, link: Link) -> None:
-        """Deletes what was missed. Nothing is awaited between the last look at the list and the return to "up"."""
-
-        async def step(command: Callable[[Link], Awaitable[T]]) -> T:
-            async with asyncio.timeout(self.timeout):
-                return await command(link)
-
-        while self._missed:
-            keys, purges = self._missed.take()
-            try:
-                for purge in purges:
-                    await carry_out(purge, self._name, step, self._tags_of)
-                await unlink(keys, step)
-            except BaseException:
-                self._miss(keys, purges)
-                raise
-
-    async def _revive(self) -> bool:
-        """Starts the embedded server again when it is gone; a new one is empty, so nothing was missed."""
-        if self._server is None or self.state == "off" or await self._server.is_listening():
-            return False
-        if not await self._server.restart() or self._server.url is None:
-            return False
-        old, self._link = self._link, connect(self._server.url, self.timeout)
-        self._missed.take()
-        if old is not None:
-            await hang_up(old)
-        return True
-
-    def _miss(self, keys: Iterable[str] = (), purges: Iterable[Purge] = ()) -> None:
-        if self.state != "off":
-            self._missed.add(keys, purges)
 
     def _packed(self, key: str, value: bytes) -> bytes | None:
         packed = pack(value)
@@ -316,10 +195,6 @@ class Cache:
     def _tags_of(self, key: str, stored: bytes) -> frozenset[Tag]:
         entry = envelope.opened(self._unpacked(key, stored))
         return entry.tags if entry else frozenset()
-
-
-class _Unanswered(Exception):
-    """Redis could not be asked."""
 
 
 async def _off_the_loop(work: Callable[[], T], size: int) -> T:

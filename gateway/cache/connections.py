@@ -205,7 +205,7 @@ class ClusterLink:
 
 
 def connect(url: str, timeout: float) -> SingleLink | ClusterLink:
-    """Does no I/O. `timeout` is the seconds that a Sentinel may take before the next one is asked.
+    """Does no I/O. `timeout` is the seconds that a server may take to say who is who, before another one is asked.
 
     Raises SettingsError, without the URL's password, for what is no URL that it knows."""
     try:
@@ -214,7 +214,7 @@ def connect(url: str, timeout: float) -> SingleLink | ClusterLink:
         if kind and scheme not in ("redis", "rediss"):
             raise ValueError(scheme)
         if kind == "cluster":
-            return _cluster(parts.netloc, scheme == "rediss")
+            return _cluster(parts.netloc, scheme == "rediss", timeout)
         if kind == "sentinel":
             return _sentinel(parts.netloc, parts.path, parse_qs(parts.query), scheme == "rediss", timeout)
         return SingleLink(Redis.from_url(url, max_connections=2 * CONNECTIONS, retry=Retry(NoBackoff(), 0), **_OPTIONS))
@@ -226,16 +226,18 @@ def connect(url: str, timeout: float) -> SingleLink | ClusterLink:
         ) from None
 
 
-def _cluster(netloc: str, tls: bool) -> ClusterLink:
+def _cluster(netloc: str, tls: bool, timeout: float) -> ClusterLink:
     credentials, hosts = _parsed(netloc, _DEFAULT_PORT)
-    options = {**_OPTIONS, **credentials, "ssl": tls}
+    # A server that hangs must not keep the cluster from being learned from the next one.
+    quick = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    options = {**_OPTIONS, **quick, **credentials, "ssl": tls}
     client = RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in hosts],
         max_connections=2 * CONNECTIONS,
         retry=Retry(NoBackoff(), 1),
         **options,
     )
-    return ClusterLink(client, 1 + len(hosts), options)
+    return ClusterLink(client, 1 + 2 * len(hosts), {**options, "socket_timeout": None})
 
 
 def _sentinel(netloc: str, path: str, query: dict[str, list[str]], tls: bool, timeout: float) -> SingleLink:

@@ -69,6 +69,8 @@ class Flights(Generic[T]):
         afterwards: Callable[[T, Callable[[], bool]], Awaitable[None]] | None = None,
     ) -> None:
         """Has the load for `key` done to its end, unless one is under way; waits for nothing. As a detached `fetch`."""
+        if self._closed:
+            return
         flight = self._flying.get(key) or self._depart(key, load, afterwards)
         flight.detached = True
 

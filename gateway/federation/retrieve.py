@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from gateway.cache import freshness
 from gateway.errors import NodeError, NodeProtocolError, NotFound
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
@@ -77,7 +78,10 @@ class Retrieval:
         from `instances`: the answer then breaks off, it is not ended.
         """
         async with AsyncExitStack() as stack:
-            (instances, gaps), silent = await self._current(ref, nodes, lambda study: self._begin(ref, study, stack))
+            with freshness.only_fresh():
+                (instances, gaps), silent = await self._current(
+                    ref, nodes, lambda study: self._begin(ref, study, stack)
+                )
             yield Opened(instances, silent, gaps)
 
     async def _begin(
@@ -137,7 +141,8 @@ class Retrieval:
                         log().warning("stand-in used", node=owner.node, code=error.code)
                 return await _started(source(last), stack)
 
-            parts, silent = await self._current(ref, nodes, begin)
+            with freshness.only_fresh():
+                parts, silent = await self._current(ref, nodes, begin)
             yield OpenedParts(parts, silent)
 
     async def _current(

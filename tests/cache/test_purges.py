@@ -190,3 +190,15 @@ def test_the_log_remembers_what_it_can_and_is_careful_beyond():
 def test_a_federated_key_goes_with_any_node():
     assert Purge("node", ("de-1",)).drops_key(key("find", FEDERATED, 1))
     assert not Purge("node", ("de-1",)).drops_key(key("find", "de-2", 1))
+
+
+@pytest.mark.interop
+async def test_what_was_purged_just_before_a_failover_is_purged_again_after_it(redis_server):
+    cache = await Cache.open(redis_server.url, timeout=5, retry_after=0.2)
+    await eventually(lambda: cache.state == "up")
+    await cache.purge_study("1.2")
+    keys = await filled(cache, a=[ONE], b=[TWO])  # as a replica that had not heard of it still has them
+    cache._fall("failover")
+    await eventually(lambda: cache.state == "up")
+    assert await left(cache, keys) == {"b"}
+    await cache.close()

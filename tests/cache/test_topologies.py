@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -75,15 +76,17 @@ async def test_replicas_on_a_cluster_load_once_and_hear_each_others_purges(clust
         await each.close()
 
 
-async def test_a_cluster_that_loses_a_server_costs_no_answer_and_is_used_again(cluster: Servers) -> None:
+@pytest.mark.parametrize("how", ["killed", "hung"])
+async def test_a_cluster_that_loses_a_server_costs_no_answer_and_is_used_again(cluster: Servers, how: str) -> None:
     cache = await opened(cluster.url)
     answers, source = Answers(cache, local_bytes=0), Source(Loaded(["row"]))
     port = next(iter(cluster.processes))
     for n in range(60):
         if n == 20:
-            cluster.kill(port)
+            cluster.kill(port) if how == "killed" else cluster.processes[port].send_signal(signal.SIGSTOP)
         assert await answers.rows(key("find", "de-1", "lost", n % 10), 60, source) == ["row"]
-    cluster.restart(port)
+    assert cache.failures
+    cluster.restart(port) if how == "killed" else cluster.processes[port].send_signal(signal.SIGCONT)
     await eventually(lambda: cache.state == "up", 30)
 
     async def works() -> bool:

@@ -86,3 +86,22 @@ def test_a_page_of_another_origin_may_read_all_of_it(directory: Path) -> None:
         answer = gateway.get("/dicom-web/studies", headers={"Origin": "https://viewer.example"})
         exposed = {name.strip() for name in answer.headers["access-control-expose-headers"].split(",")}
         assert exposed >= {"Warning", "ETag", "Link", "Retry-After", "Age"}
+
+
+def test_the_metrics_count_look_ups_by_layer_and_outcome_and_name_nobody(directory: Path) -> None:
+    with Gateway([files_node("f", directory)], find_ttl=60) as gateway:
+        before = _counted(gateway.get("/metrics").text)
+        for _ in range(3):
+            gateway.get("/dicom-web/studies?PatientID=P")
+        text = gateway.get("/metrics").text
+    more = {name: value - before.get(name, 0) for name, value in _counted(text).items()}
+    assert more['gateway_cache_lookups_total{layer="local",outcome="hit"}'] == 2
+    assert more['gateway_cache_lookups_total{layer="redis",outcome="miss"}'] == 1
+    assert more['gateway_cache_loads_total{outcome="kept"}'] == 1
+    assert STUDY not in text
+    assert "gateway_cache_up 1.0" in text
+
+
+def _counted(text: str) -> dict[str, float]:
+    lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith("gateway_cache_")]
+    return {name: float(value) for name, _, value in lines}

@@ -99,6 +99,23 @@ def test_metadata_of_a_silent_node_stands_in_but_its_pixels_do_not(web: Dicomweb
         assert gateway.get(f"/dicom-web/studies/{STUDY}/series/{SERIES}").status_code in (502, 503, 504)
 
 
+def test_pixels_come_from_the_holder_that_answers_and_not_by_an_old_answer_of_the_other(tmp_path: Path) -> None:
+    specimen(tmp_path / "a", "P", "s", "1")
+    specimen(tmp_path / "b", "P", "s", "2")
+    with DicomwebSimulator(tmp_path / "a") as a, DicomwebSimulator(tmp_path / "b") as b:
+        times = {"find_ttl": 0.2, "location_ttl": 0.2, "stale_seconds": 0}
+        with Gateway([node("a", a.url), node("b", b.url)], **times) as gateway:
+            path = f"/dicom-web/studies/{STUDY}"
+            assert gateway.get(path).content.count(b"application/dicom") == 2
+            assert len(gateway.get(f"{path}/series").json()) == 2
+            b.stop()
+            time.sleep(0.3)
+            answer = gateway.get(path)
+            assert (answer.status_code, answer.content.count(b"application/dicom")) == (200, 1)
+            assert "node b" in " ".join(answer.headers.get_list("warning"))
+            assert len(gateway.get(f"{path}/series").json()) == 2, "a search still shows what it had"
+
+
 def test_the_spool_lets_go_of_what_is_purged(tmp_path: Path) -> None:
     forgotten: list[tuple[str, str]] = []
     spooled = SpooledSeries(Spool(tmp_path, max_bytes=0))
