@@ -14,5 +14,5 @@ lookups = Counter("gateway_cache_lookups_total", "Look-ups of an answer", ["laye
 loads = Counter("gateway_cache_loads_total", "Answers asked of a node because the cache had none", ["outcome"])
 purges = Counter("gateway_cache_purges_total", "Purges heard, of this replica or another", ["kind"])
 refusals = Counter("gateway_cache_refusals_total", "Commands that Redis refused")
-local_bytes = Gauge("gateway_cache_local_bytes", "Bytes in the layer within this process")
-up = Gauge("gateway_cache_up", "Whether Redis answers")
+local_bytes = Gauge("gateway_cache_local_bytes", "Bytes in the layer within this process", multiprocess_mode="livesum")
+up = Gauge("gateway_cache_up", "Whether Redis answers", multiprocess_mode="livemin")
