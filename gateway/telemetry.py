@@ -24,7 +24,9 @@ node_operations = Counter(
     "gateway_node_operations_total", "Operations asked of a node", ["node", "operation", "outcome"]
 )
 node_seconds = Histogram("gateway_node_seconds", "Time a node took to answer", ["node", "operation"])
-node_in_flight = Gauge("gateway_node_in_flight", "Operations a node is working on now", ["node"])
+node_in_flight = Gauge(
+    "gateway_node_in_flight", "Operations a node is working on now", ["node"], multiprocess_mode="livesum"
+)
 
 # The only keys a log record may carry: everything else is dropped, so that no attribute of a patient can slip in.
 LOGGABLE = frozenset(
