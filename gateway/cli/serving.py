@@ -92,6 +92,7 @@ class Server(uvicorn.Server):
         self._drain = drain
         self._stops: float | None = None
         self._is_cut = False
+        self._was_hung_up = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def after_start(self, task: asyncio.Task[None]) -> None:
@@ -119,9 +120,19 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            if self._on_hangup:
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
+            self._hear_hangups()
             self._on_ready(self)
+
+    def _hear_hangups(self) -> None:
+        if self._on_hangup is None:
+            return
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
+        if self._was_hung_up:
+            self._on_hangup()
+
+    def _remember_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """One that comes while it still starts is not lost."""
+        self._was_hung_up = True
 
     async def on_tick(self, counter: int) -> bool:
         if self._stops is not None and time.monotonic() >= self._stops:
@@ -155,12 +166,15 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        before = {stop: signal.signal(stop, self.handle_exit) for stop in _STOPS}
+        handlers = dict.fromkeys(_STOPS, self.handle_exit)
+        if self._on_hangup:
+            handlers[signal.SIGHUP] = self._remember_hangup
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
-            for stop, handler in before.items():
-                signal.signal(stop, handler)
+            for number, former in before.items():
+                signal.signal(number, former)
 
 
 class _Startup:
