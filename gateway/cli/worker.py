@@ -31,6 +31,7 @@ class WorkerServer(serving.Server):
         super().__init__(*arguments, **more)
         self._end = end
         end.setblocking(False)
+        end.set_inheritable(False)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._leave_when_told()
@@ -46,20 +47,26 @@ class WorkerServer(serving.Server):
             channel.tell(self._end, channel.READY)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._listen()
         channel.tell(self._end, channel.FULL)
+        while self._hear():
+            pass
         await super().shutdown(sockets)
         asyncio.get_running_loop().remove_reader(self._end)
 
     def _listen(self) -> None:
         for _ in range(_AT_ONCE):
-            said = channel.heard(self._end)
-            if said is None:
+            if not self._hear():
                 return
-            self._obey(*said)
-            if not said[0]:
-                asyncio.get_running_loop().remove_reader(self._end)
-                return
+
+    def _hear(self) -> bool:
+        """Obeys the next word; False when there is none."""
+        said = channel.heard(self._end)
+        if said is None:
+            return False
+        self._obey(*said)
+        if said[0] == channel.GONE:
+            asyncio.get_running_loop().remove_reader(self._end)
+        return said[0] != channel.GONE
 
     def _obey(self, word: bytes, connection: socket.socket | None) -> None:
         if connection is not None:

@@ -64,6 +64,17 @@ def test_sixteen_connections_are_eight_for_each(served: Server) -> None:
         assert sorted(counts(served).values()) == [8, 8]
 
 
+def test_a_burst_of_callers_is_served_to_the_last_one(served: Server) -> None:
+    question = f"GET /live HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nConnection: close\r\n\r\n".encode()
+    with ExitStack() as stack:
+        callers = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=60)) for _ in range(600)
+        ]
+        for caller in callers:
+            caller.sendall(question)
+        assert {caller.recv(12) for caller in callers} == {b"HTTP/1.1 200"}
+
+
 def test_a_page_and_a_patient_of_one_worker_are_known_to_the_other(served: Server) -> None:
     answer = httpx.get(f"{served.url}/fhir/ImagingStudy").json()
     patient = answer["entry"][0]["resource"]["subject"]["reference"]
