@@ -210,14 +210,19 @@ class Estates:
 
     async def _retire(self, lease: _Lease) -> None:
         """Closes what only this estate has, when the last request that holds it has ended, or its time is up."""
-        with suppress(TimeoutError):
+        outcome = "ended"
+        try:
             async with asyncio.timeout(self.settings.retire_seconds):
                 await lease.estate.users.gone()
+        except TimeoutError:
+            outcome = "cut"
         self._leases.remove(lease)
         kept: set[object] = {part for other in self._leases for part in other.parts}
         for part in lease.parts:
             if part not in kept:
                 await part.close()
+                if isinstance(part, _Resident):
+                    log().warning("node retired", node=part.node.id, outcome=outcome)
         self._forget_changed(self._leases[-1].residents, lease)
         await self._admit_callers()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 
 import typer
@@ -17,8 +16,7 @@ from gateway.security.guard import check_start
 def run(given: dict[str, object]) -> None:
     """Serves with the GATEWAY_* settings of the environment; `given` are the flags, which win."""
     with console.refusals(), serving.stoppable():
-        # From here on a hang-up means: read the node file again.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        serving.hold_hangups()
         read = settings.read(**given)
         if read.workers > 1:
             _serve_with_workers(read, given)

@@ -67,6 +67,16 @@ def _next(port: int) -> int:
     return 0
 
 
+def hold_hangups() -> None:
+    """From the start: a SIGHUP that comes before there is somebody to hear it waits, and ends nothing."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
+def hear_hangups() -> None:
+    """Lets those through that were held."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
 class Server(uvicorn.Server):
     """Says when it is ready, and ends in order; signals make it return, not die, so that what surrounds it can clean up.
 
@@ -92,7 +102,6 @@ class Server(uvicorn.Server):
         self._drain = drain
         self._stops: float | None = None
         self._is_cut = False
-        self._was_hung_up = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def after_start(self, task: asyncio.Task[None]) -> None:
@@ -124,15 +133,9 @@ class Server(uvicorn.Server):
             self._on_ready(self)
 
     def _hear_hangups(self) -> None:
-        if self._on_hangup is None:
-            return
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
-        if self._was_hung_up:
-            self._on_hangup()
-
-    def _remember_hangup(self, sig: int, frame: FrameType | None) -> None:
-        """One that comes while it still starts is not lost."""
-        self._was_hung_up = True
+        if self._on_hangup:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
+            hear_hangups()
 
     async def on_tick(self, counter: int) -> bool:
         if self._stops is not None and time.monotonic() >= self._stops:
@@ -166,15 +169,12 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        handlers = dict.fromkeys(_STOPS, self.handle_exit)
-        if self._on_hangup:
-            handlers[signal.SIGHUP] = self._remember_hangup
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        before = {stop: signal.signal(stop, self.handle_exit) for stop in _STOPS}
         try:
             yield
         finally:
-            for number, former in before.items():
-                signal.signal(number, former)
+            for stop, handler in before.items():
+                signal.signal(stop, handler)
 
 
 class _Startup:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gateway
-from gateway.cli import channel, shared
+from gateway.cli import channel, serving, shared
 from gateway.cli.dealer import Dealer
 from gateway.settings import Settings
 from gateway.telemetry import log
@@ -62,6 +62,7 @@ class Supervisor:
         for stop in _STOPS:
             loop.add_signal_handler(stop, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._tell, channel.RELOAD)
+        serving.hear_hangups()
         ending = asyncio.create_task(self._end())
         try:
             await self._keep_all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 import sys
 from functools import partial
@@ -98,8 +97,7 @@ class WorkerServer(serving.Server):
 
 def main(end: socket.socket) -> None:
     """Serves with the settings of the environment. Exits with 2, and one line, when it cannot begin."""
-    for terminal in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(terminal, signal.SIG_IGN)
+    serving.hold_hangups()
     try:
         with console.refusals(), serving.stoppable():
             read = settings.read()

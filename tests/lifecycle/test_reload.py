@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.simulators.bulk import ct_series
+from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
+from gateway.simulators.dimse import DimseOptions, DimseSimulator
 from tests import peers
 from tests.bench.processes import gateway, node, node_file, simulator
 from tests.lifecycle.conftest import (
@@ -119,8 +124,6 @@ def test_a_mapping_that_changes_is_used_from_then_on(hospitals: Hospitals) -> No
 
 
 def test_the_move_receiver_takes_in_a_new_node_that_only_moves(hospitals: Hospitals, tmp_path: Path) -> None:
-    from gateway.simulators.dimse import DimseOptions, DimseSimulator
-
     port = peers.free_port()
     options = DimseOptions(no_get=True, destinations={"MOVES-HERE": ("127.0.0.1", port)})
     with DimseSimulator(hospitals.first, options=options) as mover, gateway([]) as served:
@@ -136,10 +139,59 @@ def test_the_move_receiver_takes_in_a_new_node_that_only_moves(hospitals: Hospit
 
 
 def _accepts(port: int) -> bool:
-    import socket
-
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("adapter", ["files", "dicomweb", "dimse"])
+def test_a_stream_that_outlasts_the_time_of_its_node_is_broken_off(adapter: str, hospitals: Hospitals) -> None:
+    with large_node(adapter, hospitals) as large, gateway([large], retire_seconds=0.5) as served:
+        stream = Stream(served, f"/dicom-web/studies/{hospitals.large_study}")
+        assert stream.status == 200
+        write(served, [])
+        eventually(lambda: ids(served) == [])
+        eventually(lambda: "node retired" in log(served))
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            stream.rest()
+        assert stream.received < hospitals.large_bytes
+
+
+def test_a_new_password_is_used_and_the_old_one_is_not_needed_to_see_that(hospitals: Hospitals) -> None:
+    options = DicomwebOptions(bearer="right")
+    with DicomwebSimulator(hospitals.first, options) as guarded:
+
+        def with_token(token: str) -> str:
+            return (
+                '[[node]]\nid = "guarded"\nname = "guarded"\nadapter = "dicomweb"\n'
+                f'connection = {{ url = "{guarded.url}", auth = {{ kind = "bearer", token = "{token}" }} }}\n'
+            )
+
+        with gateway([]) as served:
+            put(served, with_token("wrong"))
+            eventually(lambda: [one["state"] for one in listed(served)["nodes"]] == ["down"])
+            put(served, with_token("right"))
+            eventually(lambda: [one["state"] for one in listed(served)["nodes"]] == ["up"])
+
+
+def test_what_was_fetched_from_a_node_that_moved_is_not_shown_as_the_new_ones(tmp_path: Path) -> None:
+    """Same node id, same study, same patient, same number of instances: only the bytes tell the two archives apart."""
+    study = ct_series(tmp_path / "old", 2, rows=32, columns=32)
+    assert ct_series(tmp_path / "new", 2, rows=64, columns=64) == study
+    with DimseSimulator(tmp_path / "old") as old, DimseSimulator(tmp_path / "new") as new:
+
+        def at(peer: DimseSimulator) -> dict[str, Any]:
+            address = {"host": "127.0.0.1", "port": peer.port, "called_ae_title": peer.ae_title}
+            return node("pacs", "dimse", address)
+
+        def rows() -> set[int]:
+            found = httpx.get(f"{served.url}/dicom-web/studies/{study}/metadata", timeout=60).json()
+            return {one["00280010"]["Value"][0] for one in found}
+
+        with gateway([at(old)], cache=False) as served:
+            assert rows() == {32}
+            write(served, [at(new)])
+            eventually(lambda: rows() == {64})
+            assert rows() == {64}
 
 
 def test_the_file_is_not_watched_where_that_is_turned_off(hospitals: Hospitals) -> None:
