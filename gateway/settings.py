@@ -26,6 +26,16 @@ class Settings(BaseSettings):
         "", description="the URL callers see, e.g. https://imaging.example.eu; default: from the request"
     )
 
+    reload: bool = Field(True, description="the node file is re-read when it changes; SIGHUP re-reads it in any case")
+    retire_seconds: float = Field(
+        600.0, ge=0, description="seconds that requests under way may go on with nodes that a new node file has not"
+    )
+    workers: int = Field(1, ge=1, le=64, description="processes that serve; they share one port and one cache")
+    drain_delay: float = Field(
+        0.0, ge=0, description="seconds after SIGTERM that connections are still taken, while /ready answers 503"
+    )
+    drain_seconds: float = Field(30.0, ge=0, description="seconds that requests under way then have to end")
+
     redis_url: SecretStr | None = Field(
         None, description="redis://, unix://, redis+cluster:// or redis+sentinel:// URL; default: an embedded Valkey"
     )

@@ -109,16 +109,21 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port to listen on.", envvar="GATEWAY_PORT", min=0, max=65535)
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that serve.", envvar="GATEWAY_WORKERS", min=1, max=64, show_default="1"),
+    ] = None,
 ) -> None:
     """Serve the hospitals of a node file.
 
-    Everything else is set by GATEWAY_* environment variables (README.md lists them). SIGTERM lets requests end first.
+    Everything else is set by GATEWAY_* environment variables (README.md lists them). SIGTERM lets requests end first, a
+    second one cuts them; SIGHUP reads the node file again.
 
     Example: [bold]imaging-gateway serve --nodes /etc/imaging-gateway/nodes.toml --port 8081[/bold]
     """
     from gateway.cli import serve as command
 
-    given = {"nodes": nodes, "mappings": mappings, "host": host, "port": port}
+    given = {"nodes": nodes, "mappings": mappings, "host": host, "port": port, "workers": workers}
     command.run({name: value for name, value in given.items() if value is not None})
 
 

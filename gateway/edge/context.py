@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.cache import bodies, freshness
+from gateway.edge.estate import Estate
 from gateway.errors import InvalidQuery
 from gateway.model.answer import Found
 from gateway.pipeline import Pipeline
@@ -95,8 +96,8 @@ def context_of(request: Request) -> Context:
     base = base_of(request)
     nodes = (node,) if node else tuple(dict.fromkeys(named))
     root = f"{base}/nodes/{node}/dicom-web" if node else f"{base}/dicom-web"
-    state = request.app.state
-    return Context(state.settings, state.pipeline, request.scope["caller"], nodes, base, root)
+    estate: Estate = request.scope["estate"]
+    return Context(request.app.state.settings, estate.pipeline, request.scope["caller"], nodes, base, root)
 
 
 def base_of(request: Request) -> str:

@@ -60,7 +60,7 @@ class KeptAnswers:
 
     async def _look_up(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, asked = time.monotonic(), _asked(scope)
-        pipeline: Pipeline = scope["app"].state.pipeline
+        pipeline: Pipeline = scope["estate"].pipeline
         try:
             key = _key(scope, asked, pipeline.access(scope["caller"]))
         except GatewayError:  # who has no view is told so on the whole way

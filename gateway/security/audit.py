@@ -9,13 +9,17 @@ recovers. At the end, records that the file still refuses go to standard error.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import hmac
 import os
 import queue
+import select
+import stat
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -233,27 +237,39 @@ class Sink:
         self._path = path
         self._descriptor = -1
         self._identity: tuple[int, int] | None = None
+        self._is_stream = False
         self.failing = False
 
     def open(self) -> None:
         """Raises OSError."""
         if self._path is None:
             self._descriptor = os.dup(_STANDARD_ERROR)
+            self._is_stream = not stat.S_ISREG(os.fstat(self._descriptor).st_mode)
             return
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
-        self._identity = _identity(os.fstat(self._descriptor))
+        status = os.fstat(self._descriptor)
+        self._identity, self._is_stream = _identity(status), not stat.S_ISREG(status.st_mode)
 
     def write(self, lines: memoryview) -> int:
         """How many bytes were written, perhaps not all. Raises OSError; the next call tries anew."""
         try:
             self._follow()
-            written = os.write(self._descriptor, lines)
+            # Several workers may write here. One write appends to a file as a whole; a pipe takes only so much in one piece.
+            written = self._write_whole(_piece(lines)) if self._is_stream else os.write(self._descriptor, lines)
         except OSError:
             self.failing = True
             raise
         self.failing = False
         return written
+
+    def _write_whole(self, piece: memoryview) -> int:
+        """All of it, with the other workers' records kept out until it is done: a record may exceed what is atomic."""
+        with _alone(self._descriptor):
+            rest = piece
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        return len(piece)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -265,6 +281,26 @@ class Sink:
         if self._path is not None and (self._descriptor < 0 or self._identity != _identity_of(self._path)):
             self.close()
             self.open()
+
+
+def _piece(lines: memoryview) -> memoryview:
+    """As many whole lines as a pipe takes in one piece (POSIX write), at least one."""
+    end = bytes(lines[: select.PIPE_BUF]).rfind(b"\n") + 1
+    return lines[: end or bytes(lines).index(b"\n") + 1]
+
+
+@contextmanager
+def _alone(descriptor: int) -> Iterator[None]:
+    """Keeps other processes out, also those that inherited the same pipe: a POSIX lock belongs to a process."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+    except OSError:  # not everything that can be written to can be locked
+        yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

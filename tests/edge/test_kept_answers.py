@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -109,7 +110,7 @@ class Served:
     @property
     def federation(self) -> Federation:
         assert self.gateway.app is not None
-        pipeline: Pipeline = self.gateway.app.state.pipeline
+        pipeline: Pipeline = self.gateway.app.state.estate.pipeline
         return pipeline.federation
 
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -211,11 +212,11 @@ def test_nothing_is_given_again_while_the_audit_cannot_be_written(served: Served
     served.get(STUDIES)
     served.records(1)  # a sink that has just written does not fail
     assert served.gateway.app is not None
-    served.gateway.app.state.pipeline.audit._sink.failing = True
+    served.gateway.app.state.estate.pipeline.audit._sink.failing = True
     refused = served.get(STUDIES)
     assert (refused.status_code, refused.json()["code"]) == (503, "GW110")
     assert "Specimen" not in refused.text
-    served.gateway.app.state.pipeline.audit._sink.failing = False
+    served.gateway.app.state.estate.pipeline.audit._sink.failing = False
 
 
 def test_an_answer_of_a_node_whose_configuration_has_changed_is_not_given_again(served: Served) -> None:
@@ -471,18 +472,17 @@ def stand_in(clock: Clock, age: float, remaining: float, *, stale: bool = False)
 
     kept = Bodies(100_000, clock)
     app = Starlette(routes=[Route("/", answer)], middleware=[Middleware(_As), Middleware(KeptAnswers, kept, 30.0)])
-    app.state.pipeline = Anyone()
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway"), made
 
 
 class _As:
-    """Authentication's part: names the caller."""
+    """Authentication's and the residence's part: names the caller, and gives the pipeline."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        scope["caller"] = Caller()
+        scope["caller"], scope["estate"] = Caller(), SimpleNamespace(pipeline=Anyone())
         await self._app(scope, receive, send)
 
 
