@@ -47,10 +47,9 @@ class Grounds:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One complete answer. `headers` are without Age, and without Cache-Control where that changes while it is kept.
+    """One complete answer. `headers` are without Age, which goes on while it is kept.
 
-    `made` and `expires` are by the monotonic clock. `age` is how old its oldest node answer was when it was made, `max_age`
-    what its Cache-Control said then (None: nothing), both in seconds; `cache_control` is what stands before it there.
+    `made` and `expires` are by the monotonic clock. `age` is how old its oldest node answer was when it was made, in seconds.
     `route` names it in log and metrics. `keys` and `tags` are those of the node answers it was made from (see `tags`).
     """
 
@@ -65,8 +64,6 @@ class Kept:
     made: float
     expires: float
     age: float = 0.0
-    max_age: int | None = None
-    cache_control: bytes = b""
     then: Then | None = None
     done: dict[Any, float] = field(default_factory=dict)
 

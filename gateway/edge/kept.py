@@ -10,12 +10,12 @@ import re
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import isfinite
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.cache import bodies, freshness
-from gateway.cache.bodies import Bodies, Kept, Making, RawHeaders
+from gateway.cache.bodies import Bodies, Kept, Making
 from gateway.cache.freshness import Freshness
 from gateway.errors import GatewayError
 from gateway.pipeline import Pipeline
@@ -27,7 +27,6 @@ SHAPING = frozenset({b"accept", b"host", b"prefer"})
 _METHODS = ("GET", "HEAD")
 _ANEW = re.compile(rb"no-cache|no-store|max-age=0+(?![0-9])", re.IGNORECASE)
 _NOT_KEPT = re.compile(rb"no-store", re.IGNORECASE)
-_MAX_AGE = re.compile(rb",?\s*max-age=(\d{1,9})")
 
 
 @dataclass(slots=True)
@@ -122,12 +121,9 @@ def _kept(making: Making, fresh: Freshness, longest: float, route: object, now: 
     assert making.grounds is not None
     status, headers, body = making.whole
     named = dict(headers)
-    said = named.get(b"cache-control", b"")
-    max_age = _MAX_AGE.search(said)
-    varying = {b"age", b"cache-control"} if max_age else {b"age"}
     return Kept(
         status,
-        tuple(header for header in headers if header[0] not in varying),
+        tuple(header for header in headers if header[0] != b"age"),
         body,
         named[b"etag"],
         route,
@@ -137,22 +133,15 @@ def _kept(making: Making, fresh: Freshness, longest: float, route: object, now: 
         now,
         now + (fresh.remaining if isfinite(fresh.remaining) else longest),
         fresh.age,
-        int(max_age[1]) if max_age else None,
-        _without_max_age(said) if max_age else b"",
         making.then,
     )
-
-
-def _without_max_age(said: bytes) -> bytes:
-    """The rest of a Cache-Control, ready for a max-age at its end."""
-    rest = _MAX_AGE.sub(b"", said).strip(b", ")
-    return rest + b", " if rest else b""
 
 
 async def _give(kept: Kept, if_none_match: bytes, seconds: float, scope: Scope, send: Send) -> None:
     scope["route"] = kept.route
     answer_was_kept()
-    headers = [*kept.headers, *_timed(kept, seconds)]
+    # max-age counts from when its oldest part was fetched (RFC 9111 4.2): only Age goes on.
+    headers = [*kept.headers, (b"age", b"%d" % int(kept.age + seconds))]
     if if_none_match and is_current(if_none_match, kept.etag):
         headers = [header for header in headers if not header[0].startswith(b"content-")]
         await send({"type": "http.response.start", "status": 304, "headers": headers})
@@ -160,15 +149,6 @@ async def _give(kept: Kept, if_none_match: bytes, seconds: float, scope: Scope, 
         return
     await send({"type": "http.response.start", "status": kept.status, "headers": headers})
     await send({"type": "http.response.body", "body": kept.body})
-
-
-def _timed(kept: Kept, seconds: float) -> RawHeaders:
-    """Age and Cache-Control now: the one counts up, the other down, and both by whole seconds that never promise too much."""
-    timed = [(b"age", b"%d" % int(kept.age + seconds))]
-    if kept.max_age is not None:
-        left = max(0, kept.max_age - ceil(seconds))
-        timed.append((b"cache-control", b"%bmax-age=%d" % (kept.cache_control, left)))
-    return tuple(timed)
 
 
 def is_current(if_none_match: bytes, etag: bytes) -> bool:

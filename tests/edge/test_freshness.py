@@ -89,7 +89,7 @@ def test_a_page_of_another_origin_may_read_all_of_it(directory: Path) -> None:
 
 
 def test_the_metrics_count_look_ups_by_layer_and_outcome_and_name_nobody(directory: Path) -> None:
-    with Gateway([files_node("f", directory)], find_ttl=60) as gateway:
+    with Gateway([files_node("f", directory)], find_ttl=60, kept_bytes=0) as gateway:
         before = _counted(gateway.get("/metrics").text)
         for _ in range(3):
             gateway.get("/dicom-web/studies?PatientID=P")
