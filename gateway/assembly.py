@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.adapters.dicomweb import DicomwebAdapter
@@ -103,7 +103,7 @@ def _dimse(builder: Builder, config: NodeConfig, connection: Any, mapping: Forma
         calling_ae_title=connection.calling_ae_title,
         max_associations=connection.max_associations,
         connect_timeout=config.connect_deadline,
-        response_timeout=config.idle_deadline,
+        response_timeout=max(config.idle_deadline, config.nearline_first_byte_deadline),
         tls=_tls_context(connection.tls, config.id) if connection.tls else None,
         retrieve=connection.retrieve,
         move_receiver=builder.receiver,
@@ -161,7 +161,7 @@ def http_client(config: NodeConfig, url: str, auth: Auth, tls: Tls, max_connecti
         tls=TlsOptions(tls.ca_bundle, tls.certificate, tls.key),
         timeouts=Timeouts(
             connect=config.connect_deadline,
-            first_byte=config.first_byte_deadline,
+            first_byte=max(config.first_byte_deadline, config.nearline_first_byte_deadline),
             idle=config.idle_deadline,
             total=config.search_deadline,
         ),
@@ -213,20 +213,25 @@ def build_node(config: NodeConfig, builder: Builder, formats: Mapping[str, Forma
         Reader(mapping, config.id, config.issuer, time_zone=config.time_zone),
         builder.opener(config),
         builder.adapter(config, retrieve.connection, formats["dicom"]) if retrieve else None,
-        ttl,
+        replace(ttl, **config.ttl.given()),
     )
 
 
 def receiver_of(file: NodeFile) -> StorageReceiver | None:
     """Our C-MOVE destination: only the DIMSE nodes themselves may send to it, from their own addresses."""
-    if file.move_receiver is None:
+    settings = file.move_receiver
+    if settings is None:
         return None
+    return StorageReceiver(settings.ae_title, settings.host, settings.port, callers_of([file]))
+
+
+def callers_of(files: Iterable[NodeFile]) -> dict[str, list[str]]:
+    """The AE titles that answer our C-MOVE, each with the addresses that it may call from."""
     allowed: dict[str, list[str]] = {}
-    for config in file.enabled:
+    for config in (config for file in files for config in file.enabled):
         connections = (config.connection, config.retrieve.connection if config.retrieve else None)
         for connection in connections:
             if isinstance(connection, DimseConnection):
                 for title in connection.move_calling_ae_titles or (connection.called_ae_title,):
                     allowed.setdefault(title, []).append(connection.host)
-    settings = file.move_receiver
-    return StorageReceiver(settings.ae_title, settings.host, settings.port, allowed)
+    return allowed

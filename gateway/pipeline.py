@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from gateway import metrics
+from gateway.cache import bodies
 from gateway.errors import GatewayError, NotAcceptable, NotFound
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
 from gateway.federation.node import Node, aclosing_iterator
-from gateway.federation.page import Sort, ordered
+from gateway.federation.offsets import Offsets, Walked
+from gateway.federation.page import Page, Reach, ordered
+from gateway.federation.paging import Paging
+from gateway.federation.resilience import Health
 from gateway.federation.retrieve import OpenedInstance, Retrieval
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.dataset import Dataset
 from gateway.model.query import Query, Ref
 from gateway.model.seam import FramePart
 from gateway.privacy.view import View, view_found, view_ref
-from gateway.security.audit import Audit, AuditRecord
+from gateway.security.audit import Audit, AuditRecord, constant
 from gateway.security.caller import Caller
 from gateway.security.policy import Policy
 from gateway.telemetry import stage
@@ -81,7 +86,10 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """A node for people: `state` is up, down or unknown (not asked yet); `reason` names the last failure's kind."""
+    """A node for people: `state` as in Health; `reason` names the failure that its last operation ended with, if it did.
+
+    `availability` is what the node file says of its studies, '' where it leaves that to the node.
+    """
 
     id: str
     name: str
@@ -91,6 +99,8 @@ class NodeState:
     mapping: str
     state: str
     reason: str
+    availability: str
+    health: Health
 
 
 @dataclass(slots=True)
@@ -102,31 +112,56 @@ class Pipeline:
     policy: Policy
     views: Views
     audit: Audit
+    offsets: Offsets
 
     async def search(
         self,
         caller: Caller,
         query: Query,
         names: Sequence[str],
-        sort: Sort = Sort.NEWEST,
+        reach: Reach | None = None,
         *,
         resource: str = "ImagingStudy",
-    ) -> Answer[Found]:
-        """Every result the caller may see, in order. Raises GatewayError; all nodes failing is an error."""
+    ) -> Page:
+        """The results that `reach` wants (all of them, newest first, by default) and that the caller may see, in order.
+
+        Raises GatewayError; all nodes failing is an error.
+        """
         async with self._request("search", caller, names, query=query, resource=resource) as (nodes, view, record):
-            with stage("nodes"):
-                answer = await self.federation.search(view.query(query), nodes)
-            record.studies = sorted({found.study for found in answer.items})
-            record.issues, record.count = answer.issues, len(answer.items)
+            with stage("merge"):
+                page = await Paging(self.federation).page(view.query(query), nodes, _as_seen(reach or Reach(), view))
+            record.studies = sorted({found.study for found in page.items})
+            record.issues, record.count = page.issues, len(page.items)
             with stage("view"):
-                items = tuple(view_found(view, found) for found in ordered(answer.items, sort))
-            return Answer(items, _view_issues(view, answer.issues))
+                items = tuple(view_found(view, found) for found in page.items)
+            return replace(page, items=items, issues=_view_issues(view, page.issues))
+
+    async def search_by_offset(
+        self, caller: Caller, query: Query, names: Sequence[str], offset: int, size: int | None
+    ) -> tuple[Page, bool]:
+        """As `search`, for results counted from the first; and whether the places of this caller's pages were lost, so that
+        rows may come twice or not at all."""
+        after = await self.offsets.place(self._walked(caller, query, names), offset) if offset else None
+        skip = 0 if after else offset
+        page = await self.search(caller, query, names, Reach(size=size, after=after, skip=skip))
+        behind, end = page.last if page.items and page.more else None, offset + len(page.items)
+
+        async def remember(walker: Caller) -> None:
+            if behind is not None:
+                await self.offsets.remember(self._walked(walker, query, names), end, behind)
+
+        await remember(caller)
+        _note_place(remember if behind else None, is_first=not offset)
+        return page, bool(skip)
+
+    def _walked(self, caller: Caller, query: Query, names: Sequence[str]) -> Walked:
+        return Walked.of(caller, self.views.of(caller).digest, query, names)
 
     async def study(self, caller: Caller, uid: str, names: Sequence[str], choose: Choice) -> Answer[StudyTree]:
         """One study with its series and instances. `choose` picks among the patients' studies of the UID, as the caller
         sees them, or raises. Raises NotFound when every node said no."""
         async with self._request("read", caller, names, ref=Ref(uid)) as (nodes, view, record):
-            with stage("nodes"):
+            with stage("merge"):
                 answer = await self.federation.studies(view.uid_inbound(uid), nodes)
                 located = _chosen(choose, answer, view)
                 series = await self.federation.series_of(located)
@@ -134,17 +169,17 @@ class Pipeline:
             gaps = [*series.issues, *(issue for each in instances for issue in each.issues)]
             record.issues = tuple(dict.fromkeys((*answer.issues, *gaps)))
             pairs = zip(ordered(series.items), instances_by_series(series.items, instances), strict=True)
-            tree = StudyTree(
-                view_found(view, located),
-                tuple((view_found(view, one), tuple(view_found(view, i) for i in inner)) for one, inner in pairs),
-                is_whole=not gaps,
-            )
+            with stage("view"):
+                shown = tuple(
+                    (view_found(view, one), tuple(view_found(view, i) for i in inner)) for one, inner in pairs
+                )
+                tree = StudyTree(view_found(view, located), shown, is_whole=not gaps)
             return Answer((tree,), _view_issues(view, record.issues))
 
     async def metadata(self, caller: Caller, ref: Ref, names: Sequence[str]) -> Metadata:
         """One data set per instance (DICOM JSON model), as the caller may see it; bulk data has no address yet."""
         async with self._request("metadata", caller, names, ref=ref) as (nodes, view, record):
-            with stage("nodes"):
+            with stage("merge"):
                 described = await self.retrieval.metadata(view_ref(view, ref), nodes)
             record.issues, record.count = (*described.silent, *described.gaps), len(described.datasets)
             with stage("view"):
@@ -193,10 +228,34 @@ class Pipeline:
             record.issues = opened.silent
             yield OutgoingParts(opened.parts, _view_issues(view, opened.silent))
 
+    def access(self, caller: Caller) -> Hashable:
+        """All of the caller, and of the nodes as they are set up now, that decides what it may see: two callers of one access get
+        the same answers."""
+        return id(self), self.views.of(caller).digest, caller.scopes, caller.purpose, caller.nodes, caller.is_open
+
+    def again(self, caller: Caller, grounds: bodies.Grounds, started: float) -> bool:
+        """Whether a caller of the same access may have an answer on the same grounds once more; written into the audit then.
+
+        False where anything is not as it was: the request is then to take the whole way, which says what is wrong.
+        `started` is by time.monotonic.
+        """
+        try:
+            self.policy.require(caller, grounds.resource, grounds.permission)
+            nodes = self._nodes_for(caller, grounds.names)
+            if tuple((node.id, node.digest) for node in nodes) != grounds.nodes:
+                return False
+            self.audit.again(caller, grounds.record, started)
+        except GatewayError:
+            return False
+        return True
+
     def node_states(self, caller: Caller) -> list[NodeState]:
         """Every node that the caller may use, in the order of the node file."""
-        nodes = self.federation.select((), lambda config: self.policy.may_use(caller, config.id, config.purposes))
-        return [_state(node) for node in nodes]
+        return [_state(node) for node in self._nodes_for(caller, ())]
+
+    def _nodes_for(self, caller: Caller, names: Sequence[str]) -> list[Node]:
+        may_use = self.policy.may_use
+        return self.federation.select(names, lambda config: may_use(caller, config.id, config.purposes))
 
     @asynccontextmanager
     async def _request(
@@ -215,16 +274,20 @@ class Pipeline:
         """
         view = self.views.of(caller)
         record = self.audit.begin(action, caller, names, query=query, ref=ref)
+        permission = "s" if action == "search" and resource == "ImagingStudy" else "r"
         try:
-            self.policy.require(caller, resource, "s" if action == "search" and resource == "ImagingStudy" else "r")
-            nodes = self.federation.select(
-                names, lambda config: self.policy.may_use(caller, config.id, config.purposes)
-            )
-            record.nodes = tuple(node.id for node in nodes)
-            record.studies = [view.uid_inbound(ref.study)] if ref else record.studies
-            self.policy.require_nodes(caller, record.nodes)
+            with stage("plan"):
+                self.policy.require(caller, resource, permission)
+                nodes = self._nodes_for(caller, names)
+                record.nodes = tuple(node.id for node in nodes)
+                record.studies = [view.uid_inbound(ref.study)] if ref else record.studies
+                self.policy.require_nodes(caller, record.nodes)
             yield nodes, view, record
             record.outcome = "partial" if record.issues else "success"
+            if record.issues:
+                metrics.partial_answers.labels(action).inc()
+            else:
+                _note_grounds(resource, permission, names, nodes, record)
         except GatewayError as error:
             record.outcome = error.code
             raise error.rephrased(view.error) from None
@@ -235,13 +298,46 @@ class Pipeline:
             self.audit.write(record)
 
 
+def _note_place(remember: Callable[[Caller], Awaitable[None]] | None, *, is_first: bool) -> None:
+    """A first page begins a walk for each caller that is given it; where a later one begins is its caller's own affair."""
+    making = bodies.current()
+    if making is not None:
+        making.then = remember
+        if not is_first:
+            making.refuse()
+
+
+def _note_grounds(
+    resource: str, permission: str, names: Sequence[str], nodes: Sequence[Node], record: AuditRecord
+) -> None:
+    making = bodies.current()
+    if making is not None:
+        asked = tuple((node.id, node.digest) for node in nodes)
+        making.give_grounds(bodies.Grounds(resource, permission, tuple(names), asked, constant(record)))
+
+
 def _state(node: Node) -> NodeState:
-    failure, config = node.last_failure, node.config
-    state = "down" if failure else ("up" if node.has_answered else "unknown")
-    reason = failure.title if failure else ""
+    failure, config, health = node.guard.failure, node.config, node.guard.health()
     return NodeState(
-        node.id, config.name, config.country, config.organisation, config.adapter, config.mapping_name, state, reason
+        node.id,
+        config.name,
+        config.country,
+        config.organisation,
+        config.adapter,
+        config.mapping_name,
+        health.state,
+        failure.title if failure else health.failure if health.state == "degraded" else "",
+        config.availability,
+        health,
     )
+
+
+def _as_seen(reach: Reach, view: View) -> Reach:
+    """The caller's conditions hold for what the caller sees."""
+    accepts = reach.accepts
+    if accepts is None or view.is_plain:
+        return reach
+    return replace(reach, accepts=lambda found: accepts(view_found(view, found)))
 
 
 Choice = Callable[[Sequence[Found]], Found]

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from gateway.edge import negotiation, problems
 from gateway.edge.context import Context, context_of
 from gateway.errors import InvalidQuery
-from gateway.model.answer import Answer, Found, Issue
+from gateway.federation.page import Page
+from gateway.model.answer import Found, Issue
 from gateway.model.dataset import Dataset, attribute
 from gateway.model.query import Match, Query, Ref, check_uid, parse_match
 from gateway.model.vocabulary import (
@@ -31,9 +32,14 @@ from gateway.model.vocabulary import (
     path,
     path_name,
 )
+from gateway.telemetry import stage
 
 _FUZZY_WARNING = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
+)
+_UNICODE = attribute(SPECIFIC_CHARACTER_SET, ["ISO_IR 192"])
+_REBUILT_WARNING = (
+    "the places of this search's pages are not known here: rows may repeat or be left out; begin at offset 0"
 )
 _NAME = re.compile(r"[A-Za-z0-9.:_-]{1,128}")
 _UNSUPPORTED_SWITCHES = {"emptyvaluematching", "multiplevaluematching"}
@@ -49,6 +55,7 @@ class Search:
     warnings: list[str] = field(default_factory=list)
 
 
+@stage("plan")
 def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, series: str | None) -> Search:
     """A search from its parameters (PS3.18 8.3.4). Raises InvalidQuery naming the parameter for whatever is not understood."""
     search = Search(Query(level))
@@ -60,9 +67,7 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
         plain = name.lower()
         if plain == "includefield":
             everything |= value.lower() == "all"
-            returned += [
-                path(each.strip()) for each in value.split(",") if each.strip() and each.strip().lower() != "all"
-            ]
+            returned += _included(value)
             continue
         if plain in _PARAMETERS:
             _once(plain, seen)
@@ -82,6 +87,14 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
     )
     _check_parents(search.query)
     return search
+
+
+def _included(value: str) -> list[tuple[str, ...]]:
+    """The attributes of one includefield. What could not be the name of one is not repeated, as in `query_pairs`."""
+    names = [each.strip() for each in value.split(",") if each.strip() and each.strip().lower() != "all"]
+    if not all(map(_NAME.fullmatch, names)):
+        raise InvalidQuery("includefield takes keywords and tags", parameter="includefield")
+    return [path(name) for name in names]
 
 
 def _once(name: str, seen: set[str]) -> None:
@@ -155,8 +168,12 @@ def endpoint(level: Level):  # type: ignore[no-untyped-def]
         context = context_of(request)
         media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
         asked = parse(level, query_pairs(request), *parents_of(request))
-        answer = await context.pipeline.search(context.caller, asked.query, context.nodes)
-        return respond(request, context, asked, answer, media_type)
+        page, is_rebuilt = await context.pipeline.search_by_offset(
+            context.caller, asked.query, context.nodes, asked.offset, asked.limit
+        )
+        if is_rebuilt:
+            asked.warnings.append(_REBUILT_WARNING)
+        return respond(request, context, asked, page, media_type)
 
     return search
 
@@ -184,32 +201,34 @@ def parents_of(request: Request) -> tuple[str | None, str | None]:
     return request.path_params.get("study"), request.path_params.get("series")
 
 
-def respond(request: Request, context: Context, asked: Search, answer: Answer[Found], media_type: str) -> Response:
+@stage("render")
+def respond(request: Request, context: Context, asked: Search, page: Page, media_type: str) -> Response:
     """One page of results. Partial answers are not stored by anyone and carry one Warning per issue."""
-    end = None if asked.limit is None else asked.offset + asked.limit
-    page = answer.items[asked.offset : end]
-    body = orjson.dumps([render(found, asked.query, context.root_of(found)) for found in page])
-    remaining = max(len(answer.items) - (end or len(answer.items)), 0)
-    notes = [*asked.warnings]
-    if remaining:
-        notes.append(f"There are {remaining} additional results that can be requested")
-    issues = [*(Issue("", "", note) for note in notes), *answer.issues]
+    wanted = None if asked.query.all_attributes else wanted_tags(asked.query)
+    body = orjson.dumps([render(found, wanted, context.root_of(found)) for found in page.items])
+    notes = [*asked.warnings, *_additional(page)]
+    issues = [*(Issue("", "", note) for note in notes), *page.issues]
     return context.json_response(
-        request, body, media_type, problems.warnings(request, issues, context.root), answer.complete
+        request, body, media_type, problems.warnings(request, issues, context.root), page.complete
     )
 
 
-def render(found: Found, query: Query, root: str) -> Dataset:
-    """A result as PS3.18 10.6.3.3 wants it: the attributes of its level, those asked for, and where to retrieve it."""
-    attributes = found.attributes
-    if not query.all_attributes:
-        wanted = wanted_tags(query)
-        attributes = {tag: value for tag, value in attributes.items() if tag in wanted}
+def _additional(page: Page) -> list[str]:
+    """The words of PS3.18 8.3.4.4; 'at least' while not every node was looked through to its end."""
+    if not page.more:
+        return []
+    known = str(page.beyond) if page.total is not None or page.issues else f"at least {max(page.beyond, 1)}"
+    return [f"There are {known} additional results that can be requested"]
+
+
+def render(found: Found, wanted: frozenset[str] | None, root: str) -> Dataset:
+    """A result as PS3.18 10.6.3.3 wants it: the attributes that are `wanted` (all for None), and where to retrieve it."""
+    given = found.attributes.items()
+    attributes = {tag: value for tag, value in given if len(value) > 1 and (wanted is None or tag in wanted)}
     ref = Ref(found.study, found.series or None, found.instance or None)
-    attributes = {tag: value for tag, value in attributes.items() if len(value) > 1}
-    attributes[SPECIFIC_CHARACTER_SET] = attribute(SPECIFIC_CHARACTER_SET, ["ISO_IR 192"])
-    attributes[RETRIEVE_URL] = attribute(RETRIEVE_URL, [f"{root}/{ref.path}"])
-    attributes[RETRIEVE_AE_TITLE] = attribute(RETRIEVE_AE_TITLE, found.holders, "AE")
+    attributes[SPECIFIC_CHARACTER_SET] = _UNICODE
+    attributes[RETRIEVE_URL] = {"vr": "UR", "Value": [f"{root}/{ref.path}"]}
+    attributes[RETRIEVE_AE_TITLE] = {"vr": "AE", "Value": list(found.holders)}
     return dict(sorted(attributes.items()))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from gateway.cache.answers import Answers
-from gateway.errors import Conflict, GatewayError, NodeError, NodeTimeout, NodeUnreachable, NotFound
+from gateway.errors import Conflict, GatewayError, NodeError, NodeUnreachable, NotFound
 from gateway.federation.bearers import issuers_in_doubt
 from gateway.federation.fanout import Outcome, ask_all, in_parallel
 from gateway.federation.holders import MOST_COMPLETED, Hits, by_uid, depends_on_holder, questions
@@ -37,12 +37,13 @@ class Federation:
 
     def __post_init__(self) -> None:
         self.priority = {node.id: node.config.priority for node in self.nodes.values()}
+        for node in self.nodes.values():
+            node.guard.patience = min(node.guard.patience, self.deadline)
 
     def select(self, names: Sequence[str], may_use: Callable[[NodeConfig], bool]) -> list[Node]:
         """The nodes named (all when none is), less those the caller may not use. Raises NotFound for an unknown name."""
-        unknown = [name for name in names if name not in self.nodes]
-        if unknown:
-            raise NotFound(f"there is no node '{unknown[0]}'; /nodes lists them", parameter="node")
+        if any(name not in self.nodes for name in names):
+            raise NotFound("there is no node of that name; /nodes lists them", parameter="node")
         chosen = [self.nodes[name] for name in dict.fromkeys(names)] if names else list(self.nodes.values())
         return [node for node in chosen if may_use(node.config)]
 
@@ -59,9 +60,9 @@ class Federation:
         else:
             outcomes = await self._ask(query, nodes, ends)
             found, issues = merge(_rows(outcomes), self.domains, self.priority), _issues(outcomes)
-        self._check_bare_patient_id(query, found, nodes, issues)
+        self.check_bare_patient_id(query, found, nodes, issues)
         if query.level is Level.STUDY:
-            found = await self._count_shared(found, issues, ends)
+            found = await self.count_shared(found, issues, ends)
         else:
             found = self._marked_by_study(query.study, found)
         return Answer(tuple(found), tuple(dict.fromkeys(issues)))
@@ -76,8 +77,25 @@ class Federation:
         if asked != [query] or any(map(depends_on_holder, query.matches)):
             more, gaps = await self._other_holders(hits, nodes, ends)
             rows, issues = rows + more, issues + gaps
-        found = merge(rows, self.domains, self.priority)
-        return [one for one in found if hits.answers_all(one)], issues
+        return hits.answering_all(merge(rows, self.domains, self.priority)), issues
+
+    async def with_all_holders(
+        self, items: Sequence[Found], rows: Sequence[Row], nodes: Sequence[Node], ends: float
+    ) -> tuple[list[Found], list[Issue]]:
+        """Studies found by a key that their holders answer differently, each told with all its holders, in their order.
+
+        `rows` are all that were found, those of the items among them.
+        """
+        wanted = {one.study for one in items}
+        hits = Hits((tuple(row for row in rows if row.study in wanted),))
+        more, issues = await self._other_holders(hits, nodes, ends)
+        merged = self.merged([*hits.all_rows(), *more])
+        whole = {(one.study, patient): one for one in merged for patient in one.patients}
+        return [whole.get((one.study, one.patient), one) for one in items], issues
+
+    def merged(self, rows: Iterable[Row]) -> list[Found]:
+        """One result per UID and patient, unordered."""
+        return merge(rows, self.domains, self.priority)
 
     async def _other_holders(self, hits: Hits, nodes: Sequence[Node], ends: float) -> tuple[list[Row], list[Issue]]:
         """The rows of nodes that hold a study found elsewhere, asked for by its UID."""
@@ -120,19 +138,18 @@ class Federation:
 
         async def ask(node: Node) -> tuple[tuple[Row, ...], list[Issue]]:
             budget = Budget(node.id, node.config.descent_parents, node.config.descent_seconds)
-            search = NodeSearch(node, self.answers, budget)
             seconds = node.config.search_deadline
+            search = NodeSearch(node, self.answers, budget, ends=asyncio.get_running_loop().time() + min(seconds, left))
             try:
                 async with asyncio.timeout(seconds):
                     return await search.rows(query if isinstance(query, Query) else query(node)), search.issues
             except TimeoutError:
-                node.last_failure = NodeTimeout(node.id, f"did not answer within {seconds:g} s")
-                raise node.last_failure from None
+                raise node.guard.gave_up(seconds) from None
 
         left = self.deadline if ends is None else max(0.0, ends - asyncio.get_running_loop().time())
         return await ask_all(nodes, ask, deadline=left)
 
-    def _check_bare_patient_id(
+    def check_bare_patient_id(
         self, query: Query, found: Sequence[Found], nodes: Sequence[Node], issues: list[Issue]
     ) -> None:
         """House rule: a PatientID without an issuer that two issuers' patients bear is refused, or warned of."""
@@ -148,7 +165,7 @@ class Federation:
             raise Conflict(detail, parameter="PatientID", choices=issuers)
         issues.append(Issue("", Conflict.code, detail))
 
-    async def _count_shared(self, found: list[Found], issues: list[Issue], ends: float) -> list[Found]:
+    async def count_shared(self, found: list[Found], issues: list[Issue], ends: float) -> list[Found]:
         """Studies of several holders get their counts from all of them; beyond a ceiling they go without counts."""
         shared = [one for one in found if not one.counted][:_SHARED_STUDIES_COUNTED]
         counted = await in_parallel(shared, lambda one: self._counted(one, issues, ends))

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from gateway import metrics
 from gateway.cache.answers import Answers, Loaded, Ttl
 from gateway.cache.keys import node_digest, query_key
-from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeTimeout, Unmappable, Unsupported
+from gateway.errors import NodeError, NodeProtocolError, Unmappable, Unsupported
+from gateway.federation.mentions import of_rows
 from gateway.federation.nodes import NodeConfig
+from gateway.federation.resilience import Guard, Turn
 from gateway.mapping.ask import Asker
 from gateway.mapping.read import Reader
 from gateway.model.query import Operator, Query, Ref
 from gateway.model.seam import Adapter, Finds, Locates, Location, NativeQuery, Report
 from gateway.model.study import Row, from_plain, to_plain
 from gateway.model.vocabulary import STUDY_UID, Level
-from gateway.telemetry import node_operation
+from gateway.telemetry import looking_up, node_operation, stage
 
 T = TypeVar("T")
 
@@ -28,18 +32,20 @@ class NodeAnswer:
     """What one node said to one question: rows not yet matched again, and how far they can be relied on.
 
     `complete_rows`: an attribute missing from a row has no value. `truncated`: the node stopped at its maximum.
-    `unreadable`: records that the mapping could not read.
+    `unreadable`: records that the mapping could not read. `stale_for`: the seconds since the node said it, where it could not
+    be asked anew; whoever shows it says so.
     """
 
     rows: tuple[Row, ...] = ()
     complete_rows: bool = False
     truncated: bool = False
     unreadable: int = 0
+    stale_for: float | None = None
 
 
 @dataclass(slots=True)
 class Node:
-    """A configured node: its adapters for searching and for the pixels, its mapping, its permits."""
+    """A configured node: its adapters for searching and for the pixels, its mapping, the guard before it."""
 
     config: NodeConfig
     finder: Adapter
@@ -48,13 +54,11 @@ class Node:
     opener: Callable[[Location], Awaitable[Adapter]]
     retriever: Adapter | None = None
     ttl: Ttl = field(default_factory=Ttl)
-    permits: asyncio.Semaphore = field(init=False)
+    guard: Guard = field(init=False)
     digest: str = field(init=False)
-    last_failure: NodeError | None = None
-    has_answered: bool = False
 
     def __post_init__(self) -> None:
-        self.permits = asyncio.Semaphore(self.config.max_concurrent)
+        self.guard = Guard(self.config.id, self.config)
         self.digest = node_digest(self.config.id, [self.config.model_dump(mode="json"), self.asker.digest])
 
     @property
@@ -83,8 +87,8 @@ class Node:
             return [(self.retriever, ref)]
         if not isinstance(self.finder, Locates):
             return [(self.finder, ref)]
-        async with self.working("locate") as ends, asyncio.timeout_at(ends):
-            locations = await self.finder.locate(ref)
+        finder = self.finder
+        locations = await self.asking("locate", lambda: finder.locate(ref))
         if not locations:
             raise Unsupported(self.id, "gives no address for the instances of this study")
         # Of several addresses for one thing the first serves; one for the whole serves for its parts as well.
@@ -95,20 +99,32 @@ class Node:
     async def probe(self) -> None:
         """Has the adapter learn what the node can do; what it learns it keeps. A node that fails is down until it answers."""
         try:
-            async with self.working("probe") as ends, asyncio.timeout_at(ends):
-                await self.finder.probe()
+            await self.asking("probe", self.finder.probe)
         except NodeError:
-            return  # remembered by `working`
+            return  # remembered by the guard
 
-    async def ask(self, query: Query, answers: Answers) -> NodeAnswer:
-        """The node's rows for `query` at its level. Raises NodeError; Unsupported when it cannot search at that level."""
+    async def ask(
+        self, query: Query, answers: Answers, limit: int | None = None, patience: float | None = None
+    ) -> NodeAnswer:
+        """The node's rows for `query` at its level, at most `limit` where that is below its own ceiling.
+
+        Raises NodeError; Unsupported when it cannot search at that level. After `patience` seconds, or when the node cannot
+        be asked now, an older answer stands in where there is one.
+        """
         if not isinstance(self.finder, Finds) or not self.may("find"):
             raise Unsupported(self.id, "cannot be searched")
-        asked = self.asker.ask(query, limit=self.config.max_results)
+        asked = self.asker.ask(query, limit=min(limit or self.config.max_results, self.config.max_results))
         if asked is None:
             return NodeAnswer(complete_rows=True)
         key, ttl = self._key(query, asked), self.ttl.of(_kind(query))
-        return _answer_from_plain(await answers.rows(key, ttl, lambda: self._load(asked, query)), self.id)
+        with stage("cache"):
+            load = looking_up(lambda: self._load(asked, query))
+            kept = await answers.answer(key, ttl, load, self._read, patience=patience)
+        answer: NodeAnswer = kept.value
+        return replace(answer, stale_for=kept.age) if kept.is_stale else answer
+
+    def _read(self, plain: Any) -> NodeAnswer:
+        return _answer_from_plain(plain, self.id)
 
     async def forget(self, query: Query, answers: Answers) -> None:
         """Has the node asked anew the next time."""
@@ -120,15 +136,13 @@ class Node:
         return query_key(_kind(query), self.digest, asked)
 
     async def _load(self, asked: NativeQuery, query: Query) -> Loaded:
-        async with self.working("find") as ends, asyncio.timeout_at(ends):
-            answer = await self._collect(asked, query)
-        plain = {
-            "rows": [to_plain(row) for row in answer.rows],
-            "complete_rows": answer.complete_rows,
-            "truncated": answer.truncated,
-            "unreadable": answer.unreadable,
-        }
-        return Loaded(plain, ttl=None if answer.rows else min(self.ttl.negative, self.ttl.find))
+        answer = await self.asking("find", lambda: self._collect(asked, query))
+        metrics.rows_of(self.id).inc(len(answer.rows))
+        ttl = self.ttl.of(_kind(query))
+        if not answer.rows:
+            ttl = min(ttl, self.ttl.negative)
+        tags = of_rows(answer.rows, query) if ttl else frozenset()
+        return Loaded(answer, ttl=ttl, tags=tags, may_be_stale=bool(answer.rows), to_plain=_answer_to_plain)
 
     async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
         rows: list[Row] = []
@@ -152,8 +166,13 @@ class Node:
         self._check_asked(rows, asked, report)
         if unreadable and not rows:
             raise NodeProtocolError(self.id, "gave only records that cannot be read")
-        truncated = report.truncated or len(rows) >= self.config.max_results
+        truncated = report.truncated or self._stops_at(len(rows), asked.limit)
         return NodeAnswer(tuple(rows), report.complete_rows, truncated, unreadable)
+
+    def _stops_at(self, count: int, limit: int | None) -> bool:
+        """Whether so many rows are a maximum: the one asked for, or the node's own, which it may keep to without a word."""
+        own = self.config.node_maximum
+        return count >= min(limit or self.config.max_results, own or self.config.max_results)
 
     def _check_place(self, row: Row, query: Query) -> None:
         """A row of another study or series than asked for is a node gone wrong, not an answer."""
@@ -168,30 +187,34 @@ class Node:
                 if any(row.study not in wanted for row in rows):
                     raise NodeProtocolError(self.id, "answered with another study than the one asked for")
 
-    @asynccontextmanager
-    async def working(self, operation: str) -> AsyncIterator[float]:
-        """Holds one of the node's permits; translates a deadline into NodeTimeout; counts and remembers the outcome.
-
-        Gives the time of the loop at which a search is to end: what it waited for its permit counts.
-        """
+    async def asking(self, operation: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """What `ask` gives within the deadline of a search, retries and all. It is asked anew after a transient failure, so
+        it must change nothing at the node and keep nothing of a failed try."""
+        seconds = self.guard.patience
         ends = asyncio.get_running_loop().time() + self.config.search_deadline
-        try:
-            async with asyncio.timeout_at(ends):
-                await self.permits.acquire()
-        except TimeoutError:
-            raise NodeBusy(self.id, "has too many requests waiting", retry_after=self.config.search_deadline) from None
-        try:
-            with node_operation(self.id, operation):
-                yield ends
-            self.last_failure, self.has_answered = None, True
-        except TimeoutError:
-            self.last_failure = NodeTimeout(self.id, f"did not answer within {self.config.search_deadline:g} s")
-            raise self.last_failure from None
-        except NodeError as error:
-            self.last_failure = error
-            raise
-        finally:
-            self.permits.release()
+
+        async def once() -> T:
+            async with self.working(operation, ends, seconds), asyncio.timeout_at(ends):
+                return await ask()
+
+        return await self.guard.retried(operation, once, ends)
+
+    @asynccontextmanager
+    async def working(
+        self, operation: str, ends: float | None = None, patience: float = math.inf
+    ) -> AsyncIterator[Turn]:
+        """Takes one turn at the node; translates a deadline into a NodeError; counts the outcome.
+
+        `ends` is as far as it waits for its permit (the loop's clock), by default the deadline of a search from now.
+        """
+        if ends is None:
+            ends = asyncio.get_running_loop().time() + self.config.search_deadline
+        async with self.guard.turn(operation, ends, patience) as turn:
+            try:
+                with node_operation(self.id, operation):
+                    yield turn
+            except TimeoutError:
+                raise self.guard.too_late(turn) from None
 
 
 @asynccontextmanager
@@ -209,6 +232,15 @@ def _kind(query: Query) -> str:
     """A search for one study by its UID alone is its location, which is remembered longer than an open search."""
     only = query.matches[0] if len(query.matches) == 1 and query.level is Level.STUDY else None
     return "location" if only is not None and only.path == (STUDY_UID,) else "find"
+
+
+def _answer_to_plain(answer: NodeAnswer) -> dict[str, Any]:
+    return {
+        "rows": [to_plain(row) for row in answer.rows],
+        "complete_rows": answer.complete_rows,
+        "truncated": answer.truncated,
+        "unreadable": answer.unreadable,
+    }
 
 
 def _answer_from_plain(plain: Any, node: str) -> NodeAnswer:

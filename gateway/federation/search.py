@@ -5,6 +5,7 @@ House rules of searching hierarchical and limited nodes. A filter is pushed, mat
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeProtocolError
+from gateway.federation.availability import declared, undeclared
 from gateway.federation.fanout import in_parallel
 from gateway.federation.node import Node, NodeAnswer
-from gateway.model.answer import Issue
+from gateway.model.answer import STALE, Issue, stale_issue
 from gateway.model.dataset import Dataset, attribute
 from gateway.model.matching import decide, matches
 from gateway.model.query import Match, Operator, Query
@@ -29,6 +31,7 @@ from gateway.model.vocabulary import (
     level_of,
 )
 
+_SHARE_OF_PATIENCE = 0.8
 _UIDS_A_QUESTION = 100  # a C-FIND UID list stays well below what PACS accept
 
 
@@ -57,12 +60,23 @@ class Budget:
 
 @dataclass(slots=True)
 class NodeSearch:
-    """One search on one node. `issues` collects what the rows found cannot claim."""
+    """One search on one node. `issues` collects what the rows found cannot claim.
+
+    `limit` is a ceiling on the studies of one question, None for the node's own. Whoever sets `tells_truncation` False
+    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself. `ends` is when it is given up, on
+    the loop's clock; by default the node's own deadline from now on.
+    """
 
     node: Node
     answers: Answers
     budget: Budget
+    limit: int | None = None
+    tells_truncation: bool = True
     issues: list[Issue] = field(default_factory=list)
+    truncated: bool = False
+    fetched: int = 0
+    ends: float | None = None
+    _stale_for: float = 0.0
 
     async def rows(self, query: Query) -> tuple[Row, ...]:
         """The rows of `query`'s level that answer every key. Raises NodeError."""
@@ -80,8 +94,11 @@ class NodeSearch:
             uids = await self._studies_with(upper, lower)
             return await self._studies_by_uid(upper, uids)
         answer = await self._ask(upper)
-        verdicts = await in_parallel(answer.rows, lambda row: self._is_match(row, upper, lower, answer.complete_rows))
-        return tuple(row for row, verdict in zip(answer.rows, verdicts, strict=True) if verdict)
+        decided = [(row, self._decided(row, upper, lower, answer.complete_rows)) for row in answer.rows]
+        unsure = [(row, keys) for row, keys in decided if keys]
+        verdicts = await in_parallel(unsure, lambda one: self._all_exist_below(*one))
+        found = {id(row) for (row, _), verdict in zip(unsure, verdicts, strict=True) if verdict}
+        return tuple(row for row, keys in decided if id(row) in found or keys == [])
 
     async def _studies_with(self, upper: Query, lower: Sequence[Match]) -> frozenset[str]:
         """The studies that have, for each key below STUDY, a row that answers it (each key may have its own row)."""
@@ -110,11 +127,15 @@ class NodeSearch:
             rows += await self._studies(replace(upper, matches=(*kept, listed)))
         return tuple(row for row in rows if decide(upper, row)[0] is not False)
 
-    async def _is_match(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> bool:
+    def _decided(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> list[Match] | None:
+        """The keys that only rows below can decide, [] when it answers all; None when it does not answer."""
         verdict, undecided = decide(upper, row)
         if verdict is False or any(self.node.says_all_of(match.path, complete_rows) for match in undecided):
-            return False
-        for match in (*undecided, *lower):
+            return None
+        return [*undecided, *lower]
+
+    async def _all_exist_below(self, row: Row, keys: Iterable[Match]) -> bool:
+        for match in keys:
             if not await self._exists_below(row, match):
                 return False
         return True
@@ -227,12 +248,33 @@ class NodeSearch:
         return bool(verdict)
 
     async def _ask(self, query: Query) -> NodeAnswer:
-        answer = await self.node.ask(query, self.answers)
-        if answer.truncated:
+        availability = self.node.config.availability
+        limit = self.limit if query.level is Level.STUDY else None
+        answer = await self.node.ask(undeclared(query, availability), self.answers, limit, self._patience())
+        if availability:
+            answer = replace(answer, rows=tuple(declared(row, availability) for row in answer.rows))
+        if answer.stale_for is not None:
+            self._note_stale(answer.stale_for)
+        self.fetched += len(answer.rows)
+        if answer.truncated and query.level is Level.STUDY:
+            self.truncated = True
+        if answer.truncated and (self.tells_truncation or query.level is not Level.STUDY):
             self._note("GW209", "stopped at its maximum number of results; narrow the search to see the rest")
         if answer.unreadable:
             self._note("GW302", f"gave {answer.unreadable} records that its mapping cannot read")
         return answer
+
+    def _patience(self) -> float:
+        """How long to wait for the node where an older answer could stand in: what is left, less time to use it."""
+        now = asyncio.get_running_loop().time()
+        self.ends = now + self.node.config.search_deadline if self.ends is None else self.ends
+        return max(0.0, (self.ends - now) * _SHARE_OF_PATIENCE)
+
+    def _note_stale(self, seconds: float) -> None:
+        """One issue for all stale answers of the node: the age of the oldest."""
+        self._stale_for = max(self._stale_for, seconds)
+        self.issues = [issue for issue in self.issues if issue.code != STALE]
+        self.issues.append(stale_issue(self.node.id, self._stale_for))
 
     def _note(self, code: str, text: str) -> None:
         issue = Issue(self.node.id, code, f"node {self.node.id}: {text}")

@@ -27,6 +27,7 @@ class DimseOptions:
     max_associations      more are rejected (local limit exceeded, transient)
     one_row_per_instance  repeats a study or series row for each of its instances, as pynetdicom's qrscp does
     foreign_study         answers a retrieve with another study than asked
+    availability          Instance Availability (0008,0056) of all it has: ONLINE, NEARLINE, OFFLINE
     garbage               fills UIDs, dates and numbers of its rows with what their VR forbids
     failure               the status that every query and retrieve ends with at once, such as 0xA700; 0: none
     abort_after           aborts the association after as many instances of a retrieve
@@ -49,6 +50,7 @@ class DimseOptions:
     max_associations: int = 50
     one_row_per_instance: bool = False
     foreign_study: bool = False
+    availability: str = "ONLINE"
     garbage: bool = False
     failure: int = 0
     abort_after: int | None = None

@@ -181,7 +181,7 @@ def ward(
 def _node(adapter: str, connection: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "id": "sick", "name": "sick", "adapter": adapter, "connection": connection, "patient_id_issuer": ISSUER,
-        "time_zone": "Europe/Warsaw", "priority": 1, **more,
+        "time_zone": "Europe/Warsaw", "priority": 1, "breaker": {"open": 1.0}, **more,
     }  # fmt: skip
 
 

@@ -16,8 +16,8 @@ WARM_UP = 0.25
 """The share of the time after which memory is to be flat."""
 MOST_SLOPE, MOST_GROWTH, NOISE = 1.0, 0.2, 8.0
 """MB a minute over the second half; the share by which the end may exceed the warm-up; MB that any two samples differ by."""
-BACK_WITHIN = 10.0
-"""Seconds after the end of a fault in which the node may still be seen as down."""
+BACK_WITHIN = 20.0
+"""Seconds after the end of a fault in which the node may still be seen as down: its breaker's 15, and slack."""
 LEFT_OVER = {"fds": 20, "threads": 30, "tasks": 5, "in_flight": 0}
 """How much more than before the load there may be after it: pools that have grown, no work."""
 
