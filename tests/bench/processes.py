@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from tests import peers
+from tests.catalogue import free_ports
 
 ROOT = Path(__file__).parents[2]
 _MEGABYTE = 1_000_000
@@ -61,19 +62,44 @@ def _node(table: Mapping[str, Any]) -> str:
 @contextmanager
 def simulator(protocol: str, directory: Path) -> Iterator[Server]:
     """The simulator of a protocol over a directory of DICOM files."""
-    with peers.home() as home:
-        port = peers.free_port()
-        command = [sys.executable, "-m", "tests.bench.peer", protocol, str(directory), str(port)]
-        with _running(command, home, port) as process:
-            yield Server(process, port)
+    with _module("peer", protocol, str(directory)) as server:
+        yield server
+
+
+@contextmanager
+def simulators(protocol: str, directories: Sequence[Path], per_process: int) -> Iterator[list[int]]:
+    """The ports of a simulator for each directory, so many in one process."""
+    with ExitStack() as stack:
+        ports = free_ports(len(directories))
+        for start in range(0, len(directories), per_process):
+            own = slice(start, start + per_process)
+            listed = [",".join(map(str, some)) for some in (directories[own], ports[own])]
+            home = stack.enter_context(peers.home())
+            command = [sys.executable, "-m", "tests.bench.peer", protocol, *listed]
+            stack.enter_context(_running(command, home, ports[own][-1]))
+        yield ports
 
 
 @contextmanager
 def pump(upstream: str) -> Iterator[Server]:
     """The byte pump in front of a server."""
+    with _module("pump", upstream) as server:
+        yield server
+
+
+@contextmanager
+def loopback(size: int) -> Iterator[Server]:
+    """A server of so many bytes that come from nowhere."""
+    with _module("loopback", str(size)) as server:
+        yield server
+
+
+@contextmanager
+def _module(name: str, *arguments: str) -> Iterator[Server]:
+    """A module of this folder as a process; its last argument is its port."""
     with peers.home() as directory:
         port = peers.free_port()
-        command = [sys.executable, "-m", "tests.bench.pump", upstream, str(port)]
+        command = [sys.executable, "-m", f"tests.bench.{name}", *arguments, str(port)]
         with _running(command, directory, port) as process:
             yield Server(process, port)
 
