@@ -32,6 +32,7 @@ from gateway.federation.node import Node
 from gateway.federation.nodes import (
     NodeFile,
 )
+from gateway.federation.offsets import Offsets
 from gateway.federation.pixels import Pixels
 from gateway.federation.retrieve import Retrieval
 from gateway.federation.spooled import SpooledSeries
@@ -169,7 +170,7 @@ async def _lifespan(
         domains = Domains(tuple(domain.issuers for domain in file.same_patient_domain))
         federation = Federation(nodes, answers, domains, settings.search_deadline, settings.bare_patient_id == "refuse")
         retrieval = Retrieval(federation, Pixels(answers, spooled))
-        app.state.pipeline = Pipeline(federation, retrieval, Policy(), views, audit)
+        app.state.pipeline = Pipeline(federation, retrieval, Policy(), views, audit, Offsets(cache))
         app.state.patients, app.state.cache_state = patients, lambda: cache.state
         _tune_garbage_collector()
         if settings.probe:

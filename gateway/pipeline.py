@@ -11,7 +11,9 @@ from gateway.errors import GatewayError, NotAcceptable, NotFound
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
 from gateway.federation.node import Node, aclosing_iterator
-from gateway.federation.page import Sort, ordered
+from gateway.federation.offsets import Offsets, Walked
+from gateway.federation.page import Page, Reach, ordered
+from gateway.federation.paging import Paging
 from gateway.federation.retrieve import OpenedInstance, Retrieval
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.dataset import Dataset
@@ -102,25 +104,42 @@ class Pipeline:
     policy: Policy
     views: Views
     audit: Audit
+    offsets: Offsets
 
     async def search(
         self,
         caller: Caller,
         query: Query,
         names: Sequence[str],
-        sort: Sort = Sort.NEWEST,
+        reach: Reach | None = None,
         *,
         resource: str = "ImagingStudy",
-    ) -> Answer[Found]:
-        """Every result the caller may see, in order. Raises GatewayError; all nodes failing is an error."""
+    ) -> Page:
+        """The results that `reach` wants (all of them, newest first, by default) and that the caller may see, in order.
+
+        Raises GatewayError; all nodes failing is an error.
+        """
         async with self._request("search", caller, names, query=query, resource=resource) as (nodes, view, record):
             with stage("nodes"):
-                answer = await self.federation.search(view.query(query), nodes)
-            record.studies = sorted({found.study for found in answer.items})
-            record.issues, record.count = answer.issues, len(answer.items)
+                page = await Paging(self.federation).page(view.query(query), nodes, _as_seen(reach or Reach(), view))
+            record.studies = sorted({found.study for found in page.items})
+            record.issues, record.count = page.issues, len(page.items)
             with stage("view"):
-                items = tuple(view_found(view, found) for found in ordered(answer.items, sort))
-            return Answer(items, _view_issues(view, answer.issues))
+                items = tuple(view_found(view, found) for found in page.items)
+            return replace(page, items=items, issues=_view_issues(view, page.issues))
+
+    async def search_by_offset(
+        self, caller: Caller, query: Query, names: Sequence[str], offset: int, size: int | None
+    ) -> tuple[Page, bool]:
+        """As `search`, for results counted from the first; and whether the places of this caller's pages were lost, so that
+        rows may come twice or not at all."""
+        walked = Walked.of(caller, self.views.of(caller).digest, query, names)
+        after = await self.offsets.place(walked, offset) if offset else None
+        skip = 0 if after else offset
+        page = await self.search(caller, query, names, Reach(size=size, after=after, skip=skip))
+        if page.last is not None and page.items and page.more:
+            await self.offsets.remember(walked, offset + len(page.items), page.last)
+        return page, bool(skip)
 
     async def study(self, caller: Caller, uid: str, names: Sequence[str], choose: Choice) -> Answer[StudyTree]:
         """One study with its series and instances. `choose` picks among the patients' studies of the UID, as the caller
@@ -242,6 +261,14 @@ def _state(node: Node) -> NodeState:
     return NodeState(
         node.id, config.name, config.country, config.organisation, config.adapter, config.mapping_name, state, reason
     )
+
+
+def _as_seen(reach: Reach, view: View) -> Reach:
+    """The caller's conditions hold for what the caller sees."""
+    accepts = reach.accepts
+    if accepts is None or view.is_plain:
+        return reach
+    return replace(reach, accepts=lambda found: accepts(view_found(view, found)))
 
 
 Choice = Callable[[Sequence[Found]], Found]

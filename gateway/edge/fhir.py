@@ -21,8 +21,8 @@ from gateway.edge.imagingstudy import Renderer, Resource
 from gateway.edge.qido import query_pairs
 from gateway.errors import Conflict, InvalidQuery, NotFound
 from gateway.federation.federate import absent
-from gateway.federation.page import Cursor, Sort
-from gateway.model.answer import Answer, Found, Issue
+from gateway.federation.page import Cursor, Page, Position, Reach
+from gateway.model.answer import Found, Issue
 from gateway.model.query import Match, Operator, Query
 from gateway.model.vocabulary import ISSUER, PATIENT_ID, Level
 from gateway.pipeline import NodeState
@@ -92,36 +92,52 @@ async def _search(asked: FhirRequest) -> Response:
     search = await parse(pairs, asked.renderer, lenient=lenient)
     for included in sorted(search.includes):
         context.pipeline.policy.require(context.caller, included.capitalize(), "r")
-    answer: Answer[Found] = Answer()
+    page = Page()
     if not search.impossible:
-        answer = await context.pipeline.search(context.caller, search.query, context.nodes, search.sort)
-    issues = (*answer.issues, *(Issue("", NotFound.code, text) for text in search.unknown))
-    results = [found for found in answer.items if search.accepts(found)]
-    bundle = await _bundle(asked, search, results, issues)
+        page = await context.pipeline.search(context.caller, search.query, context.nodes, _reach(asked, search))
+    issues = (*page.issues, *(Issue("", NotFound.code, text) for text in search.unknown))
+    bundle = _bundle(asked, search, page, issues)
     await asked.renderer.patients.flush()
     return asked.respond(bundle, complete=not issues and not search.ignored)
 
 
-async def _bundle(
-    asked: FhirRequest, search: StudySearch, results: Sequence[Found], issues: Sequence[Issue]
-) -> Resource:
+def _size(asked: FhirRequest, search: StudySearch) -> int:
+    """How many matches the page has; none where only their number is asked for."""
+    count = asked.context.settings.page_size if search.count is None else search.count
+    return 0 if search.summary == "count" else count
+
+
+def _reach(asked: FhirRequest, search: StudySearch) -> Reach:
+    """The page asked for; everything where that is what it takes to count."""
+    after = _cursor(asked).open(search.cursor, _digest(search, asked)) if search.cursor else None
+    size = _size(asked, search)
+    counts = size == 0 or search.total == "accurate"
+    return Reach(search.sort, None if counts else size, after, accepts=search.accepts if search.conditions else None)
+
+
+def _cursor(asked: FhirRequest) -> Cursor:
+    return Cursor(asked.request.app.state.cursor_secret)
+
+
+def _bundle(asked: FhirRequest, search: StudySearch, page: Page, issues: Sequence[Issue]) -> Resource:
     """One page as a searchset: matches, what was included, and an outcome for what is missing or was ignored."""
-    settings, state = asked.context.settings, asked.request.app.state
-    cursor, digest = Cursor(state.cursor_secret), _digest(search, asked)
-    rest = cursor.rest(search.cursor, results, search.sort, digest) if search.cursor else list(results)
-    size = settings.page_size if search.count is None else search.count
-    only_count = search.summary == "count" or size == 0
-    page = [] if only_count else rest[:size]
+    size = _size(asked, search)
+    shown, more = page.items[:size], page.more or len(page.items) > size
     bundle: Resource = {"resourceType": "Bundle", "type": "searchset"}
-    if not issues:
-        bundle["total"] = len(results)
+    estimate = search.total == "estimate" and page.total is None
+    if search.total != "none" and not issues and page.total is not None:
+        bundle["total"] = page.total
+    elif estimate:
+        bundle["total"] = len(page.items) + page.beyond
     bundle["link"] = [{"relation": "self", "url": _url(asked, search.used)}]
-    if page and len(rest) > len(page):
-        after = cursor.after(page[-1], search.sort, digest)
+    if shown and more:
+        last = page.last if len(shown) == len(page.items) else Position.behind(shown[-1], search.sort)
+        assert last is not None
+        after = _cursor(asked).seal(last, _digest(search, asked))
         bundle["link"].append({"relation": "next", "url": _url(asked, [*search.used, ("_cursor", after)])})
-    entries = [_match(asked, search, found) for found in page]
-    entries += _included(asked, search, page)
-    entries += _outcome(search, issues)
+    entries = [_match(asked, search, found) for found in shown]
+    entries += _included(asked, search, shown)
+    entries += _outcome(search, issues, is_estimate=estimate)
     if entries:
         bundle["entry"] = entries
     return bundle
@@ -129,7 +145,9 @@ async def _bundle(
 
 def _digest(search: StudySearch, asked: FhirRequest) -> str:
     """Names the search that a cursor belongs to: its parameters whatever their order, its nodes and its caller's view."""
-    parameters = sorted(pair for pair in search.used if pair[0] not in ("_count", "_format", "_summary", "_include"))
+    parameters = sorted(
+        pair for pair in search.used if pair[0] not in ("_count", "_format", "_summary", "_include", "_total")
+    )
     known = repr((parameters, asked.context.nodes, asked.context.pipeline.views.of(asked.context.caller).digest))
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
@@ -175,8 +193,11 @@ def _included(asked: FhirRequest, search: StudySearch, page: Sequence[Found]) ->
     ]
 
 
-def _outcome(search: StudySearch, issues: Sequence[Issue]) -> list[Resource]:
+def _outcome(search: StudySearch, issues: Sequence[Issue], *, is_estimate: bool) -> list[Resource]:
     found = [problems.issue_of_node(issue) for issue in issues]
+    if is_estimate:
+        text = "the total is an estimate: there are at least so many; _total=accurate counts them all"
+        found.append(problems.outcome_issue("information", "informational", "GW209", text, "_total"))
     found += [
         problems.outcome_issue(
             "warning", "not-supported", "GW101", f"the search parameter '{name}' is not supported and was ignored", name
@@ -231,7 +252,7 @@ async def _read_patient(asked: FhirRequest) -> Response:
     by_id = Match((PATIENT_ID,), Operator.EXACT, (key.id,))
     by_issuer = Match((ISSUER,), Operator.EXACT, (key.issuer,))
     answer = await context.pipeline.search(
-        context.caller, Query(Level.STUDY, (by_id, by_issuer)), context.nodes, Sort.NEWEST, resource="Patient"
+        context.caller, Query(Level.STUDY, (by_id, by_issuer)), context.nodes, resource="Patient"
     )
     found = [one for one in answer.items if key in one.patients]
     if not found:

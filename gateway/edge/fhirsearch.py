@@ -39,8 +39,9 @@ _INCLUDES = {
     "ImagingStudy:patient": "patient",
     "ImagingStudy:subject": "patient",
 }
-_RESULT_PARAMETERS = ("_count", "_sort", "_summary", "_cursor")
+_RESULT_PARAMETERS = ("_count", "_sort", "_summary", "_cursor", "_total")
 _ONE_LEVEL_DOWN = {SERIES_UID: "series", INSTANCE_UID: "instance", SOP_CLASS_UID: "dicom-class", BODY_PART: "bodysite"}
+TOTALS = ("none", "estimate", "accurate")
 SUMMARIES = ("true", "text", "data", "count", "false")
 
 
@@ -58,6 +59,7 @@ class StudySearch:
     count: int | None = None
     summary: str = "false"
     cursor: str = ""
+    total: str = ""
     impossible: bool = False
     unknown: list[str] = field(default_factory=list)
 
@@ -71,7 +73,7 @@ class StudySearch:
 
     def accepts(self, found: Found) -> bool:
         """Whether a result answers every condition that the nodes were not, or could not be, asked."""
-        return not self.impossible and all(condition(found) for condition in self.conditions)
+        return all(condition(found) for condition in self.conditions)
 
 
 Parser = Callable[[StudySearch, list[str]], Awaitable[None]]
@@ -329,6 +331,12 @@ async def _summary(search: StudySearch, values: list[str]) -> None:
         raise InvalidQuery(f"_summary is one of {', '.join(SUMMARIES)}", parameter="_summary")
 
 
+async def _total(search: StudySearch, values: list[str]) -> None:
+    search.total = _one(values, "_total")
+    if search.total not in TOTALS:
+        raise InvalidQuery(f"_total is one of {', '.join(TOTALS)}", parameter="_total")
+
+
 async def _include(search: StudySearch, values: list[str]) -> None:
     for value in values:
         if value not in _INCLUDES:
@@ -371,6 +379,7 @@ PARAMETERS: dict[str, Parser] = {
     "_count": _count,
     "_sort": _sort,
     "_summary": _summary,
+    "_total": _total,
     "_include": _include,
     "_cursor": _cursor,
     "_format": _nothing,

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from gateway.edge import negotiation, problems
 from gateway.edge.context import Context, context_of
 from gateway.errors import InvalidQuery
-from gateway.model.answer import Answer, Found, Issue
+from gateway.federation.page import Page
+from gateway.model.answer import Found, Issue
 from gateway.model.dataset import Dataset, attribute
 from gateway.model.query import Match, Query, Ref, check_uid, parse_match
 from gateway.model.vocabulary import (
@@ -34,6 +35,9 @@ from gateway.model.vocabulary import (
 
 _FUZZY_WARNING = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
+)
+_REBUILT_WARNING = (
+    "the places of this search's pages are not known here: rows may repeat or be left out; begin at offset 0"
 )
 _NAME = re.compile(r"[A-Za-z0-9.:_-]{1,128}")
 _UNSUPPORTED_SWITCHES = {"emptyvaluematching", "multiplevaluematching"}
@@ -155,8 +159,12 @@ def endpoint(level: Level):  # type: ignore[no-untyped-def]
         context = context_of(request)
         media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
         asked = parse(level, query_pairs(request), *parents_of(request))
-        answer = await context.pipeline.search(context.caller, asked.query, context.nodes)
-        return respond(request, context, asked, answer, media_type)
+        page, is_rebuilt = await context.pipeline.search_by_offset(
+            context.caller, asked.query, context.nodes, asked.offset, asked.limit
+        )
+        if is_rebuilt:
+            asked.warnings.append(_REBUILT_WARNING)
+        return respond(request, context, asked, page, media_type)
 
     return search
 
@@ -184,19 +192,22 @@ def parents_of(request: Request) -> tuple[str | None, str | None]:
     return request.path_params.get("study"), request.path_params.get("series")
 
 
-def respond(request: Request, context: Context, asked: Search, answer: Answer[Found], media_type: str) -> Response:
+def respond(request: Request, context: Context, asked: Search, page: Page, media_type: str) -> Response:
     """One page of results. Partial answers are not stored by anyone and carry one Warning per issue."""
-    end = None if asked.limit is None else asked.offset + asked.limit
-    page = answer.items[asked.offset : end]
-    body = orjson.dumps([render(found, asked.query, context.root_of(found)) for found in page])
-    remaining = max(len(answer.items) - (end or len(answer.items)), 0)
-    notes = [*asked.warnings]
-    if remaining:
-        notes.append(f"There are {remaining} additional results that can be requested")
-    issues = [*(Issue("", "", note) for note in notes), *answer.issues]
+    body = orjson.dumps([render(found, asked.query, context.root_of(found)) for found in page.items])
+    notes = [*asked.warnings, *_additional(page)]
+    issues = [*(Issue("", "", note) for note in notes), *page.issues]
     return context.json_response(
-        request, body, media_type, problems.warnings(request, issues, context.root), answer.complete
+        request, body, media_type, problems.warnings(request, issues, context.root), page.complete
     )
+
+
+def _additional(page: Page) -> list[str]:
+    """The words of PS3.18 8.3.4.4; 'at least' while not every node was looked through to its end."""
+    if not page.more:
+        return []
+    known = str(page.beyond) if page.total is not None or page.issues else f"at least {max(page.beyond, 1)}"
+    return [f"There are {known} additional results that can be requested"]
 
 
 def render(found: Found, query: Query, root: str) -> Dataset:

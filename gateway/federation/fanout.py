@@ -30,22 +30,34 @@ async def ask_all(
 ) -> list[Outcome[R]]:
     """One outcome per node, in the order of `nodes`. A caller that leaves cancels its own questions.
 
-    Raises NoNodeAnswered when every node failed. A fault of ours over one node's answer is that node's failure, so that
-    one hospital's odd data do not hide all the others'; it is logged, and raised when no node gave anything.
+    Raises NoNodeAnswered when every node failed.
     """
+    outcomes = await outcomes_of(nodes, ask, deadline=deadline)
+    require_an_answer(outcomes)
+    return outcomes
+
+
+async def outcomes_of(
+    nodes: Sequence[Node], ask: Callable[[Node], Coroutine[Any, Any, R]], *, deadline: float
+) -> list[Outcome[R]]:
+    """As `ask_all`, whatever the outcomes are. A fault of ours over one node's answer is that node's failure, so that one
+    hospital's odd data do not hide all the others'; it is logged."""
     tasks: dict[asyncio.Task[R], Node] = {asyncio.create_task(ask(node)): node for node in nodes}
     try:
         if tasks:
             await asyncio.wait(tasks, timeout=deadline)
-        outcomes = [_outcome(node, task) for task, node in tasks.items()]
+        return [_outcome(node, task) for task, node in tasks.items()]
     finally:
         await cancel_all(tasks)
+
+
+def require_an_answer(outcomes: Sequence[Outcome[R]]) -> None:
+    """Raises NoNodeAnswered, or the only node's own error, when every outcome is a failure; a fault of ours as it is."""
     failures = tuple(outcome.error for outcome in outcomes if outcome.error)
     if failures and len(failures) == len(outcomes):
         for fault in filter(None, (outcome.fault for outcome in outcomes)):
             raise fault
         raise failures[0] if len(failures) == 1 else NoNodeAnswered(failures)
-    return outcomes
 
 
 def _outcome(node: Node, task: asyncio.Task[R]) -> Outcome[R]:

@@ -59,9 +59,9 @@ class Federation:
         else:
             outcomes = await self._ask(query, nodes, ends)
             found, issues = merge(_rows(outcomes), self.domains, self.priority), _issues(outcomes)
-        self._check_bare_patient_id(query, found, nodes, issues)
+        self.check_bare_patient_id(query, found, nodes, issues)
         if query.level is Level.STUDY:
-            found = await self._count_shared(found, issues, ends)
+            found = await self.count_shared(found, issues, ends)
         else:
             found = self._marked_by_study(query.study, found)
         return Answer(tuple(found), tuple(dict.fromkeys(issues)))
@@ -78,6 +78,24 @@ class Federation:
             rows, issues = rows + more, issues + gaps
         found = merge(rows, self.domains, self.priority)
         return [one for one in found if hits.answers_all(one)], issues
+
+    async def with_all_holders(
+        self, items: Sequence[Found], rows: Sequence[Row], nodes: Sequence[Node], ends: float
+    ) -> tuple[list[Found], list[Issue]]:
+        """Studies found by a key that their holders answer differently, each told with all its holders, in their order.
+
+        `rows` are all that were found, those of the items among them.
+        """
+        wanted = {one.study for one in items}
+        hits = Hits((tuple(row for row in rows if row.study in wanted),))
+        more, issues = await self._other_holders(hits, nodes, ends)
+        merged = self.merged([*hits.all_rows(), *more])
+        whole = {(one.study, patient): one for one in merged for patient in one.patients}
+        return [whole.get((one.study, one.patient), one) for one in items], issues
+
+    def merged(self, rows: Iterable[Row]) -> list[Found]:
+        """One result per UID and patient, unordered."""
+        return merge(rows, self.domains, self.priority)
 
     async def _other_holders(self, hits: Hits, nodes: Sequence[Node], ends: float) -> tuple[list[Row], list[Issue]]:
         """The rows of nodes that hold a study found elsewhere, asked for by its UID."""
@@ -132,7 +150,7 @@ class Federation:
         left = self.deadline if ends is None else max(0.0, ends - asyncio.get_running_loop().time())
         return await ask_all(nodes, ask, deadline=left)
 
-    def _check_bare_patient_id(
+    def check_bare_patient_id(
         self, query: Query, found: Sequence[Found], nodes: Sequence[Node], issues: list[Issue]
     ) -> None:
         """House rule: a PatientID without an issuer that two issuers' patients bear is refused, or warned of."""
@@ -148,7 +166,7 @@ class Federation:
             raise Conflict(detail, parameter="PatientID", choices=issuers)
         issues.append(Issue("", Conflict.code, detail))
 
-    async def _count_shared(self, found: list[Found], issues: list[Issue], ends: float) -> list[Found]:
+    async def count_shared(self, found: list[Found], issues: list[Issue], ends: float) -> list[Found]:
         """Studies of several holders get their counts from all of them; beyond a ceiling they go without counts."""
         shared = [one for one in found if not one.counted][:_SHARED_STUDIES_COUNTED]
         counted = await in_parallel(shared, lambda one: self._counted(one, issues, ends))

@@ -100,11 +100,14 @@ class Node:
         except NodeError:
             return  # remembered by `working`
 
-    async def ask(self, query: Query, answers: Answers) -> NodeAnswer:
-        """The node's rows for `query` at its level. Raises NodeError; Unsupported when it cannot search at that level."""
+    async def ask(self, query: Query, answers: Answers, limit: int | None = None) -> NodeAnswer:
+        """The node's rows for `query` at its level, at most `limit` where that is below its own ceiling.
+
+        Raises NodeError; Unsupported when it cannot search at that level.
+        """
         if not isinstance(self.finder, Finds) or not self.may("find"):
             raise Unsupported(self.id, "cannot be searched")
-        asked = self.asker.ask(query, limit=self.config.max_results)
+        asked = self.asker.ask(query, limit=min(limit or self.config.max_results, self.config.max_results))
         if asked is None:
             return NodeAnswer(complete_rows=True)
         key, ttl = self._key(query, asked), self.ttl.of(_kind(query))
@@ -152,8 +155,13 @@ class Node:
         self._check_asked(rows, asked, report)
         if unreadable and not rows:
             raise NodeProtocolError(self.id, "gave only records that cannot be read")
-        truncated = report.truncated or len(rows) >= self.config.max_results
+        truncated = report.truncated or self._stops_at(len(rows), asked.limit)
         return NodeAnswer(tuple(rows), report.complete_rows, truncated, unreadable)
+
+    def _stops_at(self, count: int, limit: int | None) -> bool:
+        """Whether so many rows are a maximum: the one asked for, or the node's own, which it may keep to without a word."""
+        own = self.config.node_maximum
+        return count >= min(limit or self.config.max_results, own or self.config.max_results)
 
     def _check_place(self, row: Row, query: Query) -> None:
         """A row of another study or series than asked for is a node gone wrong, not an answer."""

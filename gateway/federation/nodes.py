@@ -178,6 +178,7 @@ class NodeConfig(_Connected):
     idle_deadline: Seconds = 30.0
     max_concurrent: int = Field(16, ge=1, le=256)
     max_results: int = Field(10_000, ge=1)
+    node_maximum: int | None = Field(None, ge=1)
     descent_parents: int = Field(200, ge=0)
     descent_seconds: Seconds = 5.0
 

@@ -1,25 +1,30 @@
-"""The order of results and the slice of them that one answer carries: newest first, stable, the same on every replica."""
+"""The order of results, and which slice of it an answer carries: newest first, stable, the same on every replica."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import hmac
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
 from datetime import time
 from enum import StrEnum
 
 import orjson
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 from gateway.errors import InvalidQuery
-from gateway.model.answer import Found
+from gateway.model.answer import Found, Issue
 from gateway.model.dataset import Dataset, text, whole_number
 from gateway.model.moments import parse_date, parse_time
 from gateway.model.study import Row
 from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME, Level, tag
 
 SERIES_NUMBER, INSTANCE_NUMBER = tag("SeriesNumber"), tag("InstanceNumber")
+UNDATED = "~"
+"""The moment of what has no date: after every other, in both directions."""
 _LAST_NUMBER = 2**62
 Key = tuple[str, ...]
 
@@ -45,21 +50,28 @@ def sort_key(found: Found, sort: Sort = Sort.NEWEST) -> Key:
     )
     if sort is Sort.ID:
         return last
-    return (_moment(found.attributes, sort), *last)
+    return (moment_of(found.attributes, sort), *last)
 
 
 def newest_first(rows: Iterable[Row]) -> list[Row]:
     """Study rows by date and time, newest first, undated ones last; then by UID."""
-    return sorted(rows, key=lambda row: (_moment(row.attributes, Sort.NEWEST), row.study, row.node))
+    return sorted(rows, key=lambda row: (moment_of(row.attributes, Sort.NEWEST), row.study, row.node))
 
 
-def _moment(attributes: Dataset, sort: Sort) -> str:
+def moment_of(attributes: Dataset, sort: Sort) -> str:
     """Study date and time as a text that orders ascending; what has no date comes last either way."""
     day, clock = parse_date(text(attributes, STUDY_DATE)), parse_time(text(attributes, STUDY_TIME))
-    if day is None:
-        return "~"
-    moment = f"{day:%Y%m%d}{clock or time.min:%H%M%S}".zfill(14)
-    return moment if sort is Sort.OLDEST else "".join(chr(ord("9") - ord(digit) + ord("0")) for digit in moment)
+    return moment(f"{day:%Y%m%d}".zfill(8), f"{clock or time.min:%H%M%S}", sort) if day else UNDATED
+
+
+def moment(day: str, clock: str, sort: Sort) -> str:
+    """A DA and a TM (whole seconds) as a text that orders ascending by `sort`; '' for Sort.ID, which knows no moments."""
+    if sort is Sort.ID:
+        return ""
+    return day + clock if sort is Sort.OLDEST else (day + clock).translate(_COMPLEMENT)
+
+
+_COMPLEMENT = str.maketrans("0123456789", "9876543210")
 
 
 def _number(found: Found) -> tuple[str, ...]:
@@ -70,56 +82,98 @@ def _number(found: Found) -> tuple[str, ...]:
     return (f"{_LAST_NUMBER + (_LAST_NUMBER if number is None else number):020d}",)
 
 
-def ordered(found: Sequence[Found], sort: Sort = Sort.NEWEST) -> list[Found]:
+def ordered(found: Iterable[Found], sort: Sort = Sort.NEWEST) -> list[Found]:
     """All results in the order of `sort`."""
     return sorted(found, key=lambda one: sort_key(one, sort))
 
 
 @dataclass(frozen=True, slots=True)
-class Cursor:
-    """Where the next page begins: after the result with this key, for the very query that this digest names.
+class Position:
+    """A place between results: behind the one with this moment and study. `mark` is a digest of its whole sort key, which
+    tells two patients of one study UID apart and holds patient ids, so that it is not kept as it is."""
 
-    Signed, so that a caller cannot make one up, and kept nowhere: any replica with the same secret continues the walk. The
-    key is a digest only, since sort keys hold patient ids.
+    moment: str
+    study: str
+    mark: str
+
+    @staticmethod
+    def behind(found: Found, sort: Sort) -> Position:
+        return Position("" if sort is Sort.ID else sort_key(found, sort)[0], found.study, _mark(found, sort))
+
+    def rest(self, results: Sequence[Found], sort: Sort) -> list[Found]:
+        """What follows among `results`, which are in order; also when the result itself is gone."""
+        here: Key = (self.study,) if sort is Sort.ID else (self.moment, self.study)
+
+        def place(found: Found) -> Key:
+            return sort_key(found, sort)[: len(here)]
+
+        first, end = bisect_left(results, here, key=place), bisect_right(results, here, key=place)
+        same = [position for position in range(first, end) if _mark(results[position], sort) == self.mark]
+        return list(results[same[0] + 1 if same else end :])
+
+
+def _mark(found: Found, sort: Sort) -> str:
+    return _text(hashlib.sha256(orjson.dumps(sort_key(found, sort))).digest()[:12])
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Which results are wanted, in which order: `size` of them (None for all) that `accepts` takes (as the caller sees
+    them), behind `after`, less the first `skip`."""
+
+    sort: Sort = Sort.NEWEST
+    size: int | None = None
+    after: Position | None = None
+    skip: int = 0
+    accepts: Callable[[Found], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A slice of the ordered results. `issues` empty means that nothing is missing from it.
+
+    `more` says that results follow, or may; the next page is behind `last`. `beyond` of them are known already; `total`
+    is the number of all results, None while not every one was looked at. `fetched` is the rows that the nodes gave for it.
     """
+
+    items: tuple[Found, ...] = ()
+    issues: tuple[Issue, ...] = ()
+    more: bool = False
+    last: Position | None = None
+    beyond: int = 0
+    total: int | None = 0
+    fetched: int = 0
+
+    @property
+    def complete(self) -> bool:
+        return not self.issues
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where the next page begins, as a text that only this gateway can make or read: any replica with the same secret
+    continues the walk, and nothing is kept. The same place has the same text (AES-SIV), so that ETags hold."""
 
     secret: bytes
 
-    def after(self, found: Found, sort: Sort, query_digest: str) -> str:
-        """The cursor text for the page that follows `found`."""
-        moment = sort_key(found, sort)[0] if sort is not Sort.ID else ""
-        body = orjson.dumps([query_digest, moment, found.study, self._mark(found, sort)])
-        return _text(body) + "." + _text(self._signature(body))
+    def seal(self, position: Position, query_digest: str) -> str:
+        """The cursor for the page that follows `position` in the search of this digest."""
+        return _text(self._cipher.encrypt(orjson.dumps(astuple(position)), [query_digest.encode()]))
 
-    def rest(self, cursor: str, results: Sequence[Found], sort: Sort, query_digest: str) -> list[Found]:
-        """What follows the cursor among `results` (in order). Raises InvalidQuery for a cursor of another query or none of ours."""
-        digest, moment, study, mark = self._open(cursor)
-        if digest != query_digest:
-            raise InvalidQuery(
-                "the page cursor belongs to another search; follow the next link unchanged", parameter="_cursor"
-            )
-        for position, found in enumerate(results):
-            if found.study == study and self._mark(found, sort) == mark:
-                return list(results[position + 1 :])
-        here = (study,) if sort is Sort.ID else (moment, study)
-        return [found for found in results if sort_key(found, sort)[: len(here)] > here]
-
-    def _mark(self, found: Found, sort: Sort) -> str:
-        return _text(self._signature(orjson.dumps(sort_key(found, sort)))[:12])
-
-    def _signature(self, body: bytes) -> bytes:
-        return hmac.digest(self.secret, b"cursor" + body, hashlib.sha256)
-
-    def _open(self, cursor: str) -> list[str]:
-        body_text, _, signature = cursor.partition(".")
+    def open(self, cursor: str, query_digest: str) -> Position:
+        """Raises InvalidQuery for a cursor of another search or none of ours."""
         try:
-            body, given = _bytes(body_text), _bytes(signature)
-        except ValueError:
-            body, given = b"", b""
-        if not body or not hmac.compare_digest(given, self._signature(body)):
-            raise InvalidQuery("the page cursor is not one of ours; start the search again", parameter="_cursor")
-        opened: list[str] = orjson.loads(body)
-        return opened
+            return Position(*orjson.loads(self._cipher.decrypt(_bytes(cursor), [query_digest.encode()])))
+        except (ValueError, TypeError, InvalidTag):
+            raise InvalidQuery(
+                "the page cursor is not one of ours, or belongs to another search; follow the next link unchanged, "
+                "or start the search again",
+                parameter="_cursor",
+            ) from None
+
+    @property
+    def _cipher(self) -> AESSIV:
+        return AESSIV(hmac.digest(self.secret, b"cursor", hashlib.sha512))
 
 
 def _text(raw: bytes) -> str:

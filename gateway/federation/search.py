@@ -57,12 +57,20 @@ class Budget:
 
 @dataclass(slots=True)
 class NodeSearch:
-    """One search on one node. `issues` collects what the rows found cannot claim."""
+    """One search on one node. `issues` collects what the rows found cannot claim.
+
+    `limit` is a ceiling on the studies of one question, None for the node's own. Whoever sets `tells_truncation` False
+    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself.
+    """
 
     node: Node
     answers: Answers
     budget: Budget
+    limit: int | None = None
+    tells_truncation: bool = True
     issues: list[Issue] = field(default_factory=list)
+    truncated: bool = False
+    fetched: int = 0
 
     async def rows(self, query: Query) -> tuple[Row, ...]:
         """The rows of `query`'s level that answer every key. Raises NodeError."""
@@ -80,8 +88,11 @@ class NodeSearch:
             uids = await self._studies_with(upper, lower)
             return await self._studies_by_uid(upper, uids)
         answer = await self._ask(upper)
-        verdicts = await in_parallel(answer.rows, lambda row: self._is_match(row, upper, lower, answer.complete_rows))
-        return tuple(row for row, verdict in zip(answer.rows, verdicts, strict=True) if verdict)
+        decided = [(row, self._decided(row, upper, lower, answer.complete_rows)) for row in answer.rows]
+        unsure = [(row, keys) for row, keys in decided if keys]
+        verdicts = await in_parallel(unsure, lambda one: self._all_exist_below(*one))
+        found = {id(row) for (row, _), verdict in zip(unsure, verdicts, strict=True) if verdict}
+        return tuple(row for row, keys in decided if id(row) in found or keys == [])
 
     async def _studies_with(self, upper: Query, lower: Sequence[Match]) -> frozenset[str]:
         """The studies that have, for each key below STUDY, a row that answers it (each key may have its own row)."""
@@ -110,11 +121,15 @@ class NodeSearch:
             rows += await self._studies(replace(upper, matches=(*kept, listed)))
         return tuple(row for row in rows if decide(upper, row)[0] is not False)
 
-    async def _is_match(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> bool:
+    def _decided(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> list[Match] | None:
+        """The keys that only rows below can decide, [] when it answers all; None when it does not answer."""
         verdict, undecided = decide(upper, row)
         if verdict is False or any(self.node.says_all_of(match.path, complete_rows) for match in undecided):
-            return False
-        for match in (*undecided, *lower):
+            return None
+        return [*undecided, *lower]
+
+    async def _all_exist_below(self, row: Row, keys: Iterable[Match]) -> bool:
+        for match in keys:
             if not await self._exists_below(row, match):
                 return False
         return True
@@ -227,8 +242,12 @@ class NodeSearch:
         return bool(verdict)
 
     async def _ask(self, query: Query) -> NodeAnswer:
-        answer = await self.node.ask(query, self.answers)
-        if answer.truncated:
+        limit = self.limit if query.level is Level.STUDY else None
+        answer = await self.node.ask(query, self.answers, limit)
+        self.fetched += len(answer.rows)
+        if answer.truncated and query.level is Level.STUDY:
+            self.truncated = True
+        if answer.truncated and (self.tells_truncation or query.level is not Level.STUDY):
             self._note("GW209", "stopped at its maximum number of results; narrow the search to see the rest")
         if answer.unreadable:
             self._note("GW302", f"gave {answer.unreadable} records that its mapping cannot read")

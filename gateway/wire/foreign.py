@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from gateway.model.dataset import NUMERIC_VRS, PN_GROUPS, Attribute, Dataset
@@ -11,6 +12,8 @@ from gateway.wire.charset import UTF_8
 from gateway.wire.valuefields import BINARY_VRS, VRS, dictionary_vr, number, person_name, plain, trimmed
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
+_PADDING = " \x00"
+_NO_TEXT = frozenset({"SQ", "PN", "AT", "UN"}) | NUMERIC_VRS | BINARY_VRS
 _WORDS = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
@@ -31,14 +34,40 @@ def _dataset(dataset: object) -> Dataset:
         raise ValueError("a data set is not a JSON object")
     mended: Dataset = {}
     for name, attribute in dataset.items():
-        if not isinstance(name, str) or not _TAG.fullmatch(name):
-            raise ValueError("an attribute name is not an 8-digit hexadecimal tag")
-        tag = name.upper()
-        if not tag.endswith("0000"):
-            mended[tag] = _attribute(tag, attribute)
+        tag = _tag(name)
+        if tag:
+            mended[tag] = attribute if _is_sound_text(tag, attribute) else _attribute(tag, attribute)
     if SPECIFIC_CHARACTER_SET in mended:
         mended[SPECIFIC_CHARACTER_SET] = {"vr": "CS", "Value": [UTF_8]}
     return mended
+
+
+@lru_cache(maxsize=8192)
+def _tag(name: object) -> str:
+    """The tag in upper case; '' for a group length, which says nothing. Raises ValueError for what is no tag."""
+    if not isinstance(name, str) or not _TAG.fullmatch(name):
+        raise ValueError("an attribute name is not an 8-digit hexadecimal tag")
+    return "" if name.endswith("0000") else name.upper()
+
+
+def _is_sound_text(tag: str, attribute: Any) -> bool:
+    """Whether there is nothing to mend: by far the most attributes of a search are text as it should be."""
+    if type(attribute) is not dict or len(attribute) != 2:
+        return False
+    vr, values = attribute.get("vr"), attribute.get("Value")
+    return (
+        type(vr) is str
+        and type(values) is list
+        and _is_text(tag, vr)
+        and values != []
+        and all(type(one) is str and one != "" and one[0] not in _PADDING and one[-1] not in _PADDING for one in values)
+    )
+
+
+@lru_cache(maxsize=8192)
+def _is_text(tag: str, sent: str) -> bool:
+    """Whether the VR sent is the one to be, and its values are texts."""
+    return sent not in _NO_TEXT and _vr(tag, sent) == sent
 
 
 def _attribute(tag: str, attribute: object) -> Attribute:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -254,9 +255,8 @@ def test_a_cursor_that_was_tampered_with_or_belongs_elsewhere_is_400(demo: Demo)
     onward = link(demo.get("/fhir/ImagingStudy?_count=5").json(), "next")
     assert onward
     path, _, cursor = onward.removeprefix(demo.url).partition("_cursor=")
-    body, _, signature = cursor.partition(".")
-    flipped = ("B" if body[10] == "A" else "A").join((body[:10], body[11:]))
-    for wrong in (f"{flipped}.{signature}", f"{body}.{signature[::-1]}", body, f"{body}.", ".", "x", f"{cursor}A", "é"):
+    flipped = ("B" if cursor[10] == "A" else "A").join((cursor[:10], cursor[11:]))
+    for wrong in (flipped, cursor[::-1], cursor[:-4], ".", "x", f"{cursor}AAAA", "é"):
         answer = demo.get(path + "_cursor=" + wrong)
         assert answer.status_code == 400, wrong
         assert "http._cursor" in answer.text
@@ -265,16 +265,14 @@ def test_a_cursor_that_was_tampered_with_or_belongs_elsewhere_is_400(demo: Demo)
         assert answer.status_code == 400, elsewhere
 
 
-def test_a_cursor_holds_no_patient(demo: Demo) -> None:
-    import base64
-
+def test_a_cursor_holds_nothing_that_can_be_read(demo: Demo) -> None:
     for page in Crawl(demo, "4.0", "/fhir").pages("?_count=3"):
         onward = link(page, "next")
         if onward:
-            body = onward.partition("_cursor=")[2].partition(".")[0]
-            opened = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)).decode()
-            for study in demo.corpus.studies():
-                assert not study.patient_id.strip() or f'"{study.patient_id.strip()}"' not in opened
+            body = onward.partition("_cursor=")[2]
+            opened = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+            assert not [study for study in demo.corpus.studies() if study.study_uid.encode() in opened]
+            assert not [study for study in demo.corpus.studies() if f'"{study.patient_id}"'.encode() in opened]
 
 
 def test_the_models_are_those_of_the_versions_named() -> None:

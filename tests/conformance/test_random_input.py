@@ -20,7 +20,7 @@ from gateway.edge import identifiers, negotiation, periods, qido, wado
 from gateway.edge.fhirsearch import PARAMETERS, parse
 from gateway.edge.imagingstudy import Renderer
 from gateway.errors import InvalidQuery, NotAcceptable
-from gateway.federation.page import Cursor, Sort
+from gateway.federation.page import Cursor
 from gateway.model.patient import PatientKey
 from gateway.model.query import check_uid
 from gateway.model.vocabulary import Level
@@ -163,7 +163,7 @@ def test_an_issuer_comes_back_from_its_system(issuer: str) -> None:
 @given(st.text(max_size=80), st.binary(min_size=16, max_size=16))
 def test_a_cursor_that_is_not_ours_is_refused(text: str, secret: bytes) -> None:
     with pytest.raises(InvalidQuery):
-        Cursor(secret).rest(text, [], Sort.NEWEST, "digest")
+        Cursor(secret).open(text, "digest")
 
 
 moments = st.datetimes(datetime(2024, 1, 1), datetime(2026, 12, 31)).map(lambda moment: moment.replace(microsecond=0))

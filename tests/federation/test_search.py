@@ -124,12 +124,26 @@ def test_a_filter_that_a_fhir_format_does_not_carry_is_told_not_dropped(built: C
     assert "PatientAge" in warnings(response)
 
 
-def test_a_node_that_stops_at_its_maximum_is_reported_incomplete(archive: DimseSimulator) -> None:
+def test_a_node_that_stops_at_its_maximum_is_asked_in_parts_and_what_may_be_missing_is_named(
+    built: Corpus, archive: DimseSimulator
+) -> None:
     archive.options = DimseOptions(max_results=2)
     with Gateway([dimse_node(archive)]) as gateway:
         response = gateway.get("/dicom-web/studies")
+    dated = {study.study_uid for study in built.nodes["pl-krakow"].studies if study.study_date}
+    assert dated <= uids(response.json())
+    assert "stopped at its maximum number of results; not all is shown of studies without a StudyDate" in warnings(
+        response
+    )
+    assert response.headers["cache-control"] == "no-store"
+
+
+def test_what_cannot_be_asked_in_parts_small_enough_is_named(archive: DimseSimulator) -> None:
+    archive.options = DimseOptions(max_results=2)
+    with Gateway([dimse_node(archive)]) as gateway:
+        response = gateway.get("/dicom-web/studies", params={"StudyDate": "20000101-20261231", "StudyTime": "00-23"})
     assert len(response.json()) == 2
-    assert "maximum" in warnings(response)
+    assert "narrow the search" in warnings(response)
     assert response.headers["cache-control"] == "no-store"
 
 

@@ -312,3 +312,8 @@ def test_any_json_is_either_mended_once_and_for_all_or_refused(sent):
         return
     assert sanitize(mended) == mended
     assert orjson.loads(orjson.dumps(mended)) == mended
+
+
+@pytest.mark.parametrize("vr", [[], {}, 1, None, "lo", "XX"])
+def test_a_vr_that_is_none_is_mended_or_refused_never_a_fault(vr: object) -> None:
+    assert sanitize({"00100020": {"vr": vr, "Value": ["1"]}}) == {"00100020": {"vr": "LO", "Value": ["1"]}}

@@ -1,0 +1,163 @@
+"""One page of a search over many nodes: opens each node's answer only as far as the page needs it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+
+from gateway.errors import NodeTimeout
+from gateway.federation.fanout import outcomes_of, require_an_answer
+from gateway.federation.federate import Federation
+from gateway.federation.holders import depends_on_holder, questions
+from gateway.federation.node import Node
+from gateway.federation.page import Page, Position, Reach, Sort, ordered, sort_key
+from gateway.federation.segments import END, Cutter, is_broad
+from gateway.federation.walk import Walk
+from gateway.model.answer import Found, Issue
+from gateway.model.query import Query
+from gateway.model.study import Row
+from gateway.model.vocabulary import Level
+
+_SMALLEST_CEILING = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """Pages of the federation's searches."""
+
+    federation: Federation
+
+    async def page(self, query: Query, nodes: Sequence[Node], reach: Reach) -> Page:
+        """The results that `reach` wants. Raises as Federation.search."""
+        if query.level is not Level.STUDY or len(questions(query)) > 1 or query.study:
+            answer = await self.federation.search(query, nodes)
+            return _cut(ordered(answer.items, reach.sort), reach, answer.issues, END)
+        ends = asyncio.get_running_loop().time() + self.federation.deadline
+        search = _Search(self.federation, query, reach, nodes, _walks(self.federation, query, nodes, reach))
+        await search.run(ends)
+        return await self._completed(search, ends)
+
+    async def _completed(self, search: _Search, ends: float) -> Page:
+        """The page with what its own results need beyond the rows found: other holders, counts, one patient per PatientID."""
+        issues, reach, nodes = search.issues(), search.reach, search.nodes
+        self.federation.check_bare_patient_id(search.query, search.found, nodes, issues)
+        page = _cut(search.found, reach, issues, search.frontier)
+        items = list(page.items)
+        if search.depends_on_holder and not reach.accepts:
+            items, gaps = await self.federation.with_all_holders(items, search.rows(), nodes, ends)
+            issues += gaps
+        items = await self.federation.count_shared(items, issues, ends)
+        fetched = sum(walk.fetched for walk in search.walks)
+        return replace(page, items=tuple(items), issues=tuple(dict.fromkeys(issues)), fetched=fetched)
+
+
+def _walks(federation: Federation, query: Query, nodes: Sequence[Node], reach: Reach) -> list[Walk]:
+    """A walk per node. Only a broad search in the order of time is opened in parts: any other is fetched whole."""
+    cutter = Cutter(query, reach.sort, datetime.now(UTC).date())
+    in_parts = reach.size is not None and reach.sort is not Sort.ID and is_broad(query)
+    ceiling = _ceiling(2 * (reach.skip + (reach.size or 0))) if in_parts else None
+    start = reach.after.moment if reach.after else ""
+    return [Walk(node, federation.answers, query, cutter, ceiling, start) for node in nodes]
+
+
+def _ceiling(rows: int) -> int:
+    """Rounded up to a power of two, so that pages of like sizes share what is cached."""
+    return max(_SMALLEST_CEILING, 1 << (rows - 1).bit_length())
+
+
+@dataclass(slots=True)
+class _Search:
+    """The walks of one search. Of the results `found`, in order, those before `frontier` are certain: every node has told
+    all it has up to there."""
+
+    federation: Federation
+    query: Query
+    reach: Reach
+    nodes: Sequence[Node]
+    walks: list[Walk]
+    found: list[Found] = field(default_factory=list)
+    gaps: list[Issue] = field(default_factory=list)
+
+    @property
+    def frontier(self) -> str:
+        return min((walk.frontier for walk in self.walks), default=END)
+
+    async def run(self, ends: float) -> None:
+        """Opens parts until the page is full and certain, or there is no more; what the deadline `ends` (on the loop's
+        clock) cuts off is its node's failure. Raises NoNodeAnswered, or the only node's error, when none gave anything."""
+        while waiting := self._waiting():
+            by_node = {walk.node.id: walk for walk in waiting}
+            left = max(0.0, ends - asyncio.get_running_loop().time())
+            outcomes = await outcomes_of([walk.node for walk in waiting], partial(_advance, by_node), deadline=left)
+            for outcome in outcomes:
+                by_node[outcome.node.id].failure = outcome.error
+            if not any(walk.has_answered for walk in self.walks):
+                require_an_answer(outcomes)
+            await self._merge(ends)
+
+    async def _merge(self, ends: float) -> None:
+        """Conditions are put to what all holders of a study say together, so they are asked first where they differ."""
+        self.found = ordered(self.federation.merged(self.rows()), self.reach.sort)
+        if self.reach.accepts and self.depends_on_holder:
+            self.found, self.gaps = await self.federation.with_all_holders(self.found, self.rows(), self.nodes, ends)
+            self.found = ordered(self.found, self.reach.sort)
+
+    @property
+    def depends_on_holder(self) -> bool:
+        return any(map(depends_on_holder, self.query.matches))
+
+    def _waiting(self) -> list[Walk]:
+        """The walks that keep the page from being certain: those that have not come past the first result behind it."""
+        end = self._end_of_page()
+        return [walk for walk in self.walks if not walk.is_done and (end is None or walk.frontier <= end)]
+
+    def _end_of_page(self) -> str | None:
+        """The moment of the first result behind the page, so far as is known; None while the page is not full."""
+        size = self.reach.size
+        if size is None or self.reach.sort is Sort.ID:
+            return None
+        results = _wanted(self.found, self.reach)
+        return sort_key(results[size], self.reach.sort)[0] if len(results) > size else None
+
+    def rows(self) -> list[Row]:
+        return [row for walk in self.walks for row in walk.rows.values()]
+
+    def issues(self) -> list[Issue]:
+        failures = [Issue.of(walk.failure) for walk in self.walks if walk.failure]
+        return [*failures, *(issue for walk in self.walks for issue in walk.issues), *self.gaps]
+
+
+async def _advance(walks: Mapping[str, Walk], node: Node) -> None:
+    """The node's walk goes on, within the node's own deadline. Raises NodeError."""
+    seconds = node.config.search_deadline
+    try:
+        async with asyncio.timeout(seconds):
+            await walks[node.id].advance()
+    except TimeoutError:
+        node.last_failure = NodeTimeout(node.id, f"did not answer within {seconds:g} s")
+        raise node.last_failure from None
+
+
+def _wanted(found: Sequence[Found], reach: Reach) -> list[Found]:
+    """What follows the position, as far as the caller's conditions take it, less what is to be skipped."""
+    rest = reach.after.rest(found, reach.sort) if reach.after else list(found)
+    if reach.accepts:
+        rest = [one for one in rest if reach.accepts(one)]
+    return rest[reach.skip :]
+
+
+def _cut(found: Sequence[Found], reach: Reach, issues: Sequence[Issue], frontier: str) -> Page:
+    """The page out of the ordered results, of which those before `frontier` are certain."""
+    results = _wanted(found, reach)
+    if frontier != END:
+        results = [one for one in results if sort_key(one, reach.sort)[0] < frontier]
+    items = results if reach.size is None else results[: reach.size]
+    beyond = len(results) - len(items)
+    total = None
+    if frontier == END and not issues:
+        total = len([one for one in found if reach.accepts is None or reach.accepts(one)])
+    last = Position.behind(items[-1], reach.sort) if items else reach.after
+    return Page(tuple(items), tuple(issues), beyond > 0 or frontier != END, last, beyond, total)

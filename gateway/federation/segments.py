@@ -1,0 +1,263 @@
+"""Parts of one node's answer that can be asked for by themselves: by StudyDate, then StudyTime, modality, PatientID prefix.
+
+Pure: which parts a search falls into and how one that is too large is cut. What asks for them is federation/walk.py.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+
+from gateway.federation.page import UNDATED, Sort, moment
+from gateway.model.dataset import text, texts
+from gateway.model.moments import parse_date
+from gateway.model.query import Match, Operator, Query
+from gateway.model.study import Row
+from gateway.model.vocabulary import (
+    MODALITIES_IN_STUDY,
+    OTHER_PATIENT_IDS,
+    PATIENT_ID,
+    STUDY_DATE,
+    STUDY_TIME,
+    STUDY_UID,
+    tag,
+)
+
+END = "\x7f"
+"""The frontier of what was looked at to its end: behind every moment, that of undated studies included."""
+_SELECTIVE = frozenset({STUDY_UID, PATIENT_ID, OTHER_PATIENT_IDS, tag("AccessionNumber"), tag("StudyID")})
+_LADDER_YEARS = (1, 4, 10, 25, 60)
+_PARTS = 8
+_FIRST_DAY = date(1800, 1, 1)
+_CLOCKS = (6 * 3600, 3600, 600, 60)
+_LONGEST_PREFIX = 4
+_PREFIXES = sorted(set(string.printable) - set(string.whitespace) - set("*?\\"))
+# DICOM CID 29 and 33, which every sane archive keeps to; what a node shows beside them is added.
+_MODALITIES = (
+    "ANN", "AR", "ASMT", "AU", "BDUS", "BI", "BMD", "CR", "CT", "CTPROTOCOL", "DG", "DMS", "DOC", "DX", "ECG", "EEG",
+    "EMG", "EOG", "EPS", "ES", "FID", "GM", "HC", "HD", "IO", "IOL", "IVOCT", "IVUS", "KER", "KO", "LEN", "LS",
+    "M3D", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS", "OT", "PA", "PLAN",
+    "POS", "PR", "PT", "PX", "REG", "RESP", "RF", "RG", "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD",
+    "RTRECORD", "RTSEGANN", "RTSTRUCT", "RWV", "SEG", "SM", "SMR", "SR", "SRF", "STAIN", "TEXTUREMAP", "TG", "US",
+    "VA", "XA", "XAPROTOCOL", "XC",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """`low` and `high` are StudyDates, '' open, both included; neither and not `undated` is everything.
+
+    `clock` is a range of StudyTime within one day. `growth` counts how often a ceiling on its rows was too low.
+    """
+
+    low: str = ""
+    high: str = ""
+    dated: bool = False
+    undated: bool = False
+    clock: tuple[str, str] | None = None
+    modality: str = ""
+    prefix: str = ""
+    growth: int = 0
+
+    @property
+    def is_day(self) -> bool:
+        return self.dated and self.low == self.high != ""
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether it is a part of what its dates alone do not cut small enough."""
+        return bool(self.clock or self.modality or self.prefix)
+
+    @property
+    def is_everything(self) -> bool:
+        return not (self.dated or self.undated or self.is_deep)
+
+    def start(self, sort: Sort) -> str:
+        """The moment before which (in the order of `sort`) nothing of it lies; '' when that cannot be said."""
+        if sort is Sort.ID or not (self.dated or self.undated):
+            return ""
+        if self.undated:
+            return UNDATED
+        day = self.high if sort is Sort.NEWEST else self.low
+        clock = self.clock or ("000000", "235959")
+        return moment(day, clock[1 if sort is Sort.NEWEST else 0], sort) if day else ""
+
+    def ends_before(self, position: str, sort: Sort) -> bool:
+        """Whether all of it lies before a moment, in the order of `sort`."""
+        day = self.low if sort is Sort.NEWEST else self.high
+        if sort is Sort.ID or not self.dated or not day:
+            return False
+        return moment(day, "000000" if sort is Sort.NEWEST else "235959", sort) < position
+
+    def narrowed(self, query: Query) -> Query:
+        """The query for just this part."""
+        own: dict[str, Match] = {}
+        if self.dated:
+            own[STUDY_DATE] = _range(STUDY_DATE, self.low, self.high)
+        if self.clock:
+            own[STUDY_TIME] = _range(STUDY_TIME, *self.clock)
+        if self.modality:
+            own[MODALITIES_IN_STUDY] = Match((MODALITIES_IN_STUDY,), Operator.EXACT, (self.modality,))
+        if self.prefix:
+            own[PATIENT_ID] = Match((PATIENT_ID,), Operator.WILDCARD, (self.prefix + "*",))
+        kept = tuple(match for match in query.matches if len(match.path) > 1 or match.path[0] not in own)
+        return replace(query, matches=(*kept, *own.values()))
+
+    def holds(self, row: Row) -> bool:
+        """Whether a row that the node gave for it belongs to it: of the undated ones, those without a date."""
+        return not self.undated or parse_date(text(row.attributes, STUDY_DATE)) is None
+
+    @property
+    def name(self) -> str:
+        """For people: 'StudyDate 20000101-20000131, Modality CT, PatientID A*'."""
+        if self.undated:
+            return "studies without a StudyDate"
+        days = self.low if self.is_day else f"{self.low}-{self.high}"
+        parts = [f"StudyDate {days}"] if self.dated else []
+        parts += [f"StudyTime {'-'.join(self.clock)}"] if self.clock else []
+        parts += [f"Modality {self.modality}"] if self.modality else []
+        parts += [f"PatientID {self.prefix}*"] if self.prefix else []
+        return ", ".join(parts)
+
+
+def _range(tag_: str, low: str, high: str) -> Match:
+    if low == high:
+        return Match((tag_,), Operator.EXACT, (low,))
+    return Match((tag_,), Operator.RANGE, (low, high))
+
+
+def is_broad(query: Query) -> bool:
+    """Whether a search may have so many results that only its first page is to be fetched: no key names few studies.
+
+    A PatientID always does: whose it is can only be told from all its results.
+    """
+    if any(match.path[0] in _SELECTIVE for match in query.matches):
+        return False
+    day = query.match_on(STUDY_DATE)
+    return not (day and day.operator is not Operator.RANGE) and not _means_one_span(query)
+
+
+def can_be_cut(query: Query) -> bool:
+    """Whether parts can be asked for by StudyDate at all: not where date and time together mean one span."""
+    return not query.match_on(STUDY_UID) and not _means_one_span(query)
+
+
+def _means_one_span(query: Query) -> bool:
+    day, clock = query.match_on(STUDY_DATE), query.match_on(STUDY_TIME)
+    return bool(query.combined_datetime and day and clock and day.operator is clock.operator is Operator.RANGE)
+
+
+@dataclass(frozen=True, slots=True)
+class Cutter:
+    """Cuts what is too large, in the order of `sort`. `today` anchors the first cut: most searches want what is recent."""
+
+    query: Query
+    sort: Sort
+    today: date
+
+    def cut(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
+        """The parts of a segment; [] when it cannot be cut further. `rows` is what the node gave of it."""
+        if segment.is_everything:
+            return self._by_ladder()
+        if segment.undated:
+            return []
+        parts = _equal_parts(segment, self.today) if segment.dated and not segment.is_day else []
+        if len(parts) > 1:
+            return self._in_order(parts)
+        return self._by_clock(segment, rows) or self._by_modality(segment, rows) or self._by_prefix(segment, rows)
+
+    def _by_ladder(self) -> list[Segment]:
+        """The dated part in steps that grow into the past, within the dates that the search names; undated studies last."""
+        asked = self.query.match_on(STUDY_DATE)
+        low, high = _asked_days(asked)
+        month = (self.today.replace(day=1) - timedelta(days=1)).replace(day=1)
+        edges = [month, *(date(self.today.year - years, 1, 1) for years in _LADDER_YEARS)]
+        starts = [f"{edge:%Y%m%d}" for edge in edges] + [""]
+        ends = ["", *(f"{edge - timedelta(days=1):%Y%m%d}" for edge in edges)]
+        steps = [
+            _clipped(Segment(start, end, dated=True, growth=1), low, high)
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        ladder = self._in_order(reversed([step for step in steps if step]))
+        if asked:
+            return ladder if len(ladder) > 1 else [part for each in ladder for part in self._days_of(each)]
+        return [*ladder, Segment(undated=True)]
+
+    def _days_of(self, segment: Segment) -> list[Segment]:
+        return [segment] if segment.is_day else self._in_order(_equal_parts(segment, self.today))
+
+    def _in_order(self, oldest_first: Iterable[Segment]) -> list[Segment]:
+        parts = list(oldest_first)
+        return parts[::-1] if self.sort is Sort.NEWEST else parts
+
+    def _by_clock(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
+        """Only where every row shows a time: a range of times never finds what has none."""
+        seconds = _seconds(segment.clock)
+        step = next((each for each in _CLOCKS if each < seconds), None)
+        timed = all(text(row.attributes, STUDY_TIME) for row in rows)
+        if step is None or segment.modality or segment.prefix or not timed or self.query.match_on(STUDY_TIME):
+            return []
+        first = _second(segment.clock[0]) if segment.clock else 0
+        clocks = [(_clock(at), _clock(at + step - 1)) for at in range(first, first + seconds, step)]
+        return self._in_order(replace(segment, clock=clock, growth=0) for clock in clocks)
+
+    def _by_modality(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
+        shown = [set(texts(row.attributes, MODALITIES_IN_STUDY)) for row in rows]
+        if segment.modality or segment.prefix or not all(shown) or self.query.match_on(MODALITIES_IN_STUDY):
+            return []
+        codes = sorted({*_MODALITIES, *(code for codes in shown for code in codes)})
+        return [replace(segment, modality=code, growth=0) for code in codes]
+
+    def _by_prefix(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
+        """One letter more of the PatientID; where they all go on alike, that letter at once."""
+        length = len(segment.prefix)
+        ids = [row.patient.id for row in rows]
+        if length >= _LONGEST_PREFIX or not all(len(each) > length for each in ids) or self._names_patients():
+            return []
+        letters = sorted({*_PREFIXES, *(each[length] for each in ids)} - set("*?\\"))
+        return [replace(segment, prefix=segment.prefix + letter, growth=0) for letter in letters]
+
+    def _names_patients(self) -> bool:
+        return any(match.path[0] in (PATIENT_ID, OTHER_PATIENT_IDS) for match in self.query.matches)
+
+
+def _asked_days(asked: Match | None) -> tuple[str, str]:
+    if asked is None:
+        return "", ""
+    return (asked.values[0], asked.values[1]) if asked.operator is Operator.RANGE else (asked.values[0],) * 2
+
+
+def _clipped(segment: Segment, low: str, high: str) -> Segment | None:
+    """What of it lies between two dates, '' being open; None when nothing does."""
+    first = max(segment.low, low)
+    last = min(filter(None, (segment.high, high)), default="")
+    return None if first and last and first > last else replace(segment, low=first, high=last)
+
+
+def _equal_parts(segment: Segment, today: date) -> list[Segment]:
+    """Oldest first. Open ends stay open at the outermost parts."""
+    first = parse_date(segment.low) or min(_FIRST_DAY, parse_date(segment.high) or _FIRST_DAY)
+    last = parse_date(segment.high) or max(first + timedelta(days=1), today)
+    days = (last - first).days + 1
+    edges = sorted({first + timedelta(days=days * part // _PARTS) for part in range(_PARTS)})
+    ends = [*(edge - timedelta(days=1) for edge in edges[1:]), last]
+    parts = [
+        Segment(f"{a:%Y%m%d}".zfill(8), f"{b:%Y%m%d}".zfill(8), dated=True) for a, b in zip(edges, ends, strict=True)
+    ]
+    parts[0] = replace(parts[0], low=segment.low)
+    parts[-1] = replace(parts[-1], high=segment.high)
+    return [replace(part, growth=segment.growth + 1) for part in parts]
+
+
+def _seconds(clock: tuple[str, str] | None) -> int:
+    return 86400 if clock is None else _second(clock[1]) - _second(clock[0]) + 1
+
+
+def _second(clock: str) -> int:
+    return int(clock[:2]) * 3600 + int(clock[2:4]) * 60 + int(clock[4:6])
+
+
+def _clock(second: int) -> str:
+    return f"{second // 3600:02}{second // 60 % 60:02}{second % 60:02}"

@@ -1,0 +1,148 @@
+"""One node's answer to a search, opened part by part in the order of the results, only as far as it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gateway.cache.answers import Answers
+from gateway.errors import BudgetExceeded, NodeError
+from gateway.federation.fanout import in_parallel
+from gateway.federation.node import Node
+from gateway.federation.page import Sort
+from gateway.federation.search import Budget, NodeSearch
+from gateway.federation.segments import END, Cutter, Segment, can_be_cut
+from gateway.model.answer import Issue
+from gateway.model.patient import PatientKey
+from gateway.model.query import Query
+from gateway.model.study import Row
+
+AT_ONCE = 4
+_STEPS, _DEEP_PARTS = 2, 32
+MOST_DEEP_QUESTIONS = 400
+"""Parts below a day that one walk may ask a node for; what they do not cover is declared incomplete."""
+_GROWTH = 4
+_SUSPICIOUS_FROM = 200
+
+
+@dataclass(slots=True)
+class Walk:
+    """A search on its way through one node.
+
+    `ceiling` is the rows that the first question may bring, None for all that the node gives. `start` is the moment from
+    which on results are wanted. `rows` are those known so far; of what lies before `frontier` none is missing, but for
+    what `issues` says.
+    """
+
+    node: Node
+    answers: Answers
+    query: Query
+    cutter: Cutter
+    ceiling: int | None = None
+    start: str = ""
+    rows: dict[tuple[str, PatientKey], Row] = field(default_factory=dict)
+    issues: list[Issue] = field(default_factory=list)
+    failure: NodeError | None = None
+    has_answered: bool = False
+    fetched: int = 0
+    _pending: list[Segment] = field(default_factory=lambda: [Segment()])
+    _steps: int = _STEPS
+    _deep_questions: int = 0
+
+    @property
+    def sort(self) -> Sort:
+        return self.cutter.sort
+
+    @property
+    def is_done(self) -> bool:
+        return not self._pending or self.failure is not None
+
+    @property
+    def frontier(self) -> str:
+        """The moment before which everything is known, in the order of `sort`; END when all is."""
+        return END if self.is_done else self._pending[0].start(self.sort)
+
+    async def advance(self) -> None:
+        """Opens the next parts. Raises NodeError."""
+        batch = self._next()
+        before = len(self.rows)
+        cut = await in_parallel(batch, self._open, at_once=AT_ONCE)
+        self._pending[: len(batch)] = [part for parts in cut for part in parts if self._is_wanted(part)]
+        self.has_answered = True
+        if len(self.rows) == before and batch[0].dated:
+            self._steps *= 2  # an empty stretch of years is crossed in longer strides
+
+    def _next(self) -> list[Segment]:
+        """The first part, with the ones after it that may be asked for in the same breath."""
+        first = self._pending[0]
+        if not first.dated or self.ceiling is None:
+            most = 1 if first.is_everything or first.undated else _DEEP_PARTS
+        else:
+            most = _DEEP_PARTS if first.is_deep else self._steps
+        alike = 1
+        while alike < min(most, len(self._pending)) and _are_alike(first, self._pending[alike]):
+            alike += 1
+        return self._pending[:alike]
+
+    def _is_wanted(self, part: Segment) -> bool:
+        return not part.ends_before(self.start, self.sort)
+
+    async def _open(self, part: Segment) -> list[Segment]:
+        """Asks for a part. Gives the smaller ones that stand for it where it was too large; [] when it is done."""
+        limit = self._limit(part)
+        search = self._search(limit)
+        try:
+            rows = [row for row in await search.rows(part.narrowed(self.query)) if part.holds(row)]
+        except BudgetExceeded:
+            if not part.is_deep:
+                raise
+            self._declare(part)  # the node does not know the key that cuts it: nothing else is lost with it
+            return []
+        finally:
+            self.fetched += search.fetched
+            self._deep_questions += part.is_deep
+        self._note(search.issues)
+        too_large = search.truncated or self._is_suspicious(search.fetched)
+        smaller = self._cut(part, rows) if too_large else []
+        if not smaller or part.is_day or part.is_deep or part.undated:
+            self._keep(rows)
+        if search.truncated and not smaller:
+            self._declare(part)
+        return smaller
+
+    def _search(self, limit: int | None) -> NodeSearch:
+        config = self.node.config
+        budget = Budget(self.node.id, config.descent_parents, config.descent_seconds)
+        return NodeSearch(self.node, self.answers, budget, limit, tells_truncation=False)
+
+    def _limit(self, part: Segment) -> int | None:
+        """A first look costs little; what has to be had whole is asked for whole."""
+        if self.ceiling is None or part.is_day or part.is_deep or part.undated:
+            return None
+        return int(self.ceiling * _GROWTH**part.growth)
+
+    def _cut(self, part: Segment, rows: Sequence[Row]) -> list[Segment]:
+        if not can_be_cut(self.query) or self._deep_questions >= MOST_DEEP_QUESTIONS:
+            return []
+        return self.cutter.cut(part, rows)
+
+    def _is_suspicious(self, count: int) -> bool:
+        """Whether a DIMSE node that says nothing may have stopped at a round maximum of its own (C-FIND has no word for it)."""
+        if self.node.config.adapter != "dimse" or count < _SUSPICIOUS_FROM:
+            return False
+        return count % 100 == 0 or count % 250 == 0 or count & (count - 1) == 0
+
+    def _keep(self, rows: Sequence[Row]) -> None:
+        self.rows.update({(row.study, row.patient): row for row in rows})
+
+    def _note(self, issues: Sequence[Issue]) -> None:
+        self.issues += [issue for issue in issues if issue not in self.issues]
+
+    def _declare(self, part: Segment) -> None:
+        where = f"not all is shown of {part.name}" if part.name else "narrow the search to see the rest"
+        text = f"node {self.node.id}: stopped at its maximum number of results; {where}"
+        self._note([Issue(self.node.id, "GW209", text)])
+
+
+def _are_alike(one: Segment, other: Segment) -> bool:
+    return one.dated == other.dated and one.is_deep == other.is_deep and not other.undated

@@ -1,0 +1,195 @@
+"""Pages over many nodes: every study once, in order, on any replica, and only as much of each archive as a page needs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.simulators.bulk import ct_series
+from tests.catalogue import CatalogueNodes, Row, catalogue_nodes, made_up
+from tests.running import Gateway, files_node
+
+STUDIES = 2400
+ROWS = made_up(STUDIES, nodes=4, shared=0.1, undated=0.01)
+TRUTH = {row["StudyInstanceUID"]: row for rows in ROWS for row in rows}
+SECRET = "the same on both replicas"
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[CatalogueNodes]:
+    with catalogue_nodes(ROWS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(nodes: CatalogueNodes) -> Iterator[Gateway]:
+    with Gateway(nodes.tables(), secret=SECRET) as running:
+        yield running
+
+
+def bundles(client: httpx.Client, path: str) -> Iterator[dict[str, Any]]:
+    while path:
+        answer = client.get(path)
+        assert answer.status_code == 200, answer.text
+        yield answer.json()
+        links = {link["relation"]: link["url"] for link in answer.json()["link"]}
+        path = links.get("next", "")
+
+
+def uids(bundle: dict[str, Any]) -> list[str]:
+    matches = [entry["resource"] for entry in bundle.get("entry", ()) if entry["search"]["mode"] == "match"]
+    return [study["id"] for study in matches]
+
+
+def diagnostics(bundle: dict[str, Any]) -> list[str]:
+    outcomes = [entry["resource"] for entry in bundle.get("entry", ()) if entry["search"]["mode"] == "outcome"]
+    return [issue["diagnostics"] for outcome in outcomes for issue in outcome["issue"]]
+
+
+def moment(uid: str) -> str:
+    return str(TRUTH[uid]["StudyDate"] + TRUTH[uid]["StudyTime"])
+
+
+def in_order(sort: str) -> list[str]:
+    if sort == "_id":
+        return sorted(TRUTH)
+    dated = sorted(uid for uid in TRUTH if moment(uid))
+    undated = sorted(uid for uid in TRUTH if not moment(uid))
+    return sorted(dated, key=moment, reverse=sort == "-started") + undated
+
+
+@pytest.mark.parametrize(("sort", "count"), [("-started", 37), ("-started", 1000), ("started", 200), ("_id", 500)])
+def test_next_links_walk_every_study_once_and_in_order(gateway: Gateway, sort: str, count: int) -> None:
+    pages = list(bundles(gateway.client, f"/fhir/ImagingStudy?_sort={sort}&_count={count}"))
+    assert [uid for page in pages for uid in uids(page)] == in_order(sort)
+    assert not any(diagnostics(page) for page in pages)
+
+
+def test_offsets_walk_every_study_once_and_in_order(gateway: Gateway) -> None:
+    found: list[str] = []
+    while len(found) < len(TRUTH) + 1:
+        answer = gateway.get(f"/dicom-web/studies?limit=101&offset={len(found)}")
+        more = [row["0020000D"]["Value"][0] for row in answer.json()]
+        found += more
+        assert ("additional results" in answer.headers.get("warning", "")) is (len(found) < len(TRUTH))
+        if not more:
+            break
+    assert found == in_order("-started")
+
+
+def test_a_filtered_walk_finds_what_the_filter_finds(gateway: Gateway) -> None:
+    query = "/fhir/ImagingStudy?modality=PT&started=ge1999-01-01&started=lt2005-06-01&_count=20"
+    found = [uid for page in bundles(gateway.client, query) for uid in uids(page)]
+    wanted = [
+        uid
+        for uid in in_order("-started")
+        if "PT" in TRUTH[uid]["ModalitiesInStudy"] and "19990101" <= moment(uid)[:8] < "20050601"
+    ]
+    assert found == wanted
+
+
+def test_a_first_page_fetches_a_small_part_of_the_archives(nodes: CatalogueNodes) -> None:
+    with Gateway(nodes.tables(), cache=False) as gateway:
+        gateway.get("/dicom-web/studies?limit=1")  # the nodes' quirks are learned
+        nodes.reset()
+        page = gateway.get("/fhir/ImagingStudy?_count=20").json()
+    counts = nodes.counts()
+    assert uids(page) == in_order("-started")[:20]
+    assert sum(count.rows for count in counts) < STUDIES * 0.6
+    assert max(count.requests for count in counts) <= 20, "series of shared studies are counted, too"
+
+
+def test_another_replica_goes_on_where_the_first_one_stopped(gateway: Gateway, nodes: CatalogueNodes) -> None:
+    first = gateway.get("/fhir/ImagingStudy?_count=50").json()
+    onward = next(link["url"] for link in first["link"] if link["relation"] == "next")
+    with Gateway(nodes.tables(), secret=SECRET, cache=False) as replica:
+        second = replica.get(onward.removeprefix(gateway.url)).json()
+    assert uids(first) + uids(second) == in_order("-started")[:100]
+
+
+def test_a_total_is_told_when_it_is_known_and_counted_when_asked_for(gateway: Gateway) -> None:
+    page = gateway.get("/fhir/ImagingStudy?_count=5").json()
+    assert "total" not in page, "not every archive was looked through"
+    estimated = gateway.get("/fhir/ImagingStudy?_count=5&_total=estimate").json()
+    assert 5 <= estimated["total"] < len(TRUTH)
+    assert "estimate" in diagnostics(estimated)[0]
+    for counted in ("_total=accurate&_count=5", "_summary=count"):
+        assert gateway.get(f"/fhir/ImagingStudy?{counted}").json()["total"] == len(TRUTH)
+    few = gateway.get("/fhir/ImagingStudy?_count=5&started=2003-02").json()
+    assert few["total"] == sum(moment(uid).startswith("200302") for uid in TRUTH)
+    assert "total" not in gateway.get("/fhir/ImagingStudy?_count=5&started=2003-02&_total=none").json()
+
+
+_DECLARED = re.compile(r"not all is shown of (.*)$")
+
+
+def lies_in(row: Row, declared: str) -> bool:
+    """Whether a study belongs to a part that an answer declared incomplete."""
+    if declared == "studies without a StudyDate":
+        return not row["StudyDate"]
+    keys = dict(part.split(" ", 1) for part in declared.split(", "))
+    low, _, high = keys["StudyDate"].partition("-")
+    first, _, last = keys.get("StudyTime", "000000-235959").partition("-")
+    return (
+        low <= row["StudyDate"] <= (high or low)
+        and first <= row["StudyTime"] <= last
+        and keys.get("Modality", row["ModalitiesInStudy"][0]) in row["ModalitiesInStudy"]
+        and row["PatientID"].startswith(keys.get("PatientID", "*").rstrip("*"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("maximum", "own", "has_times"),
+    [(100, {}, True), (100, {}, False), (60, {"node_maximum": 60}, True)],
+    ids=["recognised, with times", "recognised, without times", "configured"],
+)
+def test_what_limited_nodes_keep_back_lies_in_parts_declared_incomplete(
+    maximum: int, own: dict[str, int], has_times: bool
+) -> None:
+    rows = [[{**row, "StudyTime": row["StudyTime"] if has_times else ""} for row in held] for held in ROWS]
+    with catalogue_nodes(rows, maximum=maximum) as limited, Gateway(limited.tables(**own)) as gateway:
+        pages = list(bundles(gateway.client, "/fhir/ImagingStudy?_count=500"))
+    counted = Counter(uid for page in pages for uid in uids(page))
+    declared = {
+        (text.split()[1].rstrip(":"), _DECLARED.search(text)[1]) for page in pages for text in diagnostics(page)
+    }
+    assert set(counted.values()) == {1}
+    missing = set(TRUTH) - set(counted)
+    assert len(missing) < STUDIES * 0.05, "what can be asked for in parts is"
+    for number, held in enumerate(rows):
+        parts = [part for node, part in declared if node == f"n{number:02d}"]
+        for row in held:
+            assert row["StudyInstanceUID"] not in missing or any(lies_in(row, part) for part in parts), row
+
+
+def test_a_study_that_arrives_between_two_pages_moves_no_row(tmp_path: Path) -> None:
+    archive, later = tmp_path / "archive", tmp_path / "later"
+    held = {ct_series(archive / str(n), 1, rows=16, columns=16, key=f"held-{n}") for n in range(8)}
+    ct_series(later, 1, rows=16, columns=16, key="new")
+    table = files_node("files", archive)
+    table["connection"]["rescan"] = 0.05
+    with Gateway([table], cache=False) as gateway:
+        first = {row["0020000D"]["Value"][0] for row in gateway.get("/dicom-web/studies?limit=4").json()}
+        shutil.move(later, archive / "new")
+        while len(gateway.get("/dicom-web/studies?PatientID=*").json()) < 9:
+            pass
+        second = {row["0020000D"]["Value"][0] for row in gateway.get("/dicom-web/studies?limit=4&offset=4").json()}
+    assert not first & second
+    assert len((first | second) & held) >= 7
+
+
+def test_a_walk_whose_places_are_lost_says_that_rows_may_repeat(nodes: CatalogueNodes) -> None:
+    with Gateway(nodes.tables(), cache=False) as gateway, Gateway(nodes.tables(), cache=False) as other:
+        gateway.get("/dicom-web/studies?limit=10")
+        kept = gateway.get("/dicom-web/studies?limit=10&offset=10")
+        lost = other.get("/dicom-web/studies?limit=10&offset=10")
+    assert "may repeat" not in kept.headers["warning"]
+    assert "rows may repeat" in lost.headers["warning"]
+    assert lost.json() != []

@@ -1,0 +1,129 @@
+"""Parts of a search: together they are the whole, none overlaps another, and they come in the order of the results."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.federation.page import Sort, moment
+from gateway.federation.segments import END, Cutter, Segment, can_be_cut, is_broad
+from gateway.model.dataset import attribute
+from gateway.model.patient import PatientKey
+from gateway.model.query import Match, Operator, Query
+from gateway.model.study import Row
+from gateway.model.vocabulary import MODALITIES_IN_STUDY, PATIENT_ID, STUDY_DATE, STUDY_TIME, STUDY_UID, Level
+
+TODAY = date(2026, 11, 26)
+days = st.dates(date(1850, 1, 1), date(2060, 12, 31)).map(lambda day: f"{day:%Y%m%d}")
+sorts = st.sampled_from([Sort.NEWEST, Sort.OLDEST])
+
+
+def studies(*matches: Match) -> Query:
+    return Query(Level.STUDY, matches, combined_datetime=True)
+
+
+def between(low: str, high: str) -> Match:
+    return Match((STUDY_DATE,), Operator.RANGE, (low, high))
+
+
+def row(day: str = "20000101", clock: str = "", patient: str = "P1", modalities: tuple[str, ...] = ()) -> Row:
+    given = ((STUDY_DATE, [day]), (STUDY_TIME, [clock]), (MODALITIES_IN_STUDY, list(modalities)))
+    attributes = {tag: attribute(tag, values) for tag, values in given if values != [""]}
+    return Row(Level.STUDY, "n", PatientKey("X", patient), "1.2", attributes=attributes)
+
+
+def holding(parts: list[Segment], day: str) -> list[Segment]:
+    return [part for part in parts if part.dated and (part.low or "0") <= day <= (part.high or "9")]
+
+
+@given(days, sorts)
+def test_every_day_lies_in_exactly_one_part_of_the_whole(day: str, sort: Sort) -> None:
+    parts = Cutter(studies(), sort, TODAY).cut(Segment(), [])
+    assert len(holding(parts, day)) == 1
+    assert parts[-1].undated
+
+
+@given(days, days, days, sorts)
+def test_every_day_asked_for_lies_in_exactly_one_part_and_no_other_day_in_any(
+    low: str, high: str, day: str, sort: Sort
+) -> None:
+    low, high = min(low, high), max(low, high)
+    parts = Cutter(studies(between(low, high)), sort, TODAY).cut(Segment(), [])
+    assert len(holding(parts, day)) == (low <= day <= high)
+    assert not any(part.undated for part in parts), "a search by date finds nothing without one"
+
+
+@given(days, st.integers(1, 40_000), st.integers(0, 40_000), st.sampled_from(["", "low", "high"]), sorts)
+def test_cutting_days_loses_none_and_doubles_none(
+    first: str, span: int, inside: int, open_end: str, sort: Sort
+) -> None:
+    start = date(int(first[:4]), int(first[4:6]), int(first[6:]))
+    day = f"{start + timedelta(days=inside % (span + 1)):%Y%m%d}"
+    last = f"{start + timedelta(days=span):%Y%m%d}"
+    whole = Segment("" if open_end == "low" else first, "" if open_end == "high" else last, dated=True)
+    parts = Cutter(studies(), sort, TODAY).cut(whole, [])
+    assert len(holding(parts, day)) == 1
+    starts = [part.start(sort) for part in parts]
+    assert starts == sorted(starts)
+
+
+@given(sorts, st.integers(0, 86_399))
+def test_a_day_is_cut_by_its_clock_down_to_the_minute(sort: Sort, second: int) -> None:
+    clock = f"{second // 3600:02}{second // 60 % 60:02}{second % 60:02}"
+    parts, depth = [Segment("20000101", "20000101", dated=True)], 0
+    cutter = Cutter(studies(), sort, TODAY)
+    while inner := [part for part in parts if not part.clock or part.clock[0] <= clock <= part.clock[1]]:
+        assert len(inner) == 1
+        if inner[0].clock and inner[0].clock[0][:4] == inner[0].clock[1][:4]:
+            break
+        parts, depth = cutter.cut(inner[0], [row(clock="101010")]), depth + 1
+    assert depth == 4
+
+
+def test_where_a_study_shows_no_time_a_day_is_cut_by_modality_and_then_by_patient_id() -> None:
+    cutter, day = Cutter(studies(), Sort.NEWEST, TODAY), Segment("20000101", "20000101", dated=True)
+    by_modality = cutter.cut(day, [row(modalities=("CT", "ODD"))])
+    assert {"CT", "MG", "SEG", "ODD"} <= {part.modality for part in by_modality}
+    ct = next(part for part in by_modality if part.modality == "CT")
+    by_patient = cutter.cut(ct, [row(modalities=("CT",), patient="Ž9")])
+    assert {"A", "9", "z", "-", "Ž"} <= {part.prefix for part in by_patient}
+    deeper = cutter.cut(next(part for part in by_patient if part.prefix == "A"), [row(patient="AB")])
+    assert "AB" in {part.prefix for part in deeper}
+    assert ct.name == "StudyDate 20000101, Modality CT"
+
+
+def test_a_part_asks_for_what_the_search_asks_for_and_for_itself() -> None:
+    wanted = Match((MODALITIES_IN_STUDY,), Operator.EXACT, ("MR",))
+    part = Segment("20000101", "20000131", dated=True)
+    asked = part.narrowed(studies(between("19000101", ""), wanted))
+    assert set(asked.matches) == {wanted, between("20000101", "20000131")}
+
+
+@pytest.mark.parametrize(
+    ("matches", "broad", "cuttable"),
+    [
+        ((), True, True),
+        ((between("20000101", ""),), True, True),
+        ((Match((STUDY_DATE,), Operator.EXACT, ("20000101",)),), False, True),
+        ((Match((PATIENT_ID,), Operator.EXACT, ("1",)),), False, True),
+        ((Match((PATIENT_ID,), Operator.WILDCARD, ("1*",)),), False, True),
+        ((Match((STUDY_UID,), Operator.EXACT, ("1.2",)),), False, False),
+        ((between("20000101", ""), Match((STUDY_TIME,), Operator.RANGE, ("10", "11"))), False, False),
+    ],
+)
+def test_only_a_search_that_may_find_very_much_is_opened_in_parts(
+    matches: tuple[Match, ...], broad: bool, cuttable: bool
+) -> None:
+    assert is_broad(studies(*matches)) is broad
+    assert can_be_cut(studies(*matches)) is cuttable
+
+
+@given(days, days, sorts)
+def test_a_part_behind_which_a_page_begins_is_not_opened(day: str, other: str, sort: Sort) -> None:
+    part = Segment(min(day, other), max(day, other), dated=True)
+    for inside in (part.low, part.high):
+        assert not part.ends_before(moment(inside, "120000", sort), sort)
+    assert part.ends_before(END, sort)
