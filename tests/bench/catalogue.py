@@ -215,7 +215,7 @@ class Segment:
     def covers(self, node: str, row: Row) -> bool:
         return (
             node == self.node
-            and (self.dates is None or self.dates[0] <= (row["StudyDate"] or "0") <= self.dates[1])
+            and (self.dates is None or bool(row["StudyDate"]) and self.dates[0] <= row["StudyDate"] <= self.dates[1])
             and (self.times is None or self.times[0] <= row.get("StudyTime", "") <= self.times[1] + "9")
             and (self.modality is None or self.modality in row["ModalitiesInStudy"])
             and (self.patient is None or row["PatientID"].startswith(self.patient))
@@ -223,11 +223,11 @@ class Segment:
         )
 
 
-_DECLARED = re.compile(r"node (\S+): stopped at its maximum(?:; not all is shown of (.+))?")
+_DECLARED = re.compile(r"node (\S+): stopped at its maximum[^;]*(?:; not all is shown of (.+))?")
 
 
 def segment_of(text: str) -> Segment:
-    """Reads 'node n: stopped at its maximum; not all is shown of StudyDate 20000101-20000131, Modality CT, PatientID A*'.
+    """Reads 'node n: stopped at its maximum number of results; not all is shown of StudyDate 20000101-20000131, Modality CT, PatientID A*'.
 
     Another text about a node's maximum is about the whole node.
     """
