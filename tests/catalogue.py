@@ -75,6 +75,11 @@ class CatalogueNodes(Sequence[str]):
         for url in self.urls:
             _get(f"{url}/reset")
 
+    def change(self, maximum: int | None = None, delay: float = 0.0) -> None:
+        """What they were started with, anew."""
+        for url in self.urls:
+            _get(f"{url}/change?to={json.dumps([maximum, delay], separators=(',', ':'))}")
+
 
 def _get(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(url, timeout=30) as answer:
