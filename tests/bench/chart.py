@@ -8,7 +8,7 @@ from html import escape
 
 from tests.bench.measuring import Result
 
-_ROW, _TOP, _NAMES, _PLOT, _FIGURES = 22, 46, 520, 360, 300
+_ROW, _TOP, _NAMES, _PLOT, _FIGURES = 22, 46, 660, 360, 340
 _LEAST, _MOST = 0.25, 8.0
 _MET, _NOT_MET, _NO_BAR = "#2e7d32", "#c62828", "#9e9e9e"
 
