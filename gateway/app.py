@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
+from gateway import __version__, tracing
 from gateway.assembly import Builder, build_node, receiver_of
 from gateway.cache.answers import Answers, Ttl
 from gateway.cache.client import Cache
@@ -23,6 +24,7 @@ from gateway.cache.spool import Spool
 from gateway.edge import identifiers, problems, routes
 from gateway.edge.middleware import Authentication, Telemetry
 from gateway.edge.proxies import Proxies
+from gateway.edge.ratelimit import RateLimit
 from gateway.errors import GatewayError
 from gateway.federation import nodes as node_file
 from gateway.federation.fanout import cancel_all, in_parallel
@@ -65,6 +67,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     # pydicom warns of odd values by quoting them, and values are patient data.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+    spans = tracing.Export(settings.otel_endpoint, __version__)
     file = file or node_file.read(settings.nodes)
     formats = load_all([settings.mappings] if settings.mappings else [])
     proxies = Proxies(settings.trusted_proxies)
@@ -88,12 +91,13 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
                 require_tls=is_exposed(settings),
                 public_root=settings.public_root,
             ),
+            *([Middleware(RateLimit, settings.rate_limit, settings.rate_burst)] if settings.rate_limit else []),
         ],
         exception_handlers={
             GatewayError: problems.gateway_error,
             HTTPException: problems.http_error,
         },
-        lifespan=lambda app: _lifespan(app, settings, file, formats, secret, identity, views or PlainViews()),
+        lifespan=lambda app: _lifespan(app, settings, file, formats, secret, identity, views or PlainViews(), spans),
     )
     app.state.settings, app.state.ready, app.state.identity = settings, False, identity
     app.state.time_zones = _time_zones(file, formats)
@@ -148,6 +152,7 @@ async def _lifespan(
     secret: bytes,
     identity: OpenIdentity | OidcIdentity,
     views: Views,
+    spans: tracing.Export,
 ) -> AsyncIterator[None]:
     """Opens everything in order of need, and closes it in reverse."""
     async with AsyncExitStack() as stack:
@@ -162,7 +167,7 @@ async def _lifespan(
         builder = Builder(receiver)
         ttl = Ttl(find=settings.find_ttl, location=settings.location_ttl, metadata=settings.metadata_ttl)
         nodes = {config.id: build_node(config, builder, formats, ttl) for config in file.enabled}
-        for part in (spool, patients, audit, identity, *([receiver] if receiver else []), *builder.built):
+        for part in (spans, spool, patients, audit, identity, *([receiver] if receiver else []), *builder.built):
             await part.open()
             stack.push_async_callback(part.close)
         stack.push_async_callback(_close_located, builder)

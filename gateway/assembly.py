@@ -103,7 +103,7 @@ def _dimse(builder: Builder, config: NodeConfig, connection: Any, mapping: Forma
         calling_ae_title=connection.calling_ae_title,
         max_associations=connection.max_associations,
         connect_timeout=config.connect_deadline,
-        response_timeout=config.idle_deadline,
+        response_timeout=max(config.idle_deadline, config.nearline_first_byte_deadline),
         tls=_tls_context(connection.tls, config.id) if connection.tls else None,
         retrieve=connection.retrieve,
         move_receiver=builder.receiver,
@@ -161,7 +161,7 @@ def http_client(config: NodeConfig, url: str, auth: Auth, tls: Tls, max_connecti
         tls=TlsOptions(tls.ca_bundle, tls.certificate, tls.key),
         timeouts=Timeouts(
             connect=config.connect_deadline,
-            first_byte=config.first_byte_deadline,
+            first_byte=max(config.first_byte_deadline, config.nearline_first_byte_deadline),
             idle=config.idle_deadline,
             total=config.search_deadline,
         ),

@@ -86,6 +86,16 @@ class AuditUnavailable(RequestError):
     code, title = "GW110", "Audit not writable now"
 
 
+class TooManyRequests(RequestError):
+    """The caller asks more often than it may; `retry_after` is in seconds."""
+
+    code, title = "GW111", "Too many requests"
+
+    def __init__(self, detail: str, *, retry_after: float) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
 class NodeError(GatewayError):
     """One node failed. `transient` errors are the only ones that may be retried; `retry_after` is in seconds."""
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from gateway import metrics
 from gateway.errors import GatewayError, NotAcceptable, NotFound
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
@@ -14,6 +15,7 @@ from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.offsets import Offsets, Walked
 from gateway.federation.page import Page, Reach, ordered
 from gateway.federation.paging import Paging
+from gateway.federation.resilience import Health
 from gateway.federation.retrieve import OpenedInstance, Retrieval
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.dataset import Dataset
@@ -83,7 +85,10 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """A node for people: `state` is up, down or unknown (not asked yet); `reason` names the last failure's kind."""
+    """A node for people: `state` as in Health; `reason` names the failure that its last operation ended with, if it did.
+
+    `availability` is what the node file says of its studies, '' where it leaves that to the node.
+    """
 
     id: str
     name: str
@@ -93,6 +98,8 @@ class NodeState:
     mapping: str
     state: str
     reason: str
+    availability: str
+    health: Health
 
 
 @dataclass(slots=True)
@@ -120,7 +127,7 @@ class Pipeline:
         Raises GatewayError; all nodes failing is an error.
         """
         async with self._request("search", caller, names, query=query, resource=resource) as (nodes, view, record):
-            with stage("nodes"):
+            with stage("merge"):
                 page = await Paging(self.federation).page(view.query(query), nodes, _as_seen(reach or Reach(), view))
             record.studies = sorted({found.study for found in page.items})
             record.issues, record.count = page.issues, len(page.items)
@@ -145,7 +152,7 @@ class Pipeline:
         """One study with its series and instances. `choose` picks among the patients' studies of the UID, as the caller
         sees them, or raises. Raises NotFound when every node said no."""
         async with self._request("read", caller, names, ref=Ref(uid)) as (nodes, view, record):
-            with stage("nodes"):
+            with stage("merge"):
                 answer = await self.federation.studies(view.uid_inbound(uid), nodes)
                 located = _chosen(choose, answer, view)
                 series = await self.federation.series_of(located)
@@ -153,17 +160,17 @@ class Pipeline:
             gaps = [*series.issues, *(issue for each in instances for issue in each.issues)]
             record.issues = tuple(dict.fromkeys((*answer.issues, *gaps)))
             pairs = zip(ordered(series.items), instances_by_series(series.items, instances), strict=True)
-            tree = StudyTree(
-                view_found(view, located),
-                tuple((view_found(view, one), tuple(view_found(view, i) for i in inner)) for one, inner in pairs),
-                is_whole=not gaps,
-            )
+            with stage("view"):
+                shown = tuple(
+                    (view_found(view, one), tuple(view_found(view, i) for i in inner)) for one, inner in pairs
+                )
+                tree = StudyTree(view_found(view, located), shown, is_whole=not gaps)
             return Answer((tree,), _view_issues(view, record.issues))
 
     async def metadata(self, caller: Caller, ref: Ref, names: Sequence[str]) -> Metadata:
         """One data set per instance (DICOM JSON model), as the caller may see it; bulk data has no address yet."""
         async with self._request("metadata", caller, names, ref=ref) as (nodes, view, record):
-            with stage("nodes"):
+            with stage("merge"):
                 described = await self.retrieval.metadata(view_ref(view, ref), nodes)
             record.issues, record.count = (*described.silent, *described.gaps), len(described.datasets)
             with stage("view"):
@@ -235,15 +242,18 @@ class Pipeline:
         view = self.views.of(caller)
         record = self.audit.begin(action, caller, names, query=query, ref=ref)
         try:
-            self.policy.require(caller, resource, "s" if action == "search" and resource == "ImagingStudy" else "r")
-            nodes = self.federation.select(
-                names, lambda config: self.policy.may_use(caller, config.id, config.purposes)
-            )
-            record.nodes = tuple(node.id for node in nodes)
-            record.studies = [view.uid_inbound(ref.study)] if ref else record.studies
-            self.policy.require_nodes(caller, record.nodes)
+            with stage("plan"):
+                self.policy.require(caller, resource, "s" if action == "search" and resource == "ImagingStudy" else "r")
+                nodes = self.federation.select(
+                    names, lambda config: self.policy.may_use(caller, config.id, config.purposes)
+                )
+                record.nodes = tuple(node.id for node in nodes)
+                record.studies = [view.uid_inbound(ref.study)] if ref else record.studies
+                self.policy.require_nodes(caller, record.nodes)
             yield nodes, view, record
             record.outcome = "partial" if record.issues else "success"
+            if record.issues:
+                metrics.partial_answers.labels(action).inc()
         except GatewayError as error:
             record.outcome = error.code
             raise error.rephrased(view.error) from None
@@ -255,11 +265,18 @@ class Pipeline:
 
 
 def _state(node: Node) -> NodeState:
-    failure, config = node.last_failure, node.config
-    state = "down" if failure else ("up" if node.has_answered else "unknown")
-    reason = failure.title if failure else ""
+    failure, config, health = node.guard.failure, node.config, node.guard.health()
     return NodeState(
-        node.id, config.name, config.country, config.organisation, config.adapter, config.mapping_name, state, reason
+        node.id,
+        config.name,
+        config.country,
+        config.organisation,
+        config.adapter,
+        config.mapping_name,
+        health.state,
+        failure.title if failure else health.failure if health.state == "degraded" else "",
+        config.availability,
+        health,
     )
 
 

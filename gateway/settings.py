@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import tempfile
 from pathlib import Path
 
@@ -56,6 +57,10 @@ class Settings(BaseSettings):
     oidc_audience: str = Field("imaging-gateway", description="the aud that a token must carry")
     oidc_ca_bundle: Path | None = Field(None, description="CA bundle for the issuer's TLS")
     open_purpose: str = Field("", description="purpose of use of every caller of a gateway without an issuer")
+    rate_limit: float = Field(0.0, ge=0, description="requests a second that one caller may make of a process; 0: any")
+    rate_burst: int = Field(
+        100, ge=1, description="requests that a caller may make at once before the rate limit holds"
+    )
     trusted_proxies: tuple[str, ...] = Field((), description="JSON list of proxy addresses whose Forwarded is believed")
     cors_origins: tuple[str, ...] = Field((), description="JSON list of web origins that browsers may call from")
     tls_certificate: Path | None = Field(None, description="PEM certificate chain, to serve HTTPS directly")
@@ -65,6 +70,11 @@ class Settings(BaseSettings):
         None, description="SQLite file that keeps Patient ids over a restart; default: memory only"
     )
     audit: Path | None = Field(None, description="file that audit records are appended to; default: standard error")
+    otel_endpoint: str = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
+        pattern="^(https?://.*)?$",
+        description="base URL of an OTLP/HTTP collector that takes spans; needs the extra otel",
+    )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="log level")
 
     @property

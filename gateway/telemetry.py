@@ -1,40 +1,40 @@
-"""Request id, structured log, metrics and Server-Timing; whatever could carry patient data is dropped before it is written."""
+"""Request id, structured log, Server-Timing and what is counted of a request; whatever could carry patient data is dropped."""
 
 from __future__ import annotations
 
 import logging
-import re
-import secrets
 import sys
 import time
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from functools import wraps
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+
+from gateway import metrics, tracing
+from gateway.errors import NodeError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-_stages: ContextVar[dict[str, float] | None] = ContextVar("stages", default=None)
-
-requests = Counter("gateway_requests_total", "Requests answered", ["route", "method", "status"])
-request_seconds = Histogram("gateway_request_seconds", "Time to the first byte of the answer", ["route"])
-node_operations = Counter(
-    "gateway_node_operations_total", "Operations asked of a node", ["node", "operation", "outcome"]
-)
-node_seconds = Histogram("gateway_node_seconds", "Time a node took to answer", ["node", "operation"])
-node_in_flight = Gauge("gateway_node_in_flight", "Operations a node is working on now", ["node"])
+_account: ContextVar[Account | None] = ContextVar("account", default=None)
+_logger: Any = structlog.get_logger()
 
 # The only keys a log record may carry: everything else is dropped, so that no attribute of a patient can slip in.
 LOGGABLE = frozenset(
     {
         "event", "level", "timestamp", "request_id", "route", "method", "status", "seconds", "node", "operation", "outcome",
         "code", "reason", "count", "bytes", "adapter", "address", "state", "signal", "file", "key", "version", "nodes",
-        "traceback", "kind",
+        "traceback", "kind", "cache", "logger",
     }
 )  # fmt: skip
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+# In the order of the work, as Server-Timing lists them.
+STAGES = ("auth", "plan", "cache", "nodes", "merge", "view", "render")
+# Which of several at once a moment counts for: what the request has to wait for outside itself comes first.
+_RANK = {name: rank for rank, name in enumerate(("nodes", "cache", "auth", "plan", "view", "render", "merge"))}
 
 
 def _only_loggable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -58,6 +58,7 @@ def place_of(error: BaseException) -> str:
 
 def configure(level: str) -> None:
     """Sets up JSON logs on standard error, and keeps libraries that log payloads quiet."""
+    global _logger
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -70,57 +71,206 @@ def configure(level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
+    _logger = structlog.get_logger().bind()  # as configured just now, rather than looked up at every line
     for library in ("pynetdicom", "pydicom", "httpx", "httpcore", "aiohttp"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def log() -> Any:
     """The logger. Only the keys of LOGGABLE are written."""
-    return structlog.get_logger()
+    return _logger
 
 
-def new_request_id(traceparent: str) -> str:
-    """The trace id of a W3C traceparent header, else a new one of the same shape."""
-    match = _TRACEPARENT.fullmatch(traceparent)
-    return match.group(1) if match else secrets.token_hex(16)
+class Account:
+    """What one request costs: the time of its stages, the nodes it asked, its look-ups, the bytes of its answer.
+
+    Every moment counts for one stage at most, so the stages add up to no more than the whole: while several tasks of the
+    request are in different stages, or one stage is inside another, it counts for the first of nodes (a node works for
+    this request, or a look-up that the cache does not have is being loaded), cache, auth, plan, view, render, merge. What
+    nodes and cache say is thus how long the request waited for them, however many were asked at once; work of ours that
+    went on meanwhile is in it. Waiting for a load that another request began is cache. Some moments belong to no stage.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_first",
+        "_open",
+        "_since",
+        "asked",
+        "bytes",
+        "is_whole",
+        "loads",
+        "look_ups",
+        "stages",
+    )
+
+    def __init__(self) -> None:
+        self._begun = self._since = time.perf_counter()
+        self._open = dict.fromkeys(_RANK, 0)
+        self._first = ""
+        self.stages: dict[str, float] = {}
+        self.asked: set[str] = set()
+        self.look_ups = self.loads = self.bytes = 0
+        self.is_whole = False
+
+    @property
+    def seconds(self) -> float:
+        """Since the request came."""
+        return time.perf_counter() - self._begun
+
+    def enter(self, name: str) -> None:
+        self.tick()
+        self._open[name] += 1
+        if not self._first or _RANK[name] < _RANK[self._first]:
+            self._first = name
+
+    def leave(self, name: str) -> None:
+        self.tick()
+        self._open[name] -= 1
+        if not self._open[name] and self._first == name:
+            self._first = next((other for other, count in self._open.items() if count), "")
+
+    def tick(self) -> None:
+        """Counts the time since the last change of stages for the stage that it belongs to."""
+        now = time.perf_counter()
+        if self._first:
+            self.stages[self._first] = self.stages.get(self._first, 0.0) + now - self._since
+        self._since = now
+
+    @property
+    def cache(self) -> str:
+        """What the cache was worth: 'hit' (no node was asked for a look-up), 'miss', 'partial', or 'none': no look-up."""
+        if not self.look_ups:
+            return "none"
+        return "hit" if not self.loads else "miss" if self.loads >= self.look_ups else "partial"
+
+    def server_timing(self) -> str:
+        """The Server-Timing header of the stages so far and of the whole, in milliseconds."""
+        self.tick()
+        pairs = [(name, self.stages[name]) for name in STAGES if name in self.stages]
+        return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in (*pairs, ("total", self.seconds)))
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Adds the time spent inside to this request's Server-Timing entry `name`."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        stages = _stages.get()
-        if stages is not None:
-            stages[name] = stages.get(name, 0.0) + time.perf_counter() - started
+class Exchange:
+    """One request and its answer, as it is seen from outside: made when it comes, told of its first byte and of its end.
+
+    `traceparent` are the values of the header of that name. A route's name is a label, so it is one of the table's.
+    """
+
+    __slots__ = ("_span", "account", "identifier", "status")
+
+    def __init__(self, traceparent: Sequence[str]) -> None:
+        self.identifier = tracing.begin(traceparent)
+        request_id.set(self.identifier)
+        self.account = Account()
+        _account.set(self.account)
+        self._span = tracing.start("request", "SERVER")
+        self.status = 500
+        metrics.requests_in_flight.inc()
+
+    def begins(self, status: int, route: str) -> dict[str, str]:
+        """The first byte is about to leave. Gives the headers that say so."""
+        self.status = status
+        timing = self.account.server_timing()
+        metrics.first_byte_of(route).observe(self.account.seconds)
+        for stage_, seconds in self.account.stages.items():
+            metrics.stage_of(stage_).observe(seconds)
+        return {"X-Request-Id": self.identifier, "Server-Timing": timing}
+
+    def sends(self, size: int, *, is_last: bool) -> None:
+        """Some bytes of the body are about to leave."""
+        self.account.bytes += size
+        self.account.is_whole = is_last
+
+    def ends(self, route: str, sent_method: str) -> None:
+        """Nothing more will leave: the last byte has, or the answer is broken off."""
+        account, method, seconds = self.account, metrics.method_of(sent_method), self.account.seconds
+        metrics.requests_in_flight.dec()
+        metrics.answered(route, method, str(self.status)).inc()
+        metrics.last_byte_of(route).observe(seconds)
+        metrics.bytes_of(route).inc(account.bytes)
+        told: dict[str, str | int] = {"route": route, "method": method, "status": self.status, "bytes": account.bytes}
+        told |= {"nodes": len(account.asked), "cache": account.cache}
+        told |= {"outcome": "whole" if account.is_whole else "broken off"}
+        log().info("request", seconds=round(seconds, 4), **told)
+        if self._span is not None:
+            self._span.end(failed=self.status >= 500 or not account.is_whole, name=f"{method} {route}", **told)
 
 
-def start_stages() -> dict[str, float]:
-    """Begins the stage clock of this request; the returned dict (name -> seconds) fills as stages end."""
-    stages: dict[str, float] = {}
-    _stages.set(stages)
-    return stages
+class stage:  # noqa: N801 - read as a word: `with stage("view"):`, or above a function that does not wait
+    """Counts the time inside for a stage of this request (see Account), and shows it as a span."""
+
+    __slots__ = ("_name", "_of", "_span")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+            with stage(self._name):
+                return function(*args, **kwargs)
+
+        return inside
+
+    def __enter__(self) -> None:
+        self._of = _account.get()
+        if self._of is not None:
+            self._of.enter(self._name)
+        self._span = tracing.start(self._name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._span is not None:
+            self._span.end(failed=isinstance(error, Exception))
+        if self._of is not None:
+            self._of.leave(self._name)
 
 
-def server_timing(stages: dict[str, float]) -> str:
-    """The Server-Timing header of the stages so far, in milliseconds."""
-    return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in stages.items())
+def looking_up(load: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+    """Counts one look-up for this request; the load that it gives counts as one that the cache could not answer."""
+    account = _account.get()
+    if account is None:
+        return load
+    account.look_ups += 1
+
+    async def counted() -> T:
+        account.loads += 1
+        with stage("nodes"):
+            return await load()
+
+    return counted
 
 
-@contextmanager
-def node_operation(node: str, operation: str) -> Iterator[None]:
-    """Counts and times one operation on a node, by outcome (ok, or the exception's class name)."""
-    started = time.perf_counter()
-    outcome = "ok"
-    node_in_flight.labels(node).inc()
-    try:
-        yield
-    except BaseException as error:
-        outcome = type(error).__name__
-        raise
-    finally:
-        node_in_flight.labels(node).dec()
-        node_operations.labels(node, operation, outcome).inc()
-        node_seconds.labels(node, operation).observe(time.perf_counter() - started)
+class node_operation:  # noqa: N801 - as `stage`
+    """Counts, times and traces one operation on a node, by outcome (ok, or the exception's class name)."""
+
+    __slots__ = ("_node", "_of", "_operation", "_span", "_started")
+
+    def __init__(self, node: str, operation: str) -> None:
+        self._node, self._operation = node, operation
+
+    def __enter__(self) -> None:
+        self._of = _account.get()
+        if self._of is not None:
+            self._of.asked.add(self._node)
+            self._of.enter("nodes")
+        self._span = tracing.start(f"node {self._operation}", "CLIENT", node=self._node, operation=self._operation)
+        metrics.in_flight_at(self._node).inc()
+        self._started = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        node, operation = self._node, self._operation
+        outcome = type(error).__name__ if error is not None else "ok"
+        metrics.seconds_at(node, operation).observe(time.perf_counter() - self._started)
+        metrics.in_flight_at(node).dec()
+        metrics.operation_ended(node, operation, outcome).inc()
+        if error is None or isinstance(error, (NodeError, TimeoutError)):
+            metrics.up(node).set(0 if error is not None else 1)
+        if self._span is not None:
+            self._span.end(failed=isinstance(error, Exception), outcome=outcome)
+        if self._of is not None:
+            self._of.leave("nodes")

@@ -7,13 +7,13 @@ import errno
 import logging
 import signal
 import socket
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.cli.libraries import restrain
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 
@@ -107,8 +107,8 @@ class _Startup:
             raise
 
     def admits(self, record: logging.LogRecord) -> bool:
-        """The server's own log, without what is told otherwise and without the texts of exceptions."""
-        return self.failure is None and _without_texts(record)
+        """The server's own log, without what is told otherwise."""
+        return self.failure is None and record.levelno >= logging.WARNING
 
 
 def run(
@@ -119,6 +119,7 @@ def run(
     drain: int = 30,
 ) -> None:
     """Serves until SIGINT or SIGTERM; then requests have `drain` seconds to end. Raises what kept it from starting."""
+    restrain()
     startup = _Startup(app)
     logging.getLogger("uvicorn.error").addFilter(startup.admits)
     # Client addresses come from named proxies only (edge/proxies.py); an access log would hold patient identifiers.
@@ -149,17 +150,6 @@ def run(
             raise
     if startup.failure:
         raise startup.failure
-
-
-def _without_texts(record: logging.LogRecord) -> bool:
-    """An exception's text may hold what it failed on, patient data included: only its kind and its place are logged."""
-    if record.levelno < logging.WARNING:
-        return False
-    if record.exc_info and record.exc_info[1]:
-        fault = record.exc_info[1]
-        record.msg, record.args = f"{type(fault).__name__} at\n{''.join(traceback.format_tb(fault.__traceback__))}", ()
-        record.exc_info = record.exc_text = None
-    return True
 
 
 @contextmanager

@@ -10,15 +10,18 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from gateway.edge.context import base_of
+from gateway.federation.resilience import Health
 from gateway.pipeline import NodeState
 
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Imaging gateway</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body{{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#1b1f24}}
 table{{border-collapse:collapse;width:100%}}td,th{{text-align:left;padding:.4rem .8rem;border-bottom:1px solid #d0d7de}}
-.down{{color:#b3261e}}.up{{color:#1a7f37}}code{{background:#f3f4f6;padding:.1rem .3rem}}</style></head><body>
+.down{{color:#b3261e}}.degraded{{color:#9a6700}}.up{{color:#1a7f37}}
+code{{background:#f3f4f6;padding:.1rem .3rem}}</style></head><body>
 <h1>Imaging gateway</h1><p>One FHIR ImagingStudy and DICOMweb interface over {count} nodes.</p>
-<table><thead><tr><th>Node</th><th>Organisation</th><th>Country</th><th>Speaks</th><th>State</th><th>Service</th></tr>
+<table><thead><tr><th>Node</th><th>Organisation</th><th>Country</th><th>Speaks</th><th>State</th>
+<th>At work / queued</th><th>Search p50 / p95</th><th>Service</th></tr>
 </thead><tbody>{rows}</tbody></table><h2>Try</h2><ul>{links}</ul></body></html>"""
 
 
@@ -55,8 +58,26 @@ def _as_json(state: NodeState, base: str) -> dict[str, object]:
         "mapping": state.mapping,
         "state": state.state,
         "reason": state.reason,
+        "availability": state.availability,
+        **_health_as_json(state.health),
         "dicomweb": f"{base}/nodes/{state.id}/dicom-web",
     }
+
+
+def _health_as_json(health: Health) -> dict[str, object]:
+    """Seconds throughout; the last failure by its kind and code, never in its own words."""
+    failed = {"kind": health.failure, "code": health.code, "seconds_ago": _short(health.failed_ago)}
+    return {
+        "breaker": {"state": health.breaker, "asked_again_in": _short(health.asked_again_in)},
+        "in_flight": health.in_flight,
+        "queued": health.queued,
+        "last_failure": failed if health.code else None,
+        "search_seconds": {"p50": _short(health.p50), "p95": _short(health.p95)},
+    }
+
+
+def _short(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 async def page(request: Request) -> Response:
@@ -71,7 +92,11 @@ async def page(request: Request) -> Response:
 def _row(state: NodeState) -> str:
     address = f"/nodes/{state.id}/dicom-web/studies"
     cells = (state.name, state.organisation, state.country, state.adapter)
-    kind = "down" if state.state == "down" else "up"
+    kind = state.state if state.state in ("down", "degraded") else "up"
     label = f"{state.state}: {state.reason}" if state.reason else state.state
+    label += f", asked again in {state.health.asked_again_in:.0f} s" if state.health.asked_again_in else ""
+    work = f"{state.health.in_flight} / {state.health.queued}"
+    times = " / ".join("-" if one is None else f"{one * 1000:.0f} ms" for one in (state.health.p50, state.health.p95))
     middle = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-    return f'<tr>{middle}<td class="{kind}">{escape(label)}</td><td><a href="{address}">studies</a></td></tr>'
+    middle += f'<td class="{kind}">{escape(label)}</td><td>{work}</td><td>{times}</td>'
+    return f'<tr>{middle}<td><a href="{address}">studies</a></td></tr>'

@@ -26,6 +26,7 @@ from gateway.model.answer import Found, Issue
 from gateway.model.query import Match, Operator, Query
 from gateway.model.vocabulary import ISSUER, PATIENT_ID, Level
 from gateway.pipeline import NodeState
+from gateway.telemetry import stage
 
 FHIR_JSON = "application/fhir+json"
 _SUMMARY_STUDY = (
@@ -57,6 +58,7 @@ class FhirRequest:
     renderer: Renderer
     root: str
 
+    @stage("render")
     def respond(self, resource: Resource, *, complete: bool = True, status: int = 200) -> Response:
         """A resource in this request's version; a partial answer is not to be stored."""
         if self.context.settings.validate_fhir:
@@ -89,14 +91,16 @@ async def _search(asked: FhirRequest) -> Response:
     context.pipeline.policy.require(context.caller, "ImagingStudy", "s")
     lenient = "handling=lenient" in asked.request.headers.get("prefer", "").replace(" ", "")
     pairs = query_pairs(asked.request)
-    search = await parse(pairs, asked.renderer, lenient=lenient)
+    with stage("plan"):
+        search = await parse(pairs, asked.renderer, lenient=lenient)
     for included in sorted(search.includes):
         context.pipeline.policy.require(context.caller, included.capitalize(), "r")
     page = Page()
     if not search.impossible:
         page = await context.pipeline.search(context.caller, search.query, context.nodes, _reach(asked, search))
     issues = (*page.issues, *(Issue("", NotFound.code, text) for text in search.unknown))
-    bundle = _bundle(asked, search, page, issues)
+    with stage("render"):
+        bundle = _bundle(asked, search, page, issues)
     await asked.renderer.patients.flush()
     return asked.respond(bundle, complete=not issues and not search.ignored)
 
@@ -213,7 +217,7 @@ async def _read_study(asked: FhirRequest) -> Response:
     try:
         uid = uid_of_id(identifier)
     except InvalidQuery:
-        raise NotFound(f"there is no ImagingStudy of the id '{identifier[:64]}'") from None
+        raise NotFound("there is no ImagingStudy of that id") from None
 
     def choose(found: Sequence[Found]) -> Found:
         named = next((one for one in found if renderer.names(identifier, one)), None)
@@ -228,7 +232,8 @@ async def _read_study(asked: FhirRequest) -> Response:
         raise NotFound("there is no ImagingStudy of that id")
 
     answer = await context.pipeline.study(context.caller, uid, context.nodes, choose)
-    resource = renderer.tree(answer.items[0])
+    with stage("render"):
+        resource = renderer.tree(answer.items[0])
     if answer.issues:
         resource["meta"] = {"tag": [_SUBSETTED]}
     await renderer.patients.flush()

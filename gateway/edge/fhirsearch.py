@@ -271,9 +271,8 @@ def _codes(values: Sequence[str], parameter: str, systems: Sequence[str]) -> lis
 async def _body_site(search: StudySearch, values: list[str]) -> None:
     """A SNOMED CT concept or a DICOM Body Part Examined term."""
     terms = [BODY_PARTS.get(code, code) for code in _codes(values, "bodysite", (SCT, ""))]
-    unknown = [term for term in terms if term.isdecimal()]
-    if unknown:
-        raise InvalidQuery(f"the SNOMED CT concept {unknown[0]} has no DICOM body part here", parameter="bodysite")
+    if any(term.isdecimal() for term in terms):
+        raise InvalidQuery("a SNOMED CT concept without a DICOM body part here", parameter="bodysite")
     search.matches.append(_any_of((BODY_PART,), terms))
 
 

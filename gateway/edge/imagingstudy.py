@@ -45,6 +45,8 @@ _STATUS = {
     "OFFLINE": "available",
     "UNAVAILABLE": "unknown",
 }
+_AVAILABILITY = "http://hl7.org/fhir/3.0/StructureDefinition/extension-ImagingStudy.availability"
+_NOT_AT_HAND = ("NEARLINE", "OFFLINE", "UNAVAILABLE")
 _GENDER = {"M": "male", "F": "female", "O": "other"}
 
 ACCESSION, ACCESSION_ISSUER = tag("AccessionNumber"), tag("IssuerOfAccessionNumberSequence")
@@ -114,6 +116,7 @@ class Renderer:
         attributes = found.attributes
         resource: Resource = {"resourceType": "ImagingStudy", "id": self.study_id(found)}
         resource["identifier"] = list(self.identifiers(found))
+        resource |= _availability(attributes)
         resource["status"] = status(attributes)
         modalities = texts(attributes, MODALITIES_IN_STUDY)
         if modalities:
@@ -198,13 +201,15 @@ class Renderer:
         return resource
 
     def endpoint(self, node: NodeState) -> Resource:
-        """Where a node's instances are opened: through this gateway, at the node's own root."""
+        """Where a node's instances are opened: through this gateway, at the node's own root. Its status is `error` while
+        the node is not asked."""
         connection: Any = {
             "system": "http://terminology.hl7.org/CodeSystem/endpoint-connection-type",
             "code": "dicom-wado-rs",
         }
         payload = {"text": "DICOM WADO-RS"}
-        resource: Resource = {"resourceType": "Endpoint", "id": node.id, "status": "active"}
+        resource: Resource = {"resourceType": "Endpoint", "id": node.id}
+        resource["status"] = "active" if node.health.breaker == "closed" else "error"
         resource["connectionType"] = [{"coding": [connection]}] if self.is_r5 else connection
         resource["name"] = node.name
         resource["managingOrganization"] = {"reference": f"Organization/{node.id}"}
@@ -226,6 +231,13 @@ class Renderer:
 def status(attributes: Dataset) -> str:
     """ImagingStudy.status from Instance Availability (0008,0056)."""
     return _STATUS.get(text(attributes, INSTANCE_AVAILABILITY), "available")
+
+
+def _availability(attributes: Dataset) -> Resource:
+    """Where the study is when that is not at hand: ImagingStudy.availability of STU3, which later versions left out, as
+    their extension for it (FHIR R4 2.1.5.1, extensions for converting between versions)."""
+    found = text(attributes, INSTANCE_AVAILABILITY)
+    return {"extension": [{"url": _AVAILABILITY, "valueCode": found}]} if found in _NOT_AT_HAND else {}
 
 
 def _instance(found: Found) -> Resource:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -16,15 +15,7 @@ from gateway.edge.proxies import Proxies
 from gateway.errors import Forbidden, GatewayError, Unauthenticated
 from gateway.security import guard
 from gateway.security.caller import Caller
-from gateway.telemetry import (
-    log,
-    new_request_id,
-    request_id,
-    request_seconds,
-    requests,
-    server_timing,
-    start_stages,
-)
+from gateway.telemetry import Exchange, stage
 from gateway.wire.media import quoted
 
 # Paths that anyone may ask: they say nothing about patients or nodes.
@@ -54,32 +45,22 @@ class Telemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identifier = new_request_id(Headers(scope=scope).get("traceparent", ""))
-        request_id.set(identifier)
-        await self._observed(scope, receive, send, identifier)
-
-    async def _observed(self, scope: Scope, receive: Receive, send: Send, identifier: str) -> None:
-        started, stages, status = time.perf_counter(), start_stages(), 500
+        exchange = Exchange(Headers(scope=scope).getlist("traceparent"))
 
         async def observe(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = identifier
-                headers["Server-Timing"] = server_timing({**stages, "total": time.perf_counter() - started})
-                for name, value in _SECURITY_HEADERS.items():
+                told = exchange.begins(message["status"], route_name(scope))
+                for name, value in (*told.items(), *_SECURITY_HEADERS.items()):
                     headers[name] = value
-                request_seconds.labels(route_name(scope)).observe(time.perf_counter() - started)
+            elif message["type"] == "http.response.body":
+                exchange.sends(len(message.get("body", b"")), is_last=not message.get("more_body"))
             await send(message)
 
         try:
             await self._app(scope, receive, observe)
         finally:
-            route, method = route_name(scope), scope["method"]
-            requests.labels(route, method, str(status)).inc()
-            seconds = round(time.perf_counter() - started, 4)
-            log().info("request", route=route, method=method, status=status, seconds=seconds)
+            exchange.ends(route_name(scope), scope["method"])
 
 
 def route_name(scope: Scope) -> str:
@@ -107,9 +88,11 @@ class Authentication:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = self._proxies.applied(scope)
+        # In place: the telemetry around this reads the route that is found further in.
+        scope.update(self._proxies.applied(scope))
         try:
-            scope["caller"] = await self._caller(scope)
+            with stage("auth"):
+                scope["caller"] = await self._caller(scope)
         except GatewayError as error:
             await self._refuse(error, scope, receive, send)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import orjson
@@ -25,6 +26,7 @@ STATUS: dict[type[GatewayError], int] = {
     errors.TooLarge: 413,
     errors.IdentityUnavailable: 503,
     errors.AuditUnavailable: 503,
+    errors.TooManyRequests: 429,
     errors.NodeError: 502,
     errors.NodeUnreachable: 503,
     errors.NodeTimeout: 504,
@@ -37,9 +39,13 @@ STATUS: dict[type[GatewayError], int] = {
 # FHIR R4 issue-type codes by status.
 _ISSUE_TYPES = {
     400: "invalid", 401: "login", 403: "forbidden", 404: "not-found", 405: "not-supported", 406: "not-supported",
-    409: "conflict", 413: "too-costly", 501: "not-supported", 502: "transient", 503: "transient", 504: "timeout",
+    409: "conflict", 413: "too-costly", 429: "throttled", 501: "not-supported", 502: "transient", 503: "transient", 504: "timeout",
 }  # fmt: skip
-_REFUSALS = {404: errors.NotFound, 405: errors.MethodNotAllowed}
+# What was asked for is not repeated: a path may hold a patient's name.
+_REFUSALS: dict[int, tuple[type[GatewayError], str]] = {
+    404: (errors.NotFound, "there is no such path; / links to those that there are"),
+    405: (errors.MethodNotAllowed, "this path does not take that method"),
+}
 
 
 def status_of(error: GatewayError) -> int:
@@ -68,8 +74,10 @@ def _headers(error: GatewayError) -> dict[str, str]:
         return {"WWW-Authenticate": 'Bearer realm="imaging-gateway"'}
     if isinstance(error, (errors.IdentityUnavailable, errors.AuditUnavailable)):
         return {"Retry-After": "5"}
+    if isinstance(error, errors.TooManyRequests):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if isinstance(error, NodeError) and status_of(error) in (503, 504):
-        return {"Retry-After": str(int(error.retry_after or 5))}
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after or 5)))}
     return {}
 
 
@@ -80,8 +88,7 @@ def _failures(error: GatewayError) -> tuple[Issue, ...]:
 async def http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (no such route, wrong method) in our form."""
     assert isinstance(error, HTTPException)
-    kind = _REFUSALS.get(error.status_code, errors.RequestError)
-    detail = f"{kind.title}: {request.method} {request.url.path.split('/')[1] or '/'}"
+    kind, detail = _REFUSALS.get(error.status_code, (errors.RequestError, errors.RequestError.title))
     return render(request, error.status_code, kind.code, kind.title, detail, None, dict(error.headers or {}))
 
 

@@ -32,6 +32,7 @@ from gateway.model.vocabulary import (
     path,
     path_name,
 )
+from gateway.telemetry import stage
 
 _FUZZY_WARNING = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
@@ -53,6 +54,7 @@ class Search:
     warnings: list[str] = field(default_factory=list)
 
 
+@stage("plan")
 def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, series: str | None) -> Search:
     """A search from its parameters (PS3.18 8.3.4). Raises InvalidQuery naming the parameter for whatever is not understood."""
     search = Search(Query(level))
@@ -64,9 +66,7 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
         plain = name.lower()
         if plain == "includefield":
             everything |= value.lower() == "all"
-            returned += [
-                path(each.strip()) for each in value.split(",") if each.strip() and each.strip().lower() != "all"
-            ]
+            returned += _included(value)
             continue
         if plain in _PARAMETERS:
             _once(plain, seen)
@@ -86,6 +86,14 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
     )
     _check_parents(search.query)
     return search
+
+
+def _included(value: str) -> list[tuple[str, ...]]:
+    """The attributes of one includefield. What could not be the name of one is not repeated, as in `query_pairs`."""
+    names = [each.strip() for each in value.split(",") if each.strip() and each.strip().lower() != "all"]
+    if not all(map(_NAME.fullmatch, names)):
+        raise InvalidQuery("includefield takes keywords and tags", parameter="includefield")
+    return [path(name) for name in names]
 
 
 def _once(name: str, seen: set[str]) -> None:
@@ -192,6 +200,7 @@ def parents_of(request: Request) -> tuple[str | None, str | None]:
     return request.path_params.get("study"), request.path_params.get("series")
 
 
+@stage("render")
 def respond(request: Request, context: Context, asked: Search, page: Page, media_type: str) -> Response:
     """One page of results. Partial answers are not stored by anyone and carry one Warning per issue."""
     body = orjson.dumps([render(found, asked.query, context.root_of(found)) for found in page.items])

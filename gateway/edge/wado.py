@@ -23,6 +23,7 @@ from gateway.model.query import Ref, check_uid
 from gateway.model.seam import FramePart
 from gateway.model.vocabulary import INSTANCE_UID, RETRIEVE_URL, SERIES_UID, STUDY_UID
 from gateway.pipeline import Outgoing, OutgoingInstance
+from gateway.telemetry import stage
 from gateway.wire import multipart
 
 T = TypeVar("T")
@@ -276,9 +277,10 @@ async def metadata(request: Request) -> Response:
     context, ref = context_of(request), ref_of(request)
     media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
     found = await context.pipeline.metadata(context.caller, ref, context.nodes)
-    body = orjson.dumps([with_addresses(dataset, context.root) for dataset in found.datasets])
-    warnings = problems.warnings(request, found.issues, context.root)
-    response = context.json_response(request, body, media_type, warnings, complete=not found.issues)
+    with stage("render"):
+        body = orjson.dumps([with_addresses(dataset, context.root) for dataset in found.datasets])
+        warnings = problems.warnings(request, found.issues, context.root)
+        response = context.json_response(request, body, media_type, warnings, complete=not found.issues)
     if found.partial:
         response.status_code = 206
     return response

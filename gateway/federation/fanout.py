@@ -46,7 +46,7 @@ async def outcomes_of(
     try:
         if tasks:
             await asyncio.wait(tasks, timeout=deadline)
-        return [_outcome(node, task) for task, node in tasks.items()]
+        return [_outcome(node, task, deadline) for task, node in tasks.items()]
     finally:
         await cancel_all(tasks)
 
@@ -60,10 +60,10 @@ def require_an_answer(outcomes: Sequence[Outcome[R]]) -> None:
         raise failures[0] if len(failures) == 1 else NoNodeAnswered(failures)
 
 
-def _outcome(node: Node, task: asyncio.Task[R]) -> Outcome[R]:
+def _outcome(node: Node, task: asyncio.Task[R], deadline: float) -> Outcome[R]:
     if not task.done():
-        node.last_failure = NodeTimeout(node.id, "did not answer within the time of the whole search")
-        return Outcome(node, None, node.last_failure)
+        node.guard.gave_up(deadline)
+        return Outcome(node, None, NodeTimeout(node.id, "did not answer within the time of the whole search"))
     error = task.exception()
     if error is None:
         return Outcome(node, task.result())

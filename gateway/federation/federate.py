@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from gateway.cache.answers import Answers
-from gateway.errors import Conflict, GatewayError, NodeError, NodeTimeout, NodeUnreachable, NotFound
+from gateway.errors import Conflict, GatewayError, NodeError, NodeUnreachable, NotFound
 from gateway.federation.bearers import issuers_in_doubt
 from gateway.federation.fanout import Outcome, ask_all, in_parallel
 from gateway.federation.holders import MOST_COMPLETED, Hits, by_uid, depends_on_holder, questions
@@ -37,12 +37,13 @@ class Federation:
 
     def __post_init__(self) -> None:
         self.priority = {node.id: node.config.priority for node in self.nodes.values()}
+        for node in self.nodes.values():
+            node.guard.patience = min(node.guard.patience, self.deadline)
 
     def select(self, names: Sequence[str], may_use: Callable[[NodeConfig], bool]) -> list[Node]:
         """The nodes named (all when none is), less those the caller may not use. Raises NotFound for an unknown name."""
-        unknown = [name for name in names if name not in self.nodes]
-        if unknown:
-            raise NotFound(f"there is no node '{unknown[0]}'; /nodes lists them", parameter="node")
+        if any(name not in self.nodes for name in names):
+            raise NotFound("there is no node of that name; /nodes lists them", parameter="node")
         chosen = [self.nodes[name] for name in dict.fromkeys(names)] if names else list(self.nodes.values())
         return [node for node in chosen if may_use(node.config)]
 
@@ -144,8 +145,7 @@ class Federation:
                 async with asyncio.timeout(seconds):
                     return await search.rows(query if isinstance(query, Query) else query(node)), search.issues
             except TimeoutError:
-                node.last_failure = NodeTimeout(node.id, f"did not answer within {seconds:g} s")
-                raise node.last_failure from None
+                raise node.guard.gave_up(seconds) from None
 
         left = self.deadline if ends is None else max(0.0, ends - asyncio.get_running_loop().time())
         return await ask_all(nodes, ask, deadline=left)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from gateway import metrics
 from gateway.cache.answers import Answers, Loaded, Ttl
 from gateway.cache.keys import node_digest, query_key
-from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeTimeout, Unmappable, Unsupported
+from gateway.errors import NodeError, NodeProtocolError, Unmappable, Unsupported
 from gateway.federation.nodes import NodeConfig
+from gateway.federation.resilience import Guard, Turn
 from gateway.mapping.ask import Asker
 from gateway.mapping.read import Reader
 from gateway.model.query import Operator, Query, Ref
 from gateway.model.seam import Adapter, Finds, Locates, Location, NativeQuery, Report
 from gateway.model.study import Row, from_plain, to_plain
 from gateway.model.vocabulary import STUDY_UID, Level
-from gateway.telemetry import node_operation
+from gateway.telemetry import looking_up, node_operation, stage
 
 T = TypeVar("T")
 
@@ -39,7 +42,7 @@ class NodeAnswer:
 
 @dataclass(slots=True)
 class Node:
-    """A configured node: its adapters for searching and for the pixels, its mapping, its permits."""
+    """A configured node: its adapters for searching and for the pixels, its mapping, the guard before it."""
 
     config: NodeConfig
     finder: Adapter
@@ -48,13 +51,11 @@ class Node:
     opener: Callable[[Location], Awaitable[Adapter]]
     retriever: Adapter | None = None
     ttl: Ttl = field(default_factory=Ttl)
-    permits: asyncio.Semaphore = field(init=False)
+    guard: Guard = field(init=False)
     digest: str = field(init=False)
-    last_failure: NodeError | None = None
-    has_answered: bool = False
 
     def __post_init__(self) -> None:
-        self.permits = asyncio.Semaphore(self.config.max_concurrent)
+        self.guard = Guard(self.config.id, self.config)
         self.digest = node_digest(self.config.id, [self.config.model_dump(mode="json"), self.asker.digest])
 
     @property
@@ -83,8 +84,8 @@ class Node:
             return [(self.retriever, ref)]
         if not isinstance(self.finder, Locates):
             return [(self.finder, ref)]
-        async with self.working("locate") as ends, asyncio.timeout_at(ends):
-            locations = await self.finder.locate(ref)
+        finder = self.finder
+        locations = await self.asking("locate", lambda: finder.locate(ref))
         if not locations:
             raise Unsupported(self.id, "gives no address for the instances of this study")
         # Of several addresses for one thing the first serves; one for the whole serves for its parts as well.
@@ -95,10 +96,9 @@ class Node:
     async def probe(self) -> None:
         """Has the adapter learn what the node can do; what it learns it keeps. A node that fails is down until it answers."""
         try:
-            async with self.working("probe") as ends, asyncio.timeout_at(ends):
-                await self.finder.probe()
+            await self.asking("probe", self.finder.probe)
         except NodeError:
-            return  # remembered by `working`
+            return  # remembered by the guard
 
     async def ask(self, query: Query, answers: Answers, limit: int | None = None) -> NodeAnswer:
         """The node's rows for `query` at its level, at most `limit` where that is below its own ceiling.
@@ -111,7 +111,9 @@ class Node:
         if asked is None:
             return NodeAnswer(complete_rows=True)
         key, ttl = self._key(query, asked), self.ttl.of(_kind(query))
-        return _answer_from_plain(await answers.rows(key, ttl, lambda: self._load(asked, query)), self.id)
+        with stage("cache"):
+            plain = await answers.rows(key, ttl, looking_up(lambda: self._load(asked, query)))
+        return _answer_from_plain(plain, self.id)
 
     async def forget(self, query: Query, answers: Answers) -> None:
         """Has the node asked anew the next time."""
@@ -123,8 +125,8 @@ class Node:
         return query_key(_kind(query), self.digest, asked)
 
     async def _load(self, asked: NativeQuery, query: Query) -> Loaded:
-        async with self.working("find") as ends, asyncio.timeout_at(ends):
-            answer = await self._collect(asked, query)
+        answer = await self.asking("find", lambda: self._collect(asked, query))
+        metrics.rows_of(self.id).inc(len(answer.rows))
         plain = {
             "rows": [to_plain(row) for row in answer.rows],
             "complete_rows": answer.complete_rows,
@@ -176,30 +178,34 @@ class Node:
                 if any(row.study not in wanted for row in rows):
                     raise NodeProtocolError(self.id, "answered with another study than the one asked for")
 
-    @asynccontextmanager
-    async def working(self, operation: str) -> AsyncIterator[float]:
-        """Holds one of the node's permits; translates a deadline into NodeTimeout; counts and remembers the outcome.
-
-        Gives the time of the loop at which a search is to end: what it waited for its permit counts.
-        """
+    async def asking(self, operation: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """What `ask` gives within the deadline of a search, retries and all. It is asked anew after a transient failure, so
+        it must change nothing at the node and keep nothing of a failed try."""
+        seconds = self.guard.patience
         ends = asyncio.get_running_loop().time() + self.config.search_deadline
-        try:
-            async with asyncio.timeout_at(ends):
-                await self.permits.acquire()
-        except TimeoutError:
-            raise NodeBusy(self.id, "has too many requests waiting", retry_after=self.config.search_deadline) from None
-        try:
-            with node_operation(self.id, operation):
-                yield ends
-            self.last_failure, self.has_answered = None, True
-        except TimeoutError:
-            self.last_failure = NodeTimeout(self.id, f"did not answer within {self.config.search_deadline:g} s")
-            raise self.last_failure from None
-        except NodeError as error:
-            self.last_failure = error
-            raise
-        finally:
-            self.permits.release()
+
+        async def once() -> T:
+            async with self.working(operation, ends, seconds), asyncio.timeout_at(ends):
+                return await ask()
+
+        return await self.guard.retried(operation, once, ends)
+
+    @asynccontextmanager
+    async def working(
+        self, operation: str, ends: float | None = None, patience: float = math.inf
+    ) -> AsyncIterator[Turn]:
+        """Takes one turn at the node; translates a deadline into a NodeError; counts the outcome.
+
+        `ends` is as far as it waits for its permit (the loop's clock), by default the deadline of a search from now.
+        """
+        if ends is None:
+            ends = asyncio.get_running_loop().time() + self.config.search_deadline
+        async with self.guard.turn(operation, ends, patience) as turn:
+            try:
+                with node_operation(self.id, operation):
+                    yield turn
+            except TimeoutError:
+                raise self.guard.too_late(turn) from None
 
 
 @asynccontextmanager

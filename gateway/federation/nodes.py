@@ -150,9 +150,23 @@ class RetrieveConfig(_Connected):
     """Where the pixels are when that is another service than the one searched."""
 
 
+class BreakerLimits(_Table):
+    """When a node that does not answer is left alone for `open` seconds: after `failures` failures in a row, or when `rate`
+    of at least twice as many outcomes within `window` seconds were failures. `failures` 0 turns it off."""
+
+    failures: Annotated[int, Field(ge=0)] = 5
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    window: Seconds = 30.0
+    open: Seconds = 15.0
+
+
+Availability = Literal["", "ONLINE", "NEARLINE", "OFFLINE"]
+
+
 class NodeConfig(_Connected):
     """One hospital or national endpoint. Times are seconds.
 
+    `availability` is where all its studies are, whatever its rows say: NEARLINE is a tape library or another slow store.
     `issuers` are the hospital's own assigning authorities under all their names, beside those of its format.
     """
 
@@ -175,8 +189,13 @@ class NodeConfig(_Connected):
     connect_deadline: Seconds = 5.0
     search_deadline: Seconds = 10.0
     first_byte_deadline: Seconds = 30.0
+    nearline_first_byte_deadline: Seconds = 120.0
     idle_deadline: Seconds = 30.0
+    availability: Availability = ""
+    breaker: BreakerLimits = BreakerLimits()
+    retries: int = Field(2, ge=0, le=10)
     max_concurrent: int = Field(16, ge=1, le=256)
+    max_queued: int = Field(64, ge=0)
     max_results: int = Field(10_000, ge=1)
     node_maximum: int | None = Field(None, ge=1)
     descent_parents: int = Field(200, ge=0)
@@ -193,6 +212,14 @@ class NodeConfig(_Connected):
     def issuer(self) -> str:
         """The assigning authority of its patient ids; a node that names none is an authority of its own."""
         return self.patient_id_issuer or f"node:{self.id}"
+
+    @property
+    def at_once(self) -> int:
+        """How many operations it works on at a time: no more than it has associations or connections for, so that what
+        waits waits in the node's queue, and is not taken for the node's own silence."""
+        connection = self.connection
+        most = getattr(connection, "max_associations", getattr(connection, "max_connections", self.max_concurrent))
+        return min(self.max_concurrent, int(most))
 
     @property
     def mapping_name(self) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from gateway.errors import NodeTimeout
 from gateway.federation.fanout import outcomes_of, require_an_answer
 from gateway.federation.federate import Federation
 from gateway.federation.holders import depends_on_holder, questions
 from gateway.federation.node import Node
-from gateway.federation.page import Page, Position, Reach, Sort, ordered, sort_key
+from gateway.federation.page import Page, Position, Reach, Sort, moment_of, ordered, sort_key
 from gateway.federation.segments import END, Cutter, is_broad
 from gateway.federation.walk import Walk
 from gateway.model.answer import Found, Issue
@@ -22,6 +22,7 @@ from gateway.model.study import Row
 from gateway.model.vocabulary import Level
 
 _SMALLEST_CEILING = 128
+_CROWDED = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,10 @@ class Paging:
             answer = await self.federation.search(query, nodes)
             return _cut(ordered(answer.items, reach.sort), reach, answer.issues, END)
         ends = asyncio.get_running_loop().time() + self.federation.deadline
-        search = _Search(self.federation, query, reach, nodes, _walks(self.federation, query, nodes, reach))
+        # Only a broad search in the order of time is opened in parts: any other is fetched whole.
+        in_parts = reach.size is not None and reach.sort is not Sort.ID and is_broad(query)
+        walks = _walks(self.federation, query, nodes, reach, in_parts)
+        search = _Search(self.federation, query, reach, nodes, walks, in_parts)
         await search.run(ends)
         return await self._completed(search, ends)
 
@@ -51,13 +55,12 @@ class Paging:
             issues += gaps
         items = await self.federation.count_shared(items, issues, ends)
         fetched = sum(walk.fetched for walk in search.walks)
-        return replace(page, items=tuple(items), issues=tuple(dict.fromkeys(issues)), fetched=fetched)
+        page = replace(page, items=tuple(items), issues=tuple(dict.fromkeys(issues)), fetched=fetched)
+        return replace(page, more=True, total=None) if search.is_cut else page
 
 
-def _walks(federation: Federation, query: Query, nodes: Sequence[Node], reach: Reach) -> list[Walk]:
-    """A walk per node. Only a broad search in the order of time is opened in parts: any other is fetched whole."""
+def _walks(federation: Federation, query: Query, nodes: Sequence[Node], reach: Reach, in_parts: bool) -> list[Walk]:
     cutter = Cutter(query, reach.sort, datetime.now(UTC).date())
-    in_parts = reach.size is not None and reach.sort is not Sort.ID and is_broad(query)
     ceiling = _ceiling(2 * (reach.skip + (reach.size or 0))) if in_parts else None
     start = reach.after.moment if reach.after else ""
     return [Walk(node, federation.answers, query, cutter, ceiling, start) for node in nodes]
@@ -78,6 +81,8 @@ class _Search:
     reach: Reach
     nodes: Sequence[Node]
     walks: list[Walk]
+    in_parts: bool
+    is_cut: bool = False
     found: list[Found] = field(default_factory=list)
     gaps: list[Issue] = field(default_factory=list)
 
@@ -100,10 +105,24 @@ class _Search:
 
     async def _merge(self, ends: float) -> None:
         """Conditions are put to what all holders of a study say together, so they are asked first where they differ."""
-        self.found = ordered(self.federation.merged(self.rows()), self.reach.sort)
+        self.found = ordered(self.federation.merged(self._near(self.rows())), self.reach.sort)
         if self.reach.accepts and self.depends_on_holder:
             self.found, self.gaps = await self.federation.with_all_holders(self.found, self.rows(), self.nodes, ends)
             self.found = ordered(self.found, self.reach.sort)
+
+    def _near(self, rows: list[Row]) -> list[Row]:
+        """Of very many rows those of the page and the result behind it: the rest of a crowded day is for other pages."""
+        size, after, sort = self.reach.size, self.reach.after, self.reach.sort
+        self.is_cut = False
+        counts = self.frontier == END and after is None
+        if not self.in_parts or size is None or self.reach.accepts or counts or len(rows) < _CROWDED:
+            return rows
+        placed = [((moment_of(row.attributes, sort), row.study), row) for row in rows]
+        if after:
+            placed = [one for one in placed if one[0] >= (after.moment, after.study)]
+        nearest = heapq.nsmallest(self.reach.skip + size + 2, {place for place, _ in placed})
+        self.is_cut = len(nearest) > 0 and nearest[-1] < max(place for place, _ in placed)
+        return [row for place, row in placed if place <= nearest[-1]] if nearest else []
 
     @property
     def depends_on_holder(self) -> bool:
@@ -137,8 +156,7 @@ async def _advance(walks: Mapping[str, Walk], node: Node) -> None:
         async with asyncio.timeout(seconds):
             await walks[node.id].advance()
     except TimeoutError:
-        node.last_failure = NodeTimeout(node.id, f"did not answer within {seconds:g} s")
-        raise node.last_failure from None
+        raise node.guard.gave_up(seconds) from None
 
 
 def _wanted(found: Sequence[Found], reach: Reach) -> list[Found]:

@@ -7,14 +7,16 @@ bulk data, so that a viewer's 200 requests are not 200 retrieves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from gateway.cache.answers import Answers, Loaded
 from gateway.cache.keys import key
 from gateway.errors import NodeError, NodeProtocolError, NodeTimeout, NotFound, Unsupported
+from gateway.federation.availability import first_byte_deadline, late
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.opened import Bearer, OpenedInstance
 from gateway.federation.spooled import Fetch, Sink, SpooledSeries, tee, version
@@ -23,6 +25,7 @@ from gateway.model.query import Ref
 from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Part, Retrieves
 from gateway.model.study import Row
 from gateway.model.vocabulary import INSTANCE_UID
+from gateway.telemetry import looking_up, stage
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, identify, open_part10
 
 T = TypeVar("T")
@@ -48,28 +51,25 @@ class Pixels:
         keeps = keep or not all(isinstance(adapter, Frames) and isinstance(adapter, Describes) for adapter, _ in places)
         if keeps:
             self.spooled.settle(owner)
-        async with (
-            node.working("retrieve"),
-            aclosing_iterator(_parts(node, places)) as parts,
-            aclosing_iterator(self._opened(node, ref, owner, parts, keeps)) as opened,
-        ):
+        async with begun(node, "retrieve", owner, lambda: self._opened(node, ref, owner, places, keeps)) as opened:
             yield opened
 
     async def _opened(
-        self, node: Node, ref: Ref, owner: Row, parts: AsyncIterator[Part], keeps: bool
+        self, node: Node, ref: Ref, owner: Row, places: Sequence[tuple[Adapter, Ref]], keeps: bool
     ) -> AsyncIterator[OpenedInstance]:
         given: list[str] = []
         bearer = Bearer(node, owner)
-        async for part in parts:
-            sink = Sink()
-            body = tee(paced(part.body, node, node.config.idle_deadline), sink)
-            one = await _open(bearer, ref, body)
-            if keeps:
-                await self._keep(one, sink)
-            else:
-                sink.give_up()
-            given.append(one.ref.instance or "")
-            yield one
+        async with aclosing_iterator(_parts(node, places, owner)) as parts:
+            async for part in parts:
+                sink = Sink()
+                body = tee(paced(part.body, node, node.config.idle_deadline), sink)
+                one = await _open(bearer, ref, body)
+                if keeps:
+                    await self._keep(one, sink)
+                else:
+                    sink.give_up()
+                given.append(one.ref.instance or "")
+                yield one
         if not given:
             raise NotFound(f"there is no {ref.path}")
         if keeps:
@@ -99,7 +99,8 @@ class Pixels:
             return Loaded(found, cacheable=bool(found))
 
         name = key("metadata", node.digest, ref.study, ref.series, *version(owner))
-        datasets: list[Dataset] = await self.answers.rows(name, node.ttl.metadata, load)
+        with stage("cache"):
+            datasets: list[Dataset] = await self.answers.rows(name, node.ttl.metadata, looking_up(load))
         bearer = Bearer(node, owner)
         for dataset in datasets:
             bearer.check(series, dataset)
@@ -109,7 +110,7 @@ class Pixels:
         adapter, _ = await _place(node, series)
         source = self.spooled.metadata(node.id, series, self._fetch(node, owner))
         if isinstance(adapter, Describes) and node.may("describe"):
-            source = _or_else(_describe(node, adapter, series), source)
+            source = _or_else(_describe(node, adapter, series, owner), source)
         async with aclosing_iterator(source) as datasets:
             async for dataset in datasets:
                 yield dataset
@@ -121,7 +122,7 @@ class Pixels:
         if isinstance(adapter, Frames) and node.may("frames"):
             # Frames carry no identifiers: the metadata says first that they are of this patient.
             await self._require(node, ref, owner)
-            source = _or_else(_frames(node, adapter, ref, numbers), source)
+            source = _or_else(_frames(node, adapter, ref, numbers, owner), source)
         async with aclosing_iterator(source) as frames:
             async for frame in frames:
                 yield frame
@@ -138,7 +139,7 @@ class Pixels:
         address = bulk_address(await self._require(node, ref, owner), path)
         source = self.spooled.bulkdata(node.id, ref, address, self._fetch(node, owner))
         if isinstance(adapter, BulkData) and isinstance(adapter, Describes) and node.may("bulkdata"):
-            source = _bulkdata(node, adapter, ref, address)
+            source = _bulkdata(node, adapter, ref, address, owner)
         async with aclosing_iterator(source) as parts:
             async for part in parts:
                 yield part
@@ -149,12 +150,12 @@ async def _place(node: Node, ref: Ref) -> tuple[Adapter, Ref]:
     return (await node.places(ref))[0]
 
 
-async def _parts(node: Node, places: Sequence[tuple[Adapter, Ref]]) -> AsyncIterator[Part]:
+async def _parts(node: Node, places: Sequence[tuple[Adapter, Ref]], owner: Row) -> AsyncIterator[Part]:
     """What each place has, one after the other."""
     for adapter, ref in places:
         if not isinstance(adapter, Retrieves):
             raise Unsupported(node.id, "does not give out instances")
-        async with aclosing_iterator(_first_byte(adapter.retrieve(ref), node)) as parts:
+        async with aclosing_iterator(_first_byte(adapter.retrieve(ref), node, owner)) as parts:
             async for part in parts:
                 yield part
 
@@ -173,22 +174,58 @@ async def _open(bearer: Bearer, ref: Ref, body: AsyncIterator[bytes]) -> OpenedI
         raise
 
 
-async def _describe(node: Node, adapter: Describes, ref: Ref) -> AsyncIterator[Dataset]:
-    async with node.working("describe"), aclosing_iterator(_first_byte(adapter.describe(ref), node)) as datasets:
+async def _describe(node: Node, adapter: Describes, ref: Ref, owner: Row) -> AsyncIterator[Dataset]:
+    async with begun(node, "describe", owner, lambda: _first_byte(adapter.describe(ref), node, owner)) as datasets:
         async for dataset in datasets:
             yield dataset
 
 
-async def _frames(node: Node, adapter: Frames, ref: Ref, numbers: Sequence[int]) -> AsyncIterator[FramePart]:
-    async with node.working("frames"), aclosing_iterator(_first_byte(adapter.frames(ref, numbers), node)) as frames:
+async def _frames(
+    node: Node, adapter: Frames, ref: Ref, numbers: Sequence[int], owner: Row
+) -> AsyncIterator[FramePart]:
+    async with begun(node, "frames", owner, lambda: _first_byte(adapter.frames(ref, numbers), node, owner)) as frames:
         async for frame in frames:
-            yield frame
+            yield replace(frame, body=paced(frame.body, node, node.config.idle_deadline))
 
 
-async def _bulkdata(node: Node, adapter: BulkData, ref: Ref, address: str) -> AsyncIterator[FramePart]:
-    async with node.working("bulkdata"), aclosing_iterator(_first_byte(adapter.bulkdata(ref, address), node)) as parts:
+async def _bulkdata(node: Node, adapter: BulkData, ref: Ref, address: str, owner: Row) -> AsyncIterator[FramePart]:
+    async with begun(
+        node, "bulkdata", owner, lambda: _first_byte(adapter.bulkdata(ref, address), node, owner)
+    ) as parts:
         async for part in parts:
-            yield part
+            yield replace(part, body=paced(part.body, node, node.config.idle_deadline))
+
+
+@asynccontextmanager
+async def begun(
+    node: Node, operation: str, owner: Row, source: Callable[[], AsyncIterator[T]]
+) -> AsyncIterator[AsyncIterator[T]]:
+    """The items of `source()` in one turn at the node, once the first of them is there or it is known that there is none.
+
+    Until then a transient failure has it begun anew; nothing of the failed try is left. Raises NodeError.
+    """
+
+    async def begin() -> tuple[AsyncExitStack, list[T], AsyncIterator[T]]:
+        async with AsyncExitStack() as stack:
+            turn = await stack.enter_async_context(node.working(operation))
+            items = await stack.enter_async_context(aclosing_iterator(source()))
+            first: list[T] = []
+            with contextlib.suppress(StopAsyncIteration):
+                first.append(await anext(items))
+            turn.answered()
+            return stack.pop_all(), first, items
+
+    ends = asyncio.get_running_loop().time() + first_byte_deadline(owner, node.config)
+    stack, first, rest = await node.guard.retried(operation, begin, ends)
+    async with stack, aclosing_iterator(_chain(first, rest)) as items:
+        yield items
+
+
+async def _chain(first: Sequence[T], rest: AsyncIterator[T]) -> AsyncIterator[T]:
+    for one in first:
+        yield one
+    async for one in rest:
+        yield one
 
 
 async def _or_else(first: AsyncIterator[T], second: AsyncIterator[T]) -> AsyncIterator[T]:
@@ -224,20 +261,35 @@ def bulk_address(dataset: Dataset, path: tuple[str, ...]) -> str:
     return bulk_address(items[number - 1], tuple(rest[1:]))
 
 
-def _first_byte(items: AsyncIterator[T], node: Node) -> AsyncIterator[T]:
-    """Each item within the node's first-byte deadline."""
-    return paced(items, node, node.config.first_byte_deadline)
+def _first_byte(items: AsyncIterator[T], node: Node, owner: Row) -> AsyncIterator[T]:
+    """The first item within the time that a study of its availability has, each of the others within the idle deadline."""
+    seconds = first_byte_deadline(owner, node.config)
+    return paced(items, node, node.config.idle_deadline, first=seconds, late=lambda: late(owner, node.config))
 
 
-async def paced(items: AsyncIterator[T], node: Node, seconds: float) -> AsyncIterator[T]:
-    """The same items, each within `seconds`. Raises NodeTimeout; leaving it closes the source."""
+async def paced(
+    items: AsyncIterator[T],
+    node: Node,
+    seconds: float,
+    *,
+    first: float | None = None,
+    late: Callable[[], NodeError] | None = None,
+) -> AsyncIterator[T]:
+    """The same items, each within `seconds`, the first within `first`. Raises NodeTimeout, for the first what `late` gives;
+    leaving it closes the source."""
+
+    def silent() -> NodeError:
+        return NodeTimeout(node.id, f"went silent for {seconds:g} s")
+
+    wait, failure = (first or seconds), (late or silent)
     async with aclosing_iterator(items) as source:
         while True:
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(wait):
                     item = await anext(source)
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise NodeTimeout(node.id, f"went silent for {seconds:g} s") from None
+                raise failure() from None
+            wait, failure = seconds, silent
             yield item

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeProtocolError
+from gateway.federation.availability import declared, undeclared
 from gateway.federation.fanout import in_parallel
 from gateway.federation.node import Node, NodeAnswer
 from gateway.model.answer import Issue
@@ -242,8 +243,11 @@ class NodeSearch:
         return bool(verdict)
 
     async def _ask(self, query: Query) -> NodeAnswer:
+        availability = self.node.config.availability
         limit = self.limit if query.level is Level.STUDY else None
-        answer = await self.node.ask(query, self.answers, limit)
+        answer = await self.node.ask(undeclared(query, availability), self.answers, limit)
+        if availability:
+            answer = replace(answer, rows=tuple(declared(row, availability) for row in answer.rows))
         self.fetched += len(answer.rows)
         if answer.truncated and query.level is Level.STUDY:
             self.truncated = True

@@ -91,6 +91,9 @@ class Segment:
             return False
         return moment(day, "000000" if sort is Sort.NEWEST else "235959", sort) < position
 
+    def holds_day(self, day: str) -> bool:
+        return self.dated and self.low <= day <= (self.high or day)
+
     def narrowed(self, query: Query) -> Query:
         """The query for just this part."""
         own: dict[str, Match] = {}

@@ -9,19 +9,21 @@ from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeError
 from gateway.federation.fanout import in_parallel
 from gateway.federation.node import Node
-from gateway.federation.page import Sort
+from gateway.federation.page import UNDATED, Sort, moment_of
 from gateway.federation.search import Budget, NodeSearch
 from gateway.federation.segments import END, Cutter, Segment, can_be_cut
 from gateway.model.answer import Issue
+from gateway.model.dataset import text
 from gateway.model.patient import PatientKey
 from gateway.model.query import Query
 from gateway.model.study import Row
+from gateway.model.vocabulary import STUDY_DATE
 
 AT_ONCE = 4
-_STEPS, _DEEP_PARTS = 2, 32
+_STEPS, _STRIDE, _MOST_STEPS, _DEEP_PARTS = 2, 3, 8, 32
 MOST_DEEP_QUESTIONS = 400
 """Parts below a day that one walk may ask a node for; what they do not cover is declared incomplete."""
-_GROWTH = 4
+_GROWTH = 2
 _SUSPICIOUS_FROM = 200
 
 
@@ -48,6 +50,7 @@ class Walk:
     _pending: list[Segment] = field(default_factory=lambda: [Segment()])
     _steps: int = _STEPS
     _deep_questions: int = 0
+    _seen: str = ""
 
     @property
     def sort(self) -> Sort:
@@ -69,8 +72,15 @@ class Walk:
         cut = await in_parallel(batch, self._open, at_once=AT_ONCE)
         self._pending[: len(batch)] = [part for parts in cut for part in parts if self._is_wanted(part)]
         self.has_answered = True
-        if len(self.rows) == before and batch[0].dated:
-            self._steps *= 2  # an empty stretch of years is crossed in longer strides
+        self._steps = self._stride(is_empty=len(self.rows) == before and not any(cut))
+
+    def _stride(self, *, is_empty: bool) -> int:
+        """How many parts are opened at once: as far as the first look saw studies; longer ones over an empty stretch."""
+        seen, self._seen = self._seen, ""
+        if seen:
+            places = [place for place, part in enumerate(self._pending[:_STRIDE]) if part.holds_day(seen)]
+            return places[0] + 1 if places else _STRIDE
+        return min(2 * self._steps, _MOST_STEPS) if is_empty else _STEPS
 
     def _next(self) -> list[Segment]:
         """The first part, with the ones after it that may be asked for in the same breath."""
@@ -104,6 +114,8 @@ class Walk:
         self._note(search.issues)
         too_large = search.truncated or self._is_suspicious(search.fetched)
         smaller = self._cut(part, rows) if too_large else []
+        if part.is_everything and smaller:
+            self._seen = self._first_day(rows)
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
         if search.truncated and not smaller:
@@ -125,6 +137,11 @@ class Walk:
         if not can_be_cut(self.query) or self._deep_questions >= MOST_DEEP_QUESTIONS:
             return []
         return self.cutter.cut(part, rows)
+
+    def _first_day(self, rows: Sequence[Row]) -> str:
+        """The date that comes first in the order of `sort`, and not before the start of the page; '' when none shows one."""
+        dated = ((moment_of(row.attributes, self.sort), text(row.attributes, STUDY_DATE)) for row in rows)
+        return min(((at, day) for at, day in dated if self.start <= at < UNDATED), default=("", ""))[1]
 
     def _is_suspicious(self, count: int) -> bool:
         """Whether a DIMSE node that says nothing may have stopped at a round maximum of its own (C-FIND has no word for it)."""

@@ -27,6 +27,7 @@ class DimseOptions:
     max_associations      more are rejected (local limit exceeded, transient)
     one_row_per_instance  repeats a study or series row for each of its instances, as pynetdicom's qrscp does
     foreign_study         answers a retrieve with another study than asked
+    availability          Instance Availability (0008,0056) of all it has: ONLINE, NEARLINE, OFFLINE
     garbage               fills UIDs, dates and numbers of its rows with what their VR forbids
     abort_after           aborts the association after as many instances of a retrieve
     calling_ae_titles     empty: any
@@ -48,6 +49,7 @@ class DimseOptions:
     max_associations: int = 50
     one_row_per_instance: bool = False
     foreign_study: bool = False
+    availability: str = "ONLINE"
     garbage: bool = False
     abort_after: int | None = None
     calling_ae_titles: tuple[str, ...] = ()

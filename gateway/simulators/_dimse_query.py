@@ -35,6 +35,7 @@ _BINARY_VRS = frozenset({"AT", "FD", "FL", "OB", "OW", "SL", "SQ", "SS", "SV", "
 _STRICT_VRS = frozenset({"DA", "IS", "TM", "UI"})
 _QUERY_RETRIEVE_LEVEL = Tag("QueryRetrieveLevel")
 _RETRIEVE_AE_TITLE = Tag("RetrieveAETitle")
+_INSTANCE_AVAILABILITY = Tag("InstanceAvailability")
 _CONTROL = frozenset({_QUERY_RETRIEVE_LEVEL, SPECIFIC_CHARACTER_SET, _RETRIEVE_AE_TITLE})
 
 
@@ -103,8 +104,14 @@ class Find:
 
     def _value(self, tag: BaseTag, group: Group) -> DataElement | None:
         if tag in COMPUTED:
-            return computed(tag, group)
+            return self._computed(tag, group)
         return group[0].decoded.get(tag)
+
+    def _computed(self, tag: BaseTag, group: Group) -> DataElement:
+        """Where the archive's instances are is for its options to say."""
+        if tag == _INSTANCE_AVAILABILITY:
+            return DataElement(tag, "CS", self.options.availability)
+        return computed(tag, group)
 
     def _row(self, keys: list[DataElement], level: str, group: Group) -> Dataset:
         first = group[0]
@@ -131,7 +138,7 @@ class Find:
         if self.options.garbage and dictionary_VR(tag) in _STRICT_VRS:
             return raw_element(tag, dictionary_VR(tag), b"garbage!")
         if tag in COMPUTED:
-            return computed(tag, group)
+            return self._computed(tag, group)
         raw: DataElement | RawDataElement | None = group[0].raw.get_item(tag) if tag in group[0].raw else None
         vr = dictionary_VR(tag)
         decoded: DataElement | None = group[0].decoded.get(tag)

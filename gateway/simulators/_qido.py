@@ -79,10 +79,10 @@ def attribute_path(name: str) -> Path:
         raise BadQuery(f"{name} is no attribute") from None
 
 
-def study_row(study: Study, base: str) -> Json:
+def study_row(study: Study, base: str, availability: str) -> Json:
     """The attributes of a study with those that count what is below it (PS3.18 Table 10.6.3-3)."""
     derived: Derived = {
-        "00080056": ("CS", ["ONLINE"]),
+        "00080056": ("CS", [availability]),
         "00080061": ("CS", study.distinct("00080060")),
         "00080062": ("UI", study.distinct("00080016")),
         "00081190": ("UR", [f"{base}/studies/{study.uid}"]),
@@ -93,23 +93,25 @@ def study_row(study: Study, base: str) -> Json:
     return own | {STUDY_UID: study.attributes[STUDY_UID]} | _attributes(derived)
 
 
-def series_row(study: Study, series: Series, base: str) -> Json:
+def series_row(study: Study, series: Series, base: str, availability: str) -> Json:
     derived: Derived = {
         "00081190": ("UR", [f"{base}/studies/{study.uid}/series/{series.uid}"]),
         "00201209": ("IS", [len(series.instances)]),
     }
     own = {tag: held for tag, held in series.attributes.items() if level_of((tag,)) is Level.SERIES}
-    return study_row(study, base) | own | {SERIES_UID: series.attributes[SERIES_UID]} | _attributes(derived)
+    return (
+        study_row(study, base, availability) | own | {SERIES_UID: series.attributes[SERIES_UID]} | _attributes(derived)
+    )
 
 
-def rows(studies: Iterable[Study], level: Level, base: str) -> Iterable[Row]:
+def rows(studies: Iterable[Study], level: Level, base: str, availability: str = "ONLINE") -> Iterable[Row]:
     """(study UID, series UID, attributes of the level and those above it), in a stable order."""
     for study in studies:
         if level is Level.STUDY:
-            yield study.uid, "", study_row(study, base)
+            yield study.uid, "", study_row(study, base, availability)
             continue
         for series in study.series:
-            above = series_row(study, series, base)
+            above = series_row(study, series, base, availability)
             if level is Level.SERIES:
                 yield study.uid, series.uid, above
                 continue

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Self, cast
 from urllib.parse import unquote_plus
 
 from pydicom.datadict import keyword_for_tag
@@ -60,6 +60,7 @@ class DicomwebOptions(PeerOptions):
     parts. `wrong_vr` sends PatientID as PN, dates as numbers, UIDs and Rows as text. `foreign_study` answers with
     another study than asked. `framing`, `truncate_after` and `stall_after` are as in Framing; with
     `no_closing_boundary`, `truncate_after` ends the body there in good order, so that only the boundary is missing.
+    `availability` is the Instance Availability (0008,0056) of all it has, also while it is unwell.
     """
 
     no_percent_decoding: bool = False
@@ -82,6 +83,10 @@ class DicomwebOptions(PeerOptions):
     absolute_bulk_host: str | None = None
     da_without_value: bool = False
     boundary: str = ""
+    availability: str = "ONLINE"
+
+    def healthy(self) -> Self:
+        return replace(super().healthy(), availability=self.availability)
 
 
 class DicomwebSimulator(Peer):
@@ -157,7 +162,9 @@ class DicomwebSimulator(Peer):
             keys[STUDY_UID,] = self._foreign(keys[STUDY_UID,])
         return [
             shown(row, search, level, _levels_shown(level, asked), fill=options.da_without_value)
-            for study, series, row in rows(self.directory.studies, level, _root(self.path, request))
+            for study, series, row in rows(
+                self.directory.studies, level, _root(self.path, request), options.availability
+            )
             if asked.get("study") in (None, study) and asked.get("series") in (None, series) and matches(row, keys)
         ]
 

@@ -13,6 +13,8 @@ from typing import ParamSpec, TypeVar
 T = TypeVar("T")
 P = ParamSpec("P")
 _END = object()
+_PARTING = 2.0
+"""Seconds that a cancelled caller waits for a blocking call to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,12 @@ def _close_after(step: asyncio.Future[object], blocking: Generator[object, None,
 
 
 async def run(executor: Executor | None, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """What a blocking call returns. When the caller is cancelled the call still ends before this does."""
+    """What a blocking call returns. When the caller is cancelled the call still ends before this does, unless it hangs (a
+    file server that is gone): nobody's deadline waits for that."""
     step = asyncio.get_running_loop().run_in_executor(executor, partial(work, *arguments, **options))
     try:
         return await asyncio.shield(step)
     except asyncio.CancelledError:
-        await asyncio.wait([step])
+        await asyncio.wait([step], timeout=_PARTING)
+        step.add_done_callback(lambda done: done.cancelled() or done.exception())
         raise

@@ -325,6 +325,27 @@ async def test_a_node_that_accepts_and_never_answers_is_a_timeout(scripted):
         assert asyncio.get_running_loop().time() - start < 0.5
 
 
+async def test_a_token_endpoint_that_never_answers_costs_no_more_than_a_search(scripted):
+    peer = await scripted(silent)
+    patient = Timeouts(connect=1, first_byte=20, idle=20, total=0.3)
+    async with client(peer.url, auth=credentials(peer), timeouts=patient) as http:
+        with pytest.raises(NodeTimeout, match="no token"):
+            async with asyncio.timeout(10), http.stream("GET", http.url("x")):
+                pass
+
+
+async def test_the_first_byte_of_a_body_may_take_as_long_as_the_head(scripted):
+    async def script(exchange):
+        await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n")
+        await asyncio.sleep(0.6)
+        await exchange.send(b"abc")
+
+    peer = await scripted(script)
+    patient = Timeouts(connect=1, first_byte=20, idle=0.2, total=20)
+    async with client(peer.url, timeouts=patient) as http, http.stream("GET", http.url("x")) as answer:
+        assert await anext(answer.body) == b"abc"
+
+
 async def test_a_body_that_stops_is_a_timeout(scripted):
     async def script(exchange):
         await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")

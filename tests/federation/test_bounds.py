@@ -57,7 +57,6 @@ class NamedNode:
 
     def __init__(self, identifier: str) -> None:
         self.id = identifier
-        self.last_failure = None
 
 
 async def answer(node: Node) -> str:

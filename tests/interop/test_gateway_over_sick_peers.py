@@ -86,7 +86,7 @@ class Silent:
         """What requests may hold, as it stands now."""
         nodes = self.gateway.app.state.pipeline.federation.nodes.values()  # type: ignore[union-attr]
         return {
-            "permits": {one.id: one.permits._value for one in nodes},
+            "permits": {one.id: one.config.at_once - one.guard.permits._value for one in nodes},
             "tasks": asyncio.run_coroutine_threadsafe(_tasks(), self.gateway.loop).result(5),
             "associations": self.dimse.open_associations,
             "connections": _connections(self.ports),
@@ -162,7 +162,7 @@ def _one(silent: Silent, number: int) -> float:
 def _left(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """What is held that was not held before: permits, tasks, associations, connections, threads."""
     kept = {
-        "permits": now["permits"] != dict.fromkeys(now["permits"], 16),
+        "permits": now["permits"] != dict.fromkeys(now["permits"], 0),
         "tasks": now["tasks"] > before["tasks"],
         "associations": now["associations"],
         "connections": now["connections"],

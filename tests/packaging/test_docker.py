@@ -179,6 +179,7 @@ def test_the_issuer_gives_tokens_that_the_gateway_takes():
 def test_the_proxy_serves_every_name_that_is_called():
     caddy = (DOCKER / "proxy" / "Caddyfile").read_text()
     called = {environment("gateway")["GATEWAY_PUBLIC_ROOT"], environment("identity")["KC_HOSTNAME"]}
+    called.add(environment("grafana")["GF_SERVER_ROOT_URL"])
     assert set(re.findall(r"^(https://\S+) \{", caddy, re.MULTILINE)) == called
     assert set(SERVICES["proxy"]["networks"]["inside"]["aliases"]) == {
         url.split("/")[2].split(":")[0] for url in called

@@ -49,7 +49,7 @@ class Watched(Gateway):
         return list(self.app.state.pipeline.federation.nodes.values())
 
     def permits_out(self) -> int:
-        return sum(node.config.max_concurrent - node.permits._value for node in self.nodes)
+        return sum(node.config.at_once - node.guard.permits._value for node in self.nodes)
 
     def associations_out(self) -> int:
         return sum(node.finder.associations.in_use for node in self.nodes if isinstance(node.finder, DimseAdapter))

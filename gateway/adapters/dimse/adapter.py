@@ -10,6 +10,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal, TypeVar
 
+from gateway import metrics
 from gateway.adapters.dimse.associations import NodeAssociation, Peer
 from gateway.adapters.dimse.channel import Channel
 from gateway.adapters.dimse.identifiers import FindRequest, TextMatching, request_of
@@ -207,6 +208,7 @@ class DimseAdapter:
                 async for part in parts:
                     with private_file() as file:
                         async for chunk in part.body:
+                            metrics.sent_to(self.node).inc(len(chunk))
                             await asyncio.to_thread(file.write, chunk)
                         await asyncio.to_thread(file.flush)
                         jobs.put((Path(file.name), part.sop_instance_uid))
@@ -265,6 +267,7 @@ class _Body:
         self._events = events
         self._header = header
         self._node = node
+        self._received = metrics.received_from(node)
         self._is_finished = False
 
     def __aiter__(self) -> _Body:
@@ -281,6 +284,7 @@ class _Body:
         except StopAsyncIteration:
             raise NodeProtocolError(self._node, "ended in the middle of an instance") from None
         if isinstance(event, bytes):
+            self._received.inc(len(event))
             return event
         self._is_finished = isinstance(event, Finished)
         raise StopAsyncIteration

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import aclosing
 from os import fstat
 from pathlib import Path
 
+from gateway import metrics
 from gateway.adapters.files.catalogue import Catalogue
 from gateway.adapters.files.conditions import Conditions, conditions
 from gateway.adapters.files.incoming import accept
@@ -78,8 +79,9 @@ class FilesAdapter:
 
     async def retrieve(self, ref: Ref) -> AsyncGenerator[Part, None]:
         """Every instance as the file's exact bytes."""
+        received = metrics.received_from(self.node).inc
         for held in await self._catalogue.held(ref):
-            async with aclosing(self._catalogue.threads.steps(lambda held=held: _whole(held))) as body:  # type: ignore[misc]
+            async with aclosing(self._catalogue.threads.steps(lambda held=held: _whole(held, received))) as body:  # type: ignore[misc]
                 yield Part(held.instance, held.transfer_syntax, body, held.series, held.stamp[1])
 
     async def describe(self, ref: Ref) -> AsyncGenerator[Dataset, None]:
@@ -127,7 +129,7 @@ class FilesAdapter:
         return outcomes
 
 
-def _whole(held: Held) -> Generator[bytes, None, None]:
+def _whole(held: Held, count: Callable[[int], None]) -> Generator[bytes, None, None]:
     """The bytes of a file that is still the one in the index, all of them. Raises Part10Error where it is not."""
     with Path(held.path).open("rb", buffering=0) as file:
         status, left = fstat(file.fileno()), held.stamp[1]
@@ -138,6 +140,7 @@ def _whole(held: Held) -> Generator[bytes, None, None]:
             if not chunk:
                 raise Part10Error("the file was cut off")
             left -= len(chunk)
+            count(len(chunk))
             yield chunk
 
 

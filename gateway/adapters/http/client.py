@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 import orjson
 
+from gateway import metrics, tracing
 from gateway.adapters.http.address import AllowList
 from gateway.adapters.http.auth import Basic, Bearer, ClientCredentials, HttpAuth, authorizer
 from gateway.adapters.http.transport import Connections, Content, Reply, TlsOptions
@@ -86,6 +87,7 @@ class HttpClient:
         self._addresses = AllowList(node, self.base_url, allow, trusted)
         self._authorizer = authorizer(node, auth, self._post_form)
         self._json_ceiling = json_ceiling
+        self._received, self._sent = metrics.received_from(node), metrics.sent_to(node)
 
     async def open(self) -> None:
         """Reads the certificates; connects to nobody yet. Raises SettingsError for certificates that cannot be read."""
@@ -185,25 +187,36 @@ class HttpClient:
     async def _send(self, method: str, url: str, headers: dict[str, str], content: Content) -> Reply:
         """The first-byte deadline runs from the last byte sent: a long upload that moves is not a late answer."""
         seconds = self.timeouts.first_byte
-        identified = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **headers}
+        identified = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **tracing.outgoing(), **headers}
         with _deadline_named(self.node, f"did not begin to answer within {seconds:g} s"):
             async with asyncio.timeout(seconds) as deadline:
                 if content is not None and not isinstance(content, bytes):
-                    content = _moving(content, deadline, seconds)
+                    content = _moving(content, deadline, seconds, self._sent.inc)
+                elif content:
+                    self._sent.inc(len(content))
                 return await self._connections.send(method, url, identified, content)
 
     async def _chunks(self, reply: Reply) -> AsyncIterator[bytes]:
-        seconds = self.timeouts.idle
+        seconds = max(self.timeouts.first_byte, self.timeouts.idle)  # a head alone is not the first byte of a body
         while True:
             with _deadline_named(self.node, f"went silent for {seconds:g} s"):
                 async with asyncio.timeout(seconds):
                     piece = await reply.piece()
             if piece is None:
                 return
+            self._received.inc(len(piece))
+            seconds = self.timeouts.idle
             for start in range(0, len(piece), MAX_CHUNK):
                 yield piece if len(piece) <= MAX_CHUNK else piece[start : start + MAX_CHUNK]
 
     async def _post_form(self, url: str, form: dict[str, str]) -> Any:
+        """A token is fetched within the time of a search: those who wait for it share one fetch, and its silence."""
+        seconds = self.timeouts.total
+        with _deadline_named(self.node, f"got no token from its token endpoint within {seconds:g} s"):
+            async with asyncio.timeout(seconds):
+                return await self._post(url, form)
+
+    async def _post(self, url: str, form: dict[str, str]) -> Any:
         headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
         reply = await self._send("POST", url, headers, urlencode(form).encode())
         try:
@@ -220,7 +233,9 @@ class HttpClient:
             raise NodeProtocolError(self.node, "answered with something that is not JSON") from None
 
 
-async def _moving(content: AsyncIterator[bytes], deadline: asyncio.Timeout, seconds: float) -> AsyncIterator[bytes]:
+async def _moving(
+    content: AsyncIterator[bytes], deadline: asyncio.Timeout, seconds: float, count: Callable[[int], None]
+) -> AsyncIterator[bytes]:
     """Puts the deadline off at every chunk that the connection takes; filling a chunk is on its source's own clock."""
     loop = asyncio.get_running_loop()
 
@@ -231,6 +246,7 @@ async def _moving(content: AsyncIterator[bytes], deadline: asyncio.Timeout, seco
     postpone(None)
     async for chunk in content:
         postpone(loop.time() + seconds)
+        count(len(chunk))
         yield chunk
         postpone(None)
     postpone(loop.time() + seconds)

@@ -1,0 +1,70 @@
+"""A TCP proxy that hangs up on chosen requests: a node that fails now and then without being ill."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from typing import Self
+
+
+class Flaky:
+    """Passes everything on to a port of this machine. `hang_up(on, times)` closes the connection at a request whose head
+    holds the text, as often as said."""
+
+    def __init__(self, port: int) -> None:
+        self._upstream = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._on, self._left = b"", 0
+        self._lock = threading.Lock()
+        self._open: list[socket.socket] = []
+
+    def hang_up(self, on: str, times: int) -> None:
+        with self._lock:
+            self._on, self._left = on.encode(), times
+
+    @property
+    def left(self) -> int:
+        """How many more times it will hang up."""
+        return self._left
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        for one in self._open:
+            _close(one)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                caller, _ = self._listener.accept()
+                node = socket.create_connection(("127.0.0.1", self._upstream))
+                self._open += [caller, node]
+                for pair in ((caller, node, True), (node, caller, False)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, is_caller: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if is_caller and self._hangs_up(data):
+                    break
+                sink.sendall(data)
+        for one in (source, sink):
+            _close(one)
+
+    def _hangs_up(self, data: bytes) -> bool:
+        with self._lock:
+            if not self._left or self._on not in data:
+                return False
+            self._left -= 1
+            return True
+
+
+def _close(one: socket.socket) -> None:
+    with suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+    one.close()
