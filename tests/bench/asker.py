@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 
-def run(url: str, accept: str, token: str = "", connections: int = 16, seconds: float = 1.0) -> float:
-    """Answers a second. Raises RuntimeError when one is not a 200."""
+def run(url: str, accept: str, token: str, connections: int, seconds: float) -> tuple[int, float]:
+    """(answers, seconds). Raises RuntimeError when one is not a 200."""
     command = [sys.executable, __file__, url, accept, token, str(connections), str(seconds)]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
-    if told["refused"] or not told["answers"]:
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout)
+    if told["refused"]:
         raise RuntimeError(f"{told['refused']} of the answers were no 200")
-    return float(told["answers"] / told["seconds"])
+    return told["answers"], told["seconds"]
 
 
 @dataclass

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 from gateway.simulators.bulk import ct_series
 from tests import peers
 from tests.bench import load, peer_server
-from tests.bench.measuring import Bar, Bench, Measure, Side, say
-from tests.bench.processes import Server, node
+from tests.bench.measuring import Bar, Bench, Side, say
+from tests.bench.processes import Server, node, processor_seconds
 
 JSON, FHIR = "application/dicom+json", "application/fhir+json"
 STUDIES = 101
-OHIF = (
-    f"limit={STUDIES}&offset=0&fuzzymatching=true&includefield=00081030,00080060,00080090,00100030"
-    # OHIF's study list, as it asks when it is opened.
-)
+OHIF = f"limit={STUDIES}&offset=0&fuzzymatching=true&includefield=00081030,00080060,00080090,00100030"
+"""The study list of OHIF, as it asks when it is opened."""
 
 
 def run(bench: Bench) -> None:
@@ -60,5 +59,13 @@ def _beside(bench: Bench, served: Server, stack: ExitStack, files: list, one: st
 def _side(
     bench: Bench, name: str, url: str, accept: str, process: Server | None = None, bar: Bar | None = None
 ) -> Side:
-    measure: Measure = lambda: load.rate(url, accept, bench.identity.token, seconds=bench.seconds)  # noqa: E731
-    return Side(name, measure, process, bar)
+    port, spent, answered = int(urlsplit(url).port or 0), 0.0, 0
+
+    def measure() -> float:
+        nonlocal spent, answered
+        before = processor_seconds(port)
+        asked = load.ask(url, accept, bench.identity.token, seconds=bench.seconds)
+        spent, answered = spent + processor_seconds(port) - before, answered + asked.answers
+        return asked.rate
+
+    return Side(name, measure, process, bar, lambda: spent / answered * 1e3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -121,11 +122,28 @@ def node(identifier: str, adapter: str, connection: Mapping[str, Any], **more: A
     return {"id": identifier, "name": identifier, "adapter": adapter, "connection": connection, **more}
 
 
+def processor_seconds(port: int) -> float:
+    """Of the process that listens on a port, and of all that it started: unlike a rate, little changed by busy neighbours."""
+    found = 0.0
+    for listener in {
+        one.pid for one in psutil.net_connections("tcp") if one.laddr.port == port and one.status == "LISTEN"
+    }:
+        server = psutil.Process(listener)
+        for process in (server, *server.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used = process.cpu_times()
+                found += used.user + used.system
+    return found
+
+
 class Memory:
-    """The resident memory of a process and its children, looked at every 20 ms from outside. `growth` is in 10^6 bytes."""
+    """The resident memory of a gateway and its worker processes, looked at every 20 ms from outside, not that of its
+    embedded Valkey. `growth` is in 10^6 bytes."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = psutil.Process(process.pid)
+        gateway = psutil.Process(process.pid)
+        workers = [one for one in gateway.children(recursive=True) if "valkey" not in one.name()]
+        self._processes = [gateway, *workers]
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -143,7 +161,7 @@ class Memory:
         return (self.most - self.before) / _MEGABYTE
 
     def _resident(self) -> int:
-        return int(self._process.memory_info().rss)
+        return sum(int(one.memory_info().rss) for one in self._processes)
 
     def _watch(self) -> None:
         while not self._ended.wait(0.02):
