@@ -35,11 +35,14 @@ def run(bench: Bench) -> None:
     if rows is None:
         return
     with catalogue_nodes(rows, delay=DELAY, processes=PROCESSES) as nodes:
-        _first_pages(bench, nodes)
+        with bench.attempting("first pages of the catalogue"):
+            _first_pages(bench, nodes)
         nodes.change()
-        _walk_all(bench, nodes, rows)
+        with bench.attempting("the walk over unlimited nodes"):
+            _walk_all(bench, nodes, rows)
         nodes.change(maximum=MAXIMUM)
-        _walk_limited(bench, nodes, rows)
+        with bench.attempting("the walk over limited nodes"):
+            _walk_limited(bench, nodes, rows)
 
 
 @contextmanager

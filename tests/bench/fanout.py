@@ -21,15 +21,18 @@ DELAY = 0.05
 DIMSE_NODES, DIMSE_PER_PROCESS = 20, 5
 _BARS = {(20, 20): Bar("plus", 15, "ms"), (50, 20): Bar("plus", 40, "ms")}
 _DAYS = itertools.count()
+_PATIENT = {"search_deadline": 60, "first_byte_deadline": 60, "idle_deadline": 60}
 
 
 def run(bench: Bench) -> None:
     say(f"fan-out, a DICOMweb node takes {DELAY * 1e3:g} ms and is a process of its own")
     for nodes in (20, 50):
         for rows in (20, 100, 1000):
-            _dicomweb(bench, nodes, rows)
+            with bench.attempting(f"{nodes} DICOMweb nodes, {rows} rows each"):
+                _dicomweb(bench, nodes, rows)
     for rows in (20, 100):
-        _dimse(bench, rows)
+        with bench.attempting(f"{DIMSE_NODES} DIMSE nodes, {rows} rows each"):
+            _dimse(bench, rows)
 
 
 def _changing() -> str:
@@ -44,7 +47,7 @@ def _dicomweb(bench: Bench, count: int, rows: int) -> None:
     spent: list[float] = []
     with (
         catalogue_nodes(held, delay=DELAY, processes=count) as nodes,
-        bench.gateway(nodes.tables(quirks=[], search_deadline=60), probe=False, search_deadline=60) as served,
+        bench.gateway(nodes.tables(quirks=[], **_PATIENT), probe=False, search_deadline=60) as served,
         asking.Client(served.url, bench.identity.token) as client,
     ):
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,10 +104,21 @@ class Bench:
     seconds: float = 2.0
     """How long one load measurement asks."""
     results: dict[str, Result] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    """Cases that could not be measured."""
 
     def gateway(self, nodes: Sequence[Mapping[str, Any]], **settings: object) -> Any:
         """The gateway as it is shipped: tokens checked, audit records to a file, metrics counted, requests logged."""
         return processes.gateway(nodes, **{"log_level": "INFO", **self.identity.settings, **settings})
+
+    @contextmanager
+    def attempting(self, case: str) -> Iterator[None]:
+        """A case that cannot be measured is told and kept by name, and the next one goes on."""
+        try:
+            yield
+        except (RuntimeError, OSError, AssertionError, http.client.HTTPException, subprocess.SubprocessError) as error:
+            say(f"  {case}: could not be measured: {type(error).__name__}: {str(error)[-300:]}")
+            self.failures.append(case)
 
     def run(self, case: str, unit: str, ours: Sequence[Side], theirs: Sequence[Side], note: str = "") -> None:
         """Each of ours against each of theirs, all of them in turn in every round. The first, unmeasured, warms up."""

@@ -36,11 +36,14 @@ def run(bench: Bench) -> None:
     say("metadata of a series")
     with _held() as held, peers.orthanc(held.files) as orthanc:
         web = node("orthanc", "dicomweb", {"url": orthanc.dicomweb}, search_deadline=60)
-        _warm(bench, web, orthanc, held)
-        _cold_web(bench, web, orthanc, held)
-        with simulator("dimse", held.files[0].parent) as simulated:
+        with bench.attempting("warm metadata"):
+            _warm(bench, web, orthanc, held)
+        with bench.attempting("cold metadata of a DICOMweb node"):
+            _cold_web(bench, web, orthanc, held)
+        with bench.attempting("cold metadata of the simulator"), simulator("dimse", held.files[0].parent) as simulated:
             _cold_dimse(bench, "simulator", simulated.port, "SIMULATOR", held)
-        _cold_dimse(bench, "Orthanc", orthanc.port, orthanc.ae_title, held)
+        with bench.attempting("cold metadata of Orthanc by DIMSE"):
+            _cold_dimse(bench, "Orthanc", orthanc.port, orthanc.ae_title, held)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import json
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -68,18 +67,13 @@ def _arguments() -> argparse.Namespace:
     return asked
 
 
-def measure(bench: Bench, groups: list[str]) -> list[str]:
-    """Every group, also when one of them fails; the names of those that did."""
-    failed = []
+def measure(bench: Bench, groups: list[str]) -> None:
+    """Every group, also when one of them fails."""
     for name in groups:
         began = time.monotonic()
-        try:
+        with bench.attempting(name):
             GROUPS[name](bench)
-        except Exception:  # noqa: BLE001 - the others are measured all the same
-            traceback.print_exc()
-            failed.append(name)
         say(f"{name}: {time.monotonic() - began:.0f} s")
-    return failed
 
 
 def main() -> int:
@@ -87,7 +81,7 @@ def main() -> int:
     asked = _arguments()
     with identity() as provider:
         bench = Bench(provider, rounds=1, seconds=1.0) if asked.quick else Bench(provider)
-        failed = measure(bench, asked.groups)
+        measure(bench, asked.groups)
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
     (build / "bench.json").write_text(json.dumps({name: asdict(one) for name, one in bench.results.items()}, indent=2))
@@ -95,9 +89,9 @@ def main() -> int:
     Console(width=max(180, Console().width)).print(table(bench.results))
     judged = [one.met for one in bench.results.values() if one.met is not None]
     print(f"{sum(judged)} of {len(judged)} bars met; build/bench.json, build/bench.svg")
-    if failed:
-        print(f"could not be measured: {', '.join(failed)}")
-    return 1 if failed else 0
+    if bench.failures:
+        print(f"could not be measured: {', '.join(bench.failures)}")
+    return 1 if bench.failures else 0
 
 
 if __name__ == "__main__":

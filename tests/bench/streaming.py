@@ -43,9 +43,12 @@ def studies() -> Iterator[Studies]:
 def run(bench: Bench) -> None:
     say("streaming")
     with studies() as held:
-        _wado(bench, held)
-        _beside(bench, held)
-        _dimse(bench, held)
+        with bench.attempting("WADO-RS"):
+            _wado(bench, held)
+        with bench.attempting("WADO-RS beside tiny-pacs"):
+            _beside(bench, held)
+        with bench.attempting("C-GET"):
+            _dimse(bench, held)
 
 
 def rate(url: str, token: str, copies: int = 1) -> Measure:

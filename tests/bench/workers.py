@@ -22,6 +22,13 @@ _LONG = {"find_ttl": 3600, "location_ttl": 3600, "probe": "false", "cache_timeou
 
 def run(bench: Bench) -> None:
     say("workers")
+    with bench.attempting("two workers"):
+        _cached(bench)
+    with bench.attempting("a crowd of identical misses"):
+        _crowd(bench)
+
+
+def _cached(bench: Bench) -> None:
     rows = made_up(101, nodes=1)
     query = f"StudyInstanceUID={rows[0][0]['StudyInstanceUID']}"
     with catalogue_nodes(rows) as nodes, peers.redis() as redis, ExitStack() as stack:
@@ -32,7 +39,6 @@ def run(bench: Bench) -> None:
             mine = Side("two workers", lambda asked=asked: _rate(bench, two, asked))
             other = Side("one worker", lambda asked=asked: _rate(bench, [one.url], asked), bar=Bar("at least", 1.5))
             bench.run(f"Cached QIDO-RS {what}", "requests/s", [mine], [other], note)
-    _crowd(bench)
 
 
 @contextmanager
