@@ -54,12 +54,15 @@ from gateway.store.patients import PatientIds
 from gateway.telemetry import configure, log
 
 
+_PLAIN = PlainView()
+
+
 @dataclass(frozen=True, slots=True)
 class PlainViews:
     """Every caller sees everything it is let near: the only view until de-identification is configured."""
 
     def of(self, caller: Caller) -> View:
-        return PlainView()
+        return _PLAIN
 
 
 def create_app(settings: Settings, file: NodeFile | None = None, views: Views | None = None) -> Starlette:

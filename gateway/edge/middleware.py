@@ -59,8 +59,7 @@ class Telemetry:
         async def observe(message: Message) -> None:
             if message["type"] == "http.response.start":
                 told = exchange.begins(message["status"], route_name(scope))
-                ours = [(name.lower().encode(), value.encode()) for name, value in told.items()]
-                message = {**message, "headers": [*message.get("headers", ()), *ours, *_SECURITY_HEADERS]}
+                message = {**message, "headers": [*message.get("headers", ()), *told, *_SECURITY_HEADERS]}
             elif message["type"] == "http.response.body":
                 exchange.sends(len(message.get("body", b"")), is_last=not message.get("more_body"))
             await send(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import threading
@@ -14,7 +15,6 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from specimens import specimen, uid
@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import gateway.edge
+from gateway import telemetry
 from gateway.cache import bodies, freshness
 from gateway.cache.bodies import Bodies, Grounds
 from gateway.cache.client import Cache
@@ -366,13 +367,15 @@ def test_a_caller_may_ask_for_an_answer_made_anew(served: Served) -> None:
     assert len(served.kept) == 0
 
 
-def test_what_is_given_again_is_logged_counted_and_guarded_like_the_first(served: Served) -> None:
-    lines: list[dict[str, Any]] = []
-    structlog.get_config()["processors"].insert(-1, lambda _, __, event: lines.append({**event}) or event)
+def test_what_is_given_again_is_logged_counted_and_guarded_like_the_first(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(telemetry, "_request_lines", telemetry.Lines(written))
     before = _counted(served)
     answers = [served.get(STUDIES) for _ in range(3)]
     assert _counted(served) == before + 3
-    lines = [line for line in lines if line["route"] == "search"]
+    lines = [line for line in map(json.loads, written.getvalue().splitlines()) if line["route"] == "search"]
     assert [line["request_id"] for line in lines] == [answer.headers["x-request-id"] for answer in answers]
     for line in lines:
         assert (line["event"], line["method"], line["status"]) == ("request", "GET", 200)
