@@ -53,7 +53,6 @@ from gateway.settings import Settings
 from gateway.store.patients import PatientIds
 from gateway.telemetry import configure, log
 
-
 _PLAIN = PlainView()
 
 
