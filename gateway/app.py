@@ -17,31 +17,33 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from gateway import __version__, tracing
-from gateway.assembly import Builder, build_node, receiver_of
-from gateway.cache.answers import Answers, Ttl
+from gateway.assembly import Builder, build_node
+from gateway.cache.answers import Answers, Stale, Ttl
+from gateway.cache.bodies import Bodies
 from gateway.cache.client import Cache
+from gateway.cache.sealing import seal_of
 from gateway.cache.spool import Spool
 from gateway.edge import identifiers, problems, routes
+from gateway.edge.estate import Estate, Residence
+from gateway.edge.kept import KeptAnswers
 from gateway.edge.middleware import Authentication, Telemetry
 from gateway.edge.proxies import Proxies
 from gateway.edge.ratelimit import RateLimit
 from gateway.errors import GatewayError
-from gateway.federation import nodes as node_file
-from gateway.federation.fanout import cancel_all, in_parallel
+from gateway.federation.fanout import cancel_all
 from gateway.federation.federate import Federation
 from gateway.federation.merge import Domains
 from gateway.federation.node import Node
-from gateway.federation.nodes import (
-    NodeFile,
-)
+from gateway.federation.nodes import NodeConfig, NodeFile
 from gateway.federation.offsets import Offsets
 from gateway.federation.pixels import Pixels
 from gateway.federation.retrieve import Retrieval
 from gateway.federation.spooled import SpooledSeries
-from gateway.mapping.load import load_all
+from gateway.loop_lag import watch_the_loop
 from gateway.mapping.schema import Mapping as FormatMapping
 from gateway.pipeline import Pipeline, Views
 from gateway.privacy.view import PlainView, View
+from gateway.reload import Estates, Reading, Source
 from gateway.security.audit import Audit
 from gateway.security.caller import Caller
 from gateway.security.guard import check_start, is_exposed
@@ -68,8 +70,8 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
     spans = tracing.Export(settings.otel_endpoint, __version__)
-    file = file or node_file.read(settings.nodes)
-    formats = load_all([settings.mappings] if settings.mappings else [])
+    source = Source(settings.nodes, settings.mappings, file)
+    first = source.read()
     proxies = Proxies(settings.trusted_proxies)
     identity: OpenIdentity | OidcIdentity = OpenIdentity(settings.open_purpose)
     if settings.oidc_issuer:
@@ -77,6 +79,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     if is_exposed(settings) and settings.secret is None:
         log().warning("no secret: ids, cursors and audit hashes change at each start", key="GATEWAY_SECRET")
     secret = settings.secret.get_secret_value().encode() if settings.secret else secrets.token_bytes(32)
+    bodies = Bodies(settings.kept_bytes if settings.cache else 0)
     app = Starlette(
         routes=routes.table(),
         middleware=[
@@ -92,17 +95,18 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
                 public_root=settings.public_root,
             ),
             *([Middleware(RateLimit, settings.rate_limit, settings.rate_burst)] if settings.rate_limit else []),
+            Middleware(Residence),
+            Middleware(KeptAnswers, bodies, settings.find_ttl),
         ],
         exception_handlers={
             GatewayError: problems.gateway_error,
             HTTPException: problems.http_error,
         },
-        lifespan=lambda app: _lifespan(app, settings, file, formats, secret, identity, views or PlainViews(), spans),
+        lifespan=lambda app: _lifespan(app, settings, source, first, secret, identity, views or PlainViews(), spans),
     )
-    app.state.settings, app.state.ready, app.state.identity = settings, False, identity
-    app.state.time_zones = _time_zones(file, formats)
-    app.state.issuers = _issuers(file, formats)
-    app.state.cursor_secret = secret
+    app.state.settings, app.state.identity = settings, identity
+    app.state.ready, app.state.draining = False, False
+    app.state.cursor_secret, app.state.bodies = secret, bodies
     return app
 
 
@@ -114,6 +118,7 @@ def _cors(settings: Settings) -> list[Middleware]:
         "ETag",
         "Link",
         "Retry-After",
+        "Age",
         "WWW-Authenticate",
         "X-Request-Id",
         "Server-Timing",
@@ -147,8 +152,8 @@ def _issuers(file: NodeFile, formats: Mapping[str, FormatMapping]) -> identifier
 async def _lifespan(
     app: Starlette,
     settings: Settings,
-    file: NodeFile,
-    formats: Mapping[str, FormatMapping],
+    source: Source,
+    first: Reading,
     secret: bytes,
     identity: OpenIdentity | OidcIdentity,
     views: Views,
@@ -156,33 +161,51 @@ async def _lifespan(
 ) -> AsyncIterator[None]:
     """Opens everything in order of need, and closes it in reverse."""
     async with AsyncExitStack() as stack:
-        cache = await Cache.open(_redis_url(settings), timeout=settings.cache_timeout)
+        seal = seal_of(settings.cache_key.get_secret_value()) if settings.cache_key else None
+        cache = await Cache.open(_redis_url(settings), timeout=settings.cache_timeout, seal=seal)
         stack.push_async_callback(cache.close)
-        answers = Answers(cache)
+        app.state.bodies.is_coherent = lambda: cache.is_coherent
+        cache.on_purge(app.state.bodies.drop)
+        stale = Stale(settings.stale_seconds, settings.stale_if_error_seconds)
+        answers = Answers(cache, stale, settings.local_cache_bytes)
         stack.push_async_callback(answers.close)
         spool = Spool(settings.spool, max_bytes=settings.spool_bytes, max_age=settings.spool_seconds)
         spooled = SpooledSeries(spool)
+        cache.on_purge(spooled.purged)
         patients, audit = PatientIds(secret, settings.store), Audit(settings.audit, secret)
-        receiver = receiver_of(file)
-        builder = Builder(receiver)
-        ttl = Ttl(find=settings.find_ttl, location=settings.location_ttl, metadata=settings.metadata_ttl)
-        nodes = {config.id: build_node(config, builder, formats, ttl) for config in file.enabled}
-        for part in (spans, spool, patients, audit, identity, *([receiver] if receiver else []), *builder.built):
+        for part in (spans, spool, patients, audit, identity):
             await part.open()
             stack.push_async_callback(part.close)
-        stack.push_async_callback(_close_located, builder)
+        ttl = Ttl(settings.find_ttl, settings.location_ttl, settings.metadata_ttl, negative=settings.negative_ttl)
+
+        offsets = Offsets(cache)
+
+        def make_node(config: NodeConfig, builder: Builder, formats: Mapping[str, FormatMapping]) -> Node:
+            return build_node(config, builder, formats, ttl)
+
+        def make_estate(file: NodeFile, formats: Mapping[str, FormatMapping], nodes: dict[str, Node]) -> Estate:
+            domains = Domains(tuple(domain.issuers for domain in file.same_patient_domain))
+            federation = Federation(
+                nodes, answers, domains, settings.search_deadline, settings.bare_patient_id == "refuse"
+            )
+            retrieval = Retrieval(federation, Pixels(answers, spooled))
+            pipeline = Pipeline(federation, retrieval, Policy(), views, audit, offsets)
+            return Estate(pipeline, _time_zones(file, formats), _issuers(file, formats))
+
+        def put(estate: Estate) -> None:
+            app.state.estate = estate
+            app.state.bodies.clear()  # what was answered over other nodes
+
+        estates = Estates(settings, source, make_node, make_estate, put, spool.forget)
+        stack.push_async_callback(estates.close)
+        await estates.open(*first)
         stack.push_async_callback(spooled.close)
-        domains = Domains(tuple(domain.issuers for domain in file.same_patient_domain))
-        federation = Federation(nodes, answers, domains, settings.search_deadline, settings.bare_patient_id == "refuse")
-        retrieval = Retrieval(federation, Pixels(answers, spooled))
-        app.state.pipeline = Pipeline(federation, retrieval, Policy(), views, audit, Offsets(cache))
+        app.state.reload, app.state.node_file_state = estates.reload, lambda: estates.node_file
         app.state.patients, app.state.cache_state = patients, lambda: cache.state
+        stack.push_async_callback(cancel_all, [asyncio.create_task(watch_the_loop())])
         _tune_garbage_collector()
-        if settings.probe:
-            probing = asyncio.create_task(in_parallel(nodes.values(), Node.probe))
-            stack.push_async_callback(cancel_all, [probing])
         app.state.ready = True
-        log().info("started", nodes=len(nodes), state=cache.state)
+        log().info("started", nodes=len(first[0].enabled), state=cache.state)
         try:
             yield
         finally:
@@ -193,11 +216,6 @@ def _redis_url(settings: Settings) -> str | None:
     if not settings.cache:
         return "off"
     return settings.redis_url.get_secret_value() if settings.redis_url else None
-
-
-async def _close_located(builder: Builder) -> None:
-    for adapter in builder.by_address.values():
-        await adapter.close()
 
 
 def _tune_garbage_collector() -> None:

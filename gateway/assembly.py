@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.adapters.dicomweb import DicomwebAdapter
@@ -213,20 +213,25 @@ def build_node(config: NodeConfig, builder: Builder, formats: Mapping[str, Forma
         Reader(mapping, config.id, config.issuer, time_zone=config.time_zone),
         builder.opener(config),
         builder.adapter(config, retrieve.connection, formats["dicom"]) if retrieve else None,
-        ttl,
+        replace(ttl, **config.ttl.given()),
     )
 
 
 def receiver_of(file: NodeFile) -> StorageReceiver | None:
     """Our C-MOVE destination: only the DIMSE nodes themselves may send to it, from their own addresses."""
-    if file.move_receiver is None:
+    settings = file.move_receiver
+    if settings is None:
         return None
+    return StorageReceiver(settings.ae_title, settings.host, settings.port, callers_of([file]))
+
+
+def callers_of(files: Iterable[NodeFile]) -> dict[str, list[str]]:
+    """The AE titles that answer our C-MOVE, each with the addresses that it may call from."""
     allowed: dict[str, list[str]] = {}
-    for config in file.enabled:
+    for config in (config for file in files for config in file.enabled):
         connections = (config.connection, config.retrieve.connection if config.retrieve else None)
         for connection in connections:
             if isinstance(connection, DimseConnection):
                 for title in connection.move_calling_ae_titles or (connection.called_ae_title,):
                     allowed.setdefault(title, []).append(connection.host)
-    settings = file.move_receiver
-    return StorageReceiver(settings.ae_title, settings.host, settings.port, allowed)
+    return allowed

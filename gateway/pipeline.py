@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gateway import metrics
+from gateway.cache import bodies
 from gateway.errors import GatewayError, NotAcceptable, NotFound
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
@@ -22,7 +23,7 @@ from gateway.model.dataset import Dataset
 from gateway.model.query import Query, Ref
 from gateway.model.seam import FramePart
 from gateway.privacy.view import View, view_found, view_ref
-from gateway.security.audit import Audit, AuditRecord
+from gateway.security.audit import Audit, AuditRecord, constant
 from gateway.security.caller import Caller
 from gateway.security.policy import Policy
 from gateway.telemetry import stage
@@ -140,13 +141,21 @@ class Pipeline:
     ) -> tuple[Page, bool]:
         """As `search`, for results counted from the first; and whether the places of this caller's pages were lost, so that
         rows may come twice or not at all."""
-        walked = Walked.of(caller, self.views.of(caller).digest, query, names)
-        after = await self.offsets.place(walked, offset) if offset else None
+        after = await self.offsets.place(self._walked(caller, query, names), offset) if offset else None
         skip = 0 if after else offset
         page = await self.search(caller, query, names, Reach(size=size, after=after, skip=skip))
-        if page.last is not None and page.items and page.more:
-            await self.offsets.remember(walked, offset + len(page.items), page.last)
+        behind, end = page.last if page.items and page.more else None, offset + len(page.items)
+
+        async def remember(walker: Caller) -> None:
+            if behind is not None:
+                await self.offsets.remember(self._walked(walker, query, names), end, behind)
+
+        await remember(caller)
+        _note_place(remember if behind else None, is_first=not offset)
         return page, bool(skip)
+
+    def _walked(self, caller: Caller, query: Query, names: Sequence[str]) -> Walked:
+        return Walked.of(caller, self.views.of(caller).digest, query, names)
 
     async def study(self, caller: Caller, uid: str, names: Sequence[str], choose: Choice) -> Answer[StudyTree]:
         """One study with its series and instances. `choose` picks among the patients' studies of the UID, as the caller
@@ -219,10 +228,34 @@ class Pipeline:
             record.issues = opened.silent
             yield OutgoingParts(opened.parts, _view_issues(view, opened.silent))
 
+    def access(self, caller: Caller) -> Hashable:
+        """All of the caller, and of the nodes as they are set up now, that decides what it may see: two callers of one access get
+        the same answers."""
+        return id(self), self.views.of(caller).digest, caller.scopes, caller.purpose, caller.nodes, caller.is_open
+
+    def again(self, caller: Caller, grounds: bodies.Grounds, started: float) -> bool:
+        """Whether a caller of the same access may have an answer on the same grounds once more; written into the audit then.
+
+        False where anything is not as it was: the request is then to take the whole way, which says what is wrong.
+        `started` is by time.monotonic.
+        """
+        try:
+            self.policy.require(caller, grounds.resource, grounds.permission)
+            nodes = self._nodes_for(caller, grounds.names)
+            if tuple((node.id, node.digest) for node in nodes) != grounds.nodes:
+                return False
+            self.audit.again(caller, grounds.record, started)
+        except GatewayError:
+            return False
+        return True
+
     def node_states(self, caller: Caller) -> list[NodeState]:
         """Every node that the caller may use, in the order of the node file."""
-        nodes = self.federation.select((), lambda config: self.policy.may_use(caller, config.id, config.purposes))
-        return [_state(node) for node in nodes]
+        return [_state(node) for node in self._nodes_for(caller, ())]
+
+    def _nodes_for(self, caller: Caller, names: Sequence[str]) -> list[Node]:
+        may_use = self.policy.may_use
+        return self.federation.select(names, lambda config: may_use(caller, config.id, config.purposes))
 
     @asynccontextmanager
     async def _request(
@@ -241,12 +274,11 @@ class Pipeline:
         """
         view = self.views.of(caller)
         record = self.audit.begin(action, caller, names, query=query, ref=ref)
+        permission = "s" if action == "search" and resource == "ImagingStudy" else "r"
         try:
             with stage("plan"):
-                self.policy.require(caller, resource, "s" if action == "search" and resource == "ImagingStudy" else "r")
-                nodes = self.federation.select(
-                    names, lambda config: self.policy.may_use(caller, config.id, config.purposes)
-                )
+                self.policy.require(caller, resource, permission)
+                nodes = self._nodes_for(caller, names)
                 record.nodes = tuple(node.id for node in nodes)
                 record.studies = [view.uid_inbound(ref.study)] if ref else record.studies
                 self.policy.require_nodes(caller, record.nodes)
@@ -254,6 +286,8 @@ class Pipeline:
             record.outcome = "partial" if record.issues else "success"
             if record.issues:
                 metrics.partial_answers.labels(action).inc()
+            else:
+                _note_grounds(resource, permission, names, nodes, record)
         except GatewayError as error:
             record.outcome = error.code
             raise error.rephrased(view.error) from None
@@ -262,6 +296,24 @@ class Pipeline:
             raise
         finally:
             self.audit.write(record)
+
+
+def _note_place(remember: Callable[[Caller], Awaitable[None]] | None, *, is_first: bool) -> None:
+    """A first page begins a walk for each caller that is given it; where a later one begins is its caller's own affair."""
+    making = bodies.current()
+    if making is not None:
+        making.then = remember
+        if not is_first:
+            making.refuse()
+
+
+def _note_grounds(
+    resource: str, permission: str, names: Sequence[str], nodes: Sequence[Node], record: AuditRecord
+) -> None:
+    making = bodies.current()
+    if making is not None:
+        asked = tuple((node.id, node.digest) for node in nodes)
+        making.give_grounds(bodies.Grounds(resource, permission, tuple(names), asked, constant(record)))
 
 
 def _state(node: Node) -> NodeState:

@@ -26,14 +26,40 @@ class Settings(BaseSettings):
         "", description="the URL callers see, e.g. https://imaging.example.eu; default: from the request"
     )
 
-    redis_url: SecretStr | None = Field(None, description="redis:// or unix:// URL; default: an embedded Valkey")
+    reload: bool = Field(True, description="the node file is re-read when it changes; SIGHUP re-reads it in any case")
+    retire_seconds: float = Field(
+        600.0, ge=0, description="seconds that requests under way may go on with nodes that a new node file has not"
+    )
+    workers: int = Field(1, ge=1, le=64, description="processes that serve; they share one port and one cache")
+    drain_delay: float = Field(
+        0.0, ge=0, description="seconds after SIGTERM that connections are still taken, while /ready answers 503"
+    )
+    drain_seconds: float = Field(30.0, ge=0, description="seconds that requests under way then have to end")
+
+    redis_url: SecretStr | None = Field(
+        None, description="redis://, unix://, redis+cluster:// or redis+sentinel:// URL; default: an embedded Valkey"
+    )
     cache: bool = Field(True, description="false runs without any look-up cache")
+    kept_bytes: int = Field(64 * 1024**2, ge=0, description="bytes of whole answers a process keeps; 0 keeps none")
     cache_timeout: float = Field(
         0.25, gt=0, description="seconds that Redis may take to answer before it counts as down"
     )
     find_ttl: float = Field(30.0, ge=0, description="seconds that a node's answer to a search is reused")
     location_ttl: float = Field(300.0, ge=0, description="seconds that a study's location is reused")
     metadata_ttl: float = Field(3600.0, ge=0, description="seconds that a series' metadata is reused")
+    negative_ttl: float = Field(10.0, ge=0, description="seconds that a node's having nothing is reused")
+    stale_seconds: float = Field(
+        30.0, ge=0, description="seconds that an older answer serves while the node is asked anew; 0: none does"
+    )
+    stale_if_error_seconds: float = Field(
+        300.0, ge=0, description="seconds that an older answer stands in, marked, for a silent node; 0: none does"
+    )
+    local_cache_bytes: int = Field(
+        32 * 1024**2, ge=0, description="bytes of answers kept within the process, in front of Redis; 0: none"
+    )
+    cache_key: SecretStr | None = Field(
+        None, description="32 bytes in base64: encrypts what lies in Redis (AES-GCM); default: in the clear"
+    )
 
     spool: Path = Field(Path(tempfile.gettempdir()), description="where the bounded spool makes its private directory")
     spool_bytes: int = Field(2 * 1024**3, ge=0, description="bytes the spool may hold; 0 turns it off")

@@ -11,6 +11,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+import orjson
 import structlog
 
 from gateway import metrics, tracing
@@ -65,10 +66,10 @@ def configure(level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _with_request_id,
             _only_loggable,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(orjson.dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
         cache_logger_on_first_use=False,
     )
     _logger = structlog.get_logger().bind()  # as configured just now, rather than looked up at every line
@@ -98,6 +99,7 @@ class Account:
         "_since",
         "asked",
         "bytes",
+        "is_kept",
         "is_whole",
         "loads",
         "look_ups",
@@ -111,7 +113,7 @@ class Account:
         self.stages: dict[str, float] = {}
         self.asked: set[str] = set()
         self.look_ups = self.loads = self.bytes = 0
-        self.is_whole = False
+        self.is_kept = self.is_whole = False
 
     @property
     def seconds(self) -> float:
@@ -139,7 +141,10 @@ class Account:
 
     @property
     def cache(self) -> str:
-        """What the cache was worth: 'hit' (no node was asked for a look-up), 'miss', 'partial', or 'none': no look-up."""
+        """What the cache was worth: 'kept' (the whole answer was), 'hit' (no node was asked for a look-up), 'miss', 'partial', or
+        'none': no look-up."""
+        if self.is_kept:
+            return "kept"
         if not self.look_ups:
             return "none"
         return "hit" if not self.loads else "miss" if self.loads >= self.look_ups else "partial"
@@ -226,6 +231,13 @@ class stage:  # noqa: N801 - read as a word: `with stage("view"):`, or above a f
             self._span.end(failed=isinstance(error, Exception))
         if self._of is not None:
             self._of.leave(self._name)
+
+
+def answer_was_kept() -> None:
+    """Tells this request's account that its whole answer was there already."""
+    account = _account.get()
+    if account is not None:
+        account.is_kept = True
 
 
 def looking_up(load: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:

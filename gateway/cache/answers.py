@@ -1,21 +1,30 @@
-"""Gives answers from the cache, or has each loaded once, however many ask for it at the same time."""
+"""Gives answers from the cache, or has each loaded once, however many ask for it at the same time, here or on other replicas."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from gateway.cache import bodies, envelope, freshness, locks, measures
 from gateway.cache.client import Cache
+from gateway.cache.envelope import Entry
 from gateway.cache.flight import Flights
-from gateway.cache.keys import is_of_node
+from gateway.cache.local import Local
+from gateway.cache.purges import Purge, PurgeLog
+from gateway.cache.tags import Tag
+from gateway.errors import GatewayError, NodeError
+
+Load = Callable[[], Awaitable["Loaded"]]
+Decode = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Ttl:
-    """How long each kind of entry is kept, in seconds. `negative` is for answers that say "nothing here"."""
+    """How long each kind of entry is fresh, in seconds. `negative` is for answers that say "nothing here"."""
 
     find: float = 30.0
     location: float = 300.0
@@ -29,69 +38,251 @@ class Ttl:
 
 
 @dataclass(frozen=True, slots=True)
+class Stale:
+    """How much longer than fresh an answer may serve, in seconds; 0 is not at all. `while_revalidate`: at once, while it is asked
+    for anew. `if_error`: marked, while its node cannot be asked."""
+
+    while_revalidate: float = 30.0
+    if_error: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a load found: a JSON value, whether it may be kept (a partial one may not), and a `ttl` unless the usual."""
+    """What a load found: a JSON value, whether it may be kept (a partial one may not), and a `ttl` unless the usual.
+
+    `tags` are what a purge finds it by. `may_be_stale` False gives it no life after its `ttl`. With `to_plain` the value is
+    what `decode` makes of the JSON value that `to_plain` makes of it, and need not be made again.
+    """
 
     value: Any
     cacheable: bool = True
     ttl: float | None = None
+    tags: frozenset[Tag] = frozenset()
+    may_be_stale: bool = True
+    to_plain: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoded:
-    """An answer as JSON text; `ttl` is the time for which it is still to be kept, 0 for not at all."""
+class Kept:
+    """A value with its age in seconds; `is_stale` says that its node could not be asked anew, so whoever shows it says so."""
 
-    body: bytes
+    value: Any
+    age: float = 0.0
+    is_stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Landed:
+    """What a load gave: its entry, the lock that is held until it is kept, and where the purges were when it began."""
+
+    entry: Entry
+    lock: locks.Lock | None = None
+    since: int = 0
+    is_new: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One question to one node, and how its answer is loaded."""
+
+    key: str
     ttl: float
+    load: Load = field(repr=False)
 
 
 class Answers:
-    """Answers by key, shared by all callers of this process. Close it before its cache."""
+    """Answers by key, shared by all callers of this process. Close it before its cache.
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
-        self._flights: Flights[_Encoded] = Flights()
+    `local_bytes` is the size of the layer within the process. An answer is noted in the request's `freshness`.
+    """
 
-    async def rows(self, key: str, ttl: float, load: Callable[[], Awaitable[Loaded]], *, detached: bool = False) -> Any:
-        """The value for `key`, from the cache or from the one load that all present callers share.
+    def __init__(self, cache: Cache, stale: Stale | None = None, local_bytes: int = 32 * 1024**2) -> None:
+        self._cache, self._stale = cache, stale or Stale()
+        self._lookups: Flights[Entry | None] = Flights()
+        self._loads: Flights[_Landed] = Flights()
+        self._local, self._log = Local(local_bytes), PurgeLog()
+        cache.on_purge(self._purged)
 
-        Every caller gets a copy of its own, made from JSON (so a tuple comes back as a list, cached or not). What
-        `load` raises reaches all who wait and is not kept. A load goes on while one caller waits for it; with
-        `detached`, to its end.
+    async def rows(self, key: str, ttl: float, load: Load, *, detached: bool = False) -> Any:
+        """As `answer`, its value alone, never one whose node could not be asked anew; each caller gets a copy of its own."""
+        return orjson.loads((await self._entry(_Question(key, ttl, load), detached, None, False))[0].body)
+
+    async def answer(
+        self, key: str, ttl: float, load: Load, decode: Decode, *, patience: float | None = None, stale: bool = True
+    ) -> Kept:
+        """What `decode` makes of the value for `key`, from the cache or from the one load that all present callers share.
+
+        The value was JSON in between (a tuple comes back as a list) and is shared: treat it as frozen. What `load` raises
+        reaches all who wait and is not kept. A load goes on while one caller waits for it. With `stale`, and outside
+        `freshness.only_fresh`, an older answer stands in where the load fails for a passing reason, or takes longer than
+        `patience` seconds.
         """
-        encoded = await self._flights.fetch(
-            key,
-            lambda: self._find(key, ttl, load),
-            afterwards=lambda *found: self._keep(key, *found),
-            detached=detached,
-        )
-        return orjson.loads(encoded.body)
+        entry, is_stale = await self._entry(_Question(key, ttl, load), False, patience, stale)
+        return Kept(entry.value(decode), entry.age, is_stale)
+
+    async def _entry(self, asked: _Question, detached: bool, patience: float | None, stale: bool) -> tuple[Entry, bool]:
+        since, stale = self._log.position, stale and freshness.allows_stale()
+        entry = await self._kept(asked.key) if asked.ttl > 0 else None
+        is_stale = False
+        if entry is None or not (entry.is_fresh() or (stale and entry.serves_while_revalidated())):
+            stand_in = entry if stale and entry is not None and entry.serves_if_error() else None
+            entry, is_stale = await self._loaded(asked, stand_in, since, patience, detached)
+        elif not entry.is_fresh():
+            measures.lookups.labels("redis", "stale").inc()
+            self._loads.start(asked.key, lambda: self._load(asked), afterwards=lambda *it: self._keep(asked.key, *it))
+        # Noted here and not by the load: that runs for whoever came first, and these are for whoever asks.
+        making = bodies.current()
+        if making is not None:
+            making.uses(asked.key, entry.tags)
+        freshness.current().note(entry.age, 0.0 if is_stale else entry.remaining, stale=is_stale)
+        return entry, is_stale
+
+    async def _kept(self, key: str) -> Entry | None:
+        """The entry, from this process while it is fresh, else from Redis."""
+        here = self._here(key)
+        if here is not None:
+            measures.lookups.labels("local", "hit").inc()
+            return here
+        # What has been loaded meanwhile is here before it is in Redis.
+        return await self._lookups.fetch(key, lambda: self._look_up(key)) or self._here(key)
+
+    def _here(self, key: str) -> Entry | None:
+        entry = self._local.get(key) if self._cache.is_coherent else None
+        return entry if entry is not None and entry.is_fresh() else None
+
+    async def _look_up(self, key: str) -> Entry | None:
+        since = self._log.position
+        entry = envelope.opened(await self._cache.get(key))
+        is_hit = entry is not None and entry.is_fresh()
+        measures.lookups.labels("redis", "hit" if is_hit else "miss").inc()
+        if entry is not None and is_hit:
+            self._put(key, entry, since)
+        return entry
+
+    async def _loaded(
+        self, asked: _Question, stand_in: Entry | None, since: int, patience: float | None, detached: bool
+    ) -> tuple[Entry, bool]:
+        """The entry of the load, or the stand-in with True where the load fails for a passing reason or takes too long, and it
+        was not purged since. With a stand-in the load goes on to its end: the next caller may then have its answer.
+        """
+        limit = asyncio.timeout(patience if stand_in else None)
+        try:
+            async with limit:
+                return await self._shared(asked, detached or stand_in is not None), False
+        except TimeoutError:
+            if stand_in is None or not limit.expired():
+                raise
+            if self._log.has_touched(asked.key, stand_in.tags, since):
+                return await self._shared(asked, detached), False
+        except NodeError as error:
+            if stand_in is None or not error.transient or self._log.has_touched(asked.key, stand_in.tags, since):
+                raise
+        measures.lookups.labels("redis", "stale_if_error").inc()
+        return stand_in, True
+
+    async def _shared(self, asked: _Question, detached: bool) -> Entry:
+        """The entry of a load that began now, or that no purge has overtaken since it began."""
+        until = self._log.position
+        while True:
+            landed = await self._loads.fetch(
+                asked.key,
+                lambda: self._load(asked),
+                afterwards=lambda *it: self._keep(asked.key, *it),
+                detached=detached,
+            )
+            if not self._log.has_touched(asked.key, landed.entry.tags, landed.since, until):
+                return landed.entry
+            self._loads.forget(asked.key.__eq__)
+
+    async def _load(self, asked: _Question) -> _Landed:
+        """The entry that another replica has just loaded, or a new one, which this one then loads alone."""
+        since = self._log.position
+        claim = await self._claim(asked)
+        if claim.is_taken and await self._fresh(asked.key, claim) is None:
+            await locks.released(self._cache, asked.key)
+            # Waited for once: whatever became of that load, this one is done now, alone or not.
+            claim = await self._claim(asked)
+        try:
+            entry = await self._fresh(asked.key, claim)
+            if entry is None:
+                return _Landed(await self._new(asked), claim.lock, since)
+        except BaseException as error:
+            if isinstance(error, GatewayError):
+                measures.loads.labels("failed").inc()
+            if claim.lock is not None:
+                await claim.lock.release()
+            raise
+        measures.loads.labels("shared").inc()
+        self._put(asked.key, entry, since)
+        return _Landed(entry, claim.lock, since, is_new=False)
+
+    async def _claim(self, asked: _Question) -> locks.Claim:
+        """Only what is kept can be shared, and only a Redis of several."""
+        shares = self._cache.is_shared and asked.ttl > 0
+        return await locks.claim(self._cache, asked.key) if shares else locks.Claim()
+
+    async def _fresh(self, key: str, claim: locks.Claim) -> Entry | None:
+        if claim.stored is None:
+            return None
+        entry = envelope.opened(await self._cache.unpacked(key, claim.stored))
+        return entry if entry is not None and entry.is_fresh() else None
+
+    async def _new(self, asked: _Question) -> Entry:
+        loaded = await asked.load()
+        ttl = asked.ttl if loaded.ttl is None else loaded.ttl
+        stale = self._stale if loaded.may_be_stale else Stale(0.0, 0.0)
+        windows = (stale.while_revalidate, stale.if_error)
+        # Written at once, also where it is not kept: what has no JSON form is a fault over this node's answer alone.
+        body = orjson.dumps(loaded.to_plain(loaded.value) if loaded.to_plain else loaded.value)
+        entry = Entry(body, envelope.now(), ttl if loaded.cacheable else 0.0, *windows, loaded.tags)
+        if loaded.to_plain:
+            entry.made = loaded.value
+        return entry
+
+    async def _keep(self, key: str, landed: _Landed, is_wanted: Callable[[], bool]) -> None:
+        entry = landed.entry
+
+        def may_keep() -> bool:
+            return is_wanted() and not self._log.has_touched(key, entry.tags, landed.since)
+
+        try:
+            await asyncio.sleep(0)  # first those who wait
+            if landed.is_new and entry.kept_for <= 0:
+                measures.loads.labels("not_kept").inc()
+            elif landed.is_new and may_keep():
+                measures.loads.labels("kept").inc()
+                self._put(key, entry, landed.since)
+                await self._cache.set(key, envelope.sealed(entry), entry.kept_for, entry.tags)
+                # Forgotten while it was being written: the delete may have overtaken the write on another connection.
+                if not may_keep():
+                    self._local.drop(key)
+                    await self._cache.delete(key)
+        finally:
+            if landed.lock is not None:
+                await landed.lock.release()
+
+    def _put(self, key: str, entry: Entry, since: int) -> None:
+        if self._cache.is_coherent and not self._log.has_touched(key, entry.tags, since):
+            self._local.put(key, entry)
+
+    def _purged(self, purge: Purge) -> None:
+        """Heard of every purge, of this replica or another: nothing that it drops is given again, or kept after a load that
+        is under way."""
+        tags = purge.tags()
+        self._log.add(purge)
+        self._local.drop_where(lambda key, borne: bool(borne & tags) or purge.drops_key(key))
+        self._loads.forget(purge.drops_key)
+        # Which look-ups find what a tag drops is not known before they do.
+        self._lookups.forget(lambda key: bool(tags) or purge.drops_key(key))
 
     async def forget(self, *keys: str) -> None:
-        """Drops the entries, and keeps what is being loaded for them right now from being kept."""
-        self._flights.forget(keys.__contains__)
-        await self._cache.delete(*keys)
+        """Drops the entries on every replica, and keeps what is being loaded for them right now from being kept."""
+        await self._cache.forget(*keys)
 
     async def purge_node(self, node: str) -> int:
         """Drops all that came from a node, as `Cache.purge_node`, and whatever is being loaded from it right now."""
-        self._flights.forget(lambda key: is_of_node(key, node))
         return await self._cache.purge_node(node)
 
     async def close(self) -> None:
-        await self._flights.close()
-
-    async def _find(self, key: str, ttl: float, load: Callable[[], Awaitable[Loaded]]) -> _Encoded:
-        kept = await self._cache.get(key)
-        if kept is not None:
-            return _Encoded(kept, 0.0)
-        loaded = await load()
-        usual = ttl if loaded.ttl is None else loaded.ttl
-        return _Encoded(orjson.dumps(loaded.value), usual if loaded.cacheable else 0.0)
-
-    async def _keep(self, key: str, encoded: _Encoded, is_wanted: Callable[[], bool]) -> None:
-        if encoded.ttl <= 0 or not is_wanted():
-            return
-        await self._cache.set(key, encoded.body, encoded.ttl)
-        # Forgotten while it was being written: the delete may have overtaken the write on another connection.
-        if not is_wanted():
-            await self._cache.delete(key)
+        await self._lookups.close()
+        await self._loads.close()

@@ -61,6 +61,19 @@ class Flights(Generic[T]):
             if not flight.waiters and not flight.detached and not flight.result.done():
                 self._abandon(flight)
 
+    def start(
+        self,
+        key: str,
+        load: Callable[[], Awaitable[T]],
+        *,
+        afterwards: Callable[[T, Callable[[], bool]], Awaitable[None]] | None = None,
+    ) -> None:
+        """Has the load for `key` done to its end, unless one is under way; waits for nothing. As a detached `fetch`."""
+        if self._closed:
+            return
+        flight = self._flying.get(key) or self._depart(key, load, afterwards)
+        flight.detached = True
+
     def forget(self, matches: Callable[[str], bool]) -> None:
         """Lets nobody join the flights of these keys any more: who asks from now on gets a load that starts now."""
         for key in [key for key in self._flying if matches(key)]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -23,6 +25,24 @@ class Freshness:
 
 
 _current: ContextVar[Freshness | None] = ContextVar("freshness", default=None)
+
+
+_only_fresh: ContextVar[bool] = ContextVar("only_fresh", default=False)
+
+
+@contextmanager
+def only_fresh() -> Iterator[None]:
+    """Inside, no older answer stands in: where pixels are fetched, a node that cannot be asked does not count as a holder."""
+    token = _only_fresh.set(True)
+    try:
+        yield
+    finally:
+        _only_fresh.reset(token)
+
+
+def allows_stale() -> bool:
+    """Whether an older answer may stand in here."""
+    return not _only_fresh.get()
 
 
 def begin() -> Freshness:

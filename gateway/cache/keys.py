@@ -29,6 +29,11 @@ def key(kind: str, node_digest: str, *parts: Any) -> str:
     return f"{PREFIX}:{kind}:{_segment(node_digest)}:{hashlib.sha256(canonical(parts)).hexdigest()}"
 
 
+def federated_key(kind: str, view_digest: str, *parts: Any) -> str:
+    """The key of an answer made from several nodes: it depends on who asks, so the digest of the effective view is in it."""
+    return key(kind, FEDERATED, view_digest, *parts)
+
+
 def query_key(kind: str, node_digest: str, query: NativeQuery, *parts: Any) -> str:
     """The key of one node's answer to one NativeQuery; matches, listed values and return paths are unordered."""
     return key(kind, node_digest, _plain_query(query), *parts)

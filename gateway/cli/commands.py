@@ -45,6 +45,10 @@ app = typer.Typer(
 )
 
 
+cache_app = typer.Typer(help="Look after the look-up cache in Redis.", no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(cache_app, name="cache")
+
+
 class Protocol(enum.StrEnum):
     """What a simulated peer speaks."""
 
@@ -105,16 +109,21 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port to listen on.", envvar="GATEWAY_PORT", min=0, max=65535)
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that serve.", envvar="GATEWAY_WORKERS", min=1, max=64, show_default="1"),
+    ] = None,
 ) -> None:
     """Serve the hospitals of a node file.
 
-    Everything else is set by GATEWAY_* environment variables (README.md lists them). SIGTERM lets requests end first.
+    Everything else is set by GATEWAY_* environment variables (README.md lists them). SIGTERM lets requests end first, a
+    second one cuts them; SIGHUP reads the node file again.
 
     Example: [bold]imaging-gateway serve --nodes /etc/imaging-gateway/nodes.toml --port 8081[/bold]
     """
     from gateway.cli import serve as command
 
-    given = {"nodes": nodes, "mappings": mappings, "host": host, "port": port}
+    given = {"nodes": nodes, "mappings": mappings, "host": host, "port": port, "workers": workers}
     command.run({name: value for name, value in given.items() if value is not None})
 
 
@@ -243,3 +252,23 @@ def simulate(
         raise typer.BadParameter("name the directory of DICOM files", param_hint="--directory")
     switches = with_ or []
     command.run(protocol, directory, host, port, ae_title, fhir_version.value, switches, until_eof=until_eof)
+
+
+@cache_app.command()
+def purge(
+    study: Annotated[str, typer.Option(help="StudyInstanceUID.", metavar="UID")] = "",
+    patient: Annotated[str, typer.Option(help="A patient, who is issuer and id.", metavar="ISSUER|ID")] = "",
+    node: Annotated[str, typer.Option(help="All that came from one node.", metavar="ID")] = "",
+    all_: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
+) -> None:
+    """Drop kept answers, on every gateway that shares the Redis at GATEWAY_REDIS_URL.
+
+    All that mentions the study or the patient goes, also what says that there is nothing of it; the next one who asks has the
+    nodes asked. Exit code 1 when Redis did not answer.
+
+    Example: [bold]imaging-gateway cache purge --patient 'SU-KRAKOW|12345'[/bold]
+    """
+    from gateway.cli import cache as command
+
+    given = {"study": study, "patient": patient, "node": node, "all": "all" if all_ else ""}
+    command.purge({name: value for name, value in given.items() if value})

@@ -56,7 +56,7 @@ def run(directory: Path, port: int, scale: ScaleName, *, once: bool) -> None:
             if once:
                 server.after_start(asyncio.create_task(_query_once(server, bound, outcome)))
 
-        serving.run(create_app(read), read, listener, ready, drain=5)
+        serving.run(create_app(read), read, [listener], ready)
     if once and not outcome.is_answered:
         raise typer.Exit(console.FOUND_WRONG)
 
@@ -83,9 +83,9 @@ def _hospitals(studies: Corpus, peers: Peers) -> dict[str, dict[str, object]]:
 
 def _settings(port: int, node_file: Path, audit: Path) -> Settings:
     """The environment's settings, except that the terminal is kept free of audit records and of the node that is down."""
-    quiet: dict[str, object] = {"audit": audit, "log_level": "ERROR"}
+    quiet: dict[str, object] = {"audit": audit, "log_level": "ERROR", "drain_seconds": 5.0}
     given = {name: value for name, value in quiet.items() if f"GATEWAY_{name}".upper() not in os.environ}
-    return settings.read(host=_HOST, port=port, nodes=node_file, **given)
+    return settings.read(host=_HOST, port=port, nodes=node_file, workers=1, **given)
 
 
 async def _query_once(server: serving.Server, port: int, outcome: Outcome) -> None:

@@ -5,19 +5,29 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
+from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.cli.libraries import restrain
+from gateway.cli.sending import Protocol
 from gateway.errors import SettingsError
 from gateway.settings import Settings
+from gateway.telemetry import log
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
+_CLOSE = (b"connection", b"close")
+_TICK = 0.1
+# Seconds that cancelled requests have to give back what they hold, and the seconds after which the server stops waiting.
+_UNWINDING, _BACKSTOP = 5.0, 10.0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -58,22 +68,105 @@ def _next(port: int) -> int:
     return 0
 
 
-class Server(uvicorn.Server):
-    """Says when it is ready; SIGINT and SIGTERM make it return, not die, so that what surrounds it can clean up."""
+def hold_hangups() -> None:
+    """From the start: a SIGHUP that comes before there is somebody to hear it waits, and ends nothing."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[Server], None]) -> None:
+
+def hear_hangups() -> None:
+    """Lets those through that were held."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
+class Server(uvicorn.Server):
+    """Says when it is ready, and ends in order; signals make it return, not die, so that what surrounds it can clean up.
+
+    The first SIGINT or SIGTERM begins the end: not ready at once, no new connections `delay` seconds later, and from then
+    on `drain` seconds for the requests under way. A second one cuts at once. SIGHUP calls `on_hangup` where one is given.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: Starlette,
+        on_ready: Callable[[Server], None],
+        *,
+        delay: float = 0.0,
+        drain: float = 30.0,
+        on_hangup: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(config)
+        self._app = app
         self._on_ready = on_ready
+        self._on_hangup = on_hangup
+        self._delay = delay
+        self._drain = drain
+        self._stops: float | None = None
+        self._is_cut = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def after_start(self, task: asyncio.Task[None]) -> None:
         """Keeps a task that runs beside the requests from being collected."""
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def leave(self, delay: float | None = None) -> None:
+        """Begins the end; said again it changes nothing, except that a shorter `delay` (seconds) counts."""
+        self._app.state.ready, self._app.state.draining = False, True
+        stops = time.monotonic() + (self._delay if delay is None else delay)
+        self._stops = stops if self._stops is None else min(self._stops, stops)
+
+    def cut(self) -> None:
+        """Ends what still runs: connections break off, so that nobody takes half an answer for a whole one."""
+        self.leave(0.0)
+        self._is_cut = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._stops is None:
+            self.leave()
+        else:
+            self.cut()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            self._hear_hangups()
             self._on_ready(self)
+
+    def _hear_hangups(self) -> None:
+        if self._on_hangup:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
+            hear_hangups()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._stops is not None and time.monotonic() >= self._stops:
+            self.should_exit = True
+        ends = await super().on_tick(counter)
+        if self._stops is not None and _CLOSE not in self.server_state.default_headers:
+            # Who keeps a connection open goes elsewhere after this answer.
+            self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        return ends
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.leave(0.0)
+        cutting = asyncio.create_task(self._cut_when_due(time.monotonic() + self._drain))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cutting.cancel()
+
+    async def _cut_when_due(self, ends: float) -> None:
+        while not self._is_cut and time.monotonic() < ends:  # noqa: ASYNC110 - a signal handler may set no event
+            await asyncio.sleep(_TICK)
+        running = list(self.server_state.tasks)
+        if running:
+            log().warning("drain", outcome="cut", count=len(running))
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=_UNWINDING)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -112,13 +205,15 @@ class _Startup:
 
 
 def run(
-    app: ASGIApp,
+    app: Starlette,
     settings: Settings,
-    listener: socket.socket,
+    listeners: Sequence[socket.socket],
     on_ready: Callable[[Server], None] = lambda server: None,
-    drain: int = 30,
+    *,
+    serve: Callable[..., Server] = Server,
+    on_hangup: Callable[[], None] | None = None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; then requests have `drain` seconds to end. Raises what kept it from starting."""
+    """Serves until SIGINT or SIGTERM, then ends in order (see `Server`). Raises what kept it from starting."""
     restrain()
     startup = _Startup(app)
     logging.getLogger("uvicorn.error").addFilter(startup.admits)
@@ -126,14 +221,14 @@ def run(
     config = uvicorn.Config(
         startup,
         loop="auto",
-        http="auto",
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=drain,
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds + _BACKSTOP),
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
@@ -143,8 +238,9 @@ def run(
         raise SettingsError(
             "GATEWAY_TLS_CERTIFICATE, GATEWAY_TLS_KEY: cannot be read as PEM, or do not belong together"
         ) from None
+    server = serve(config, app, on_ready, delay=settings.drain_delay, drain=settings.drain_seconds, on_hangup=on_hangup)
     try:
-        Server(config, on_ready).run([listener])
+        server.run(list(listeners))
     except SystemExit:
         if startup.failure is None:
             raise

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from html import escape
 
 import orjson
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from gateway.edge.context import base_of
+from gateway.exposition import exposition
 from gateway.federation.resilience import Health
 from gateway.pipeline import NodeState
 
@@ -32,19 +34,26 @@ async def live(_: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     """One word: ready, or 503 and why not."""
-    is_ready: bool = request.app.state.ready
-    return PlainTextResponse("ready" if is_ready else "starting", 200 if is_ready else 503)
+    state = request.app.state
+    if state.ready:
+        return PlainTextResponse("ready")
+    return PlainTextResponse("draining" if state.draining else "starting", 503)
 
 
 async def metrics(_: Request) -> Response:
-    """Prometheus text."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    """Prometheus text, added up over all workers."""
+    return Response(await asyncio.to_thread(exposition), media_type=CONTENT_TYPE_LATEST)
 
 
 async def nodes(request: Request) -> Response:
-    """`{"nodes": [...]}`: every node and its state; no addresses of the hospitals' own network."""
-    states = request.app.state.pipeline.node_states(request.scope["caller"])
-    body = {"nodes": [_as_json(state, base_of(request)) for state in states], "cache": request.app.state.cache_state()}
+    """`{"nodes": [...]}`: every node and its state, and whether the node file on disk is in force; no addresses of the
+    hospitals' own network."""
+    states = request.scope["estate"].pipeline.node_states(request.scope["caller"])
+    body = {
+        "nodes": [_as_json(state, base_of(request)) for state in states],
+        "cache": request.app.state.cache_state(),
+        "node_file": request.app.state.node_file_state(),
+    }
     return Response(orjson.dumps(body), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
@@ -82,7 +91,7 @@ def _short(seconds: float | None) -> float | None:
 
 async def page(request: Request) -> Response:
     """The nodes, their state and links, without any script."""
-    states = request.app.state.pipeline.node_states(request.scope["caller"])
+    states = request.scope["estate"].pipeline.node_states(request.scope["caller"])
     rows = "".join(_row(state) for state in states)
     paths = ("/nodes", "/dicom-web/studies?limit=10", "/fhir/ImagingStudy?_count=10", "/fhir/metadata", "/metrics")
     links = "".join(f'<li><a href="{path}"><code>{path}</code></a></li>' for path in paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from starlette.datastructures import URL, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.cache import bodies, freshness
+from gateway.edge.estate import Estate
 from gateway.errors import InvalidQuery
 from gateway.model.answer import Found
 from gateway.pipeline import Pipeline
@@ -47,22 +50,41 @@ class Context:
 
 
 def mark_cacheable(headers: MutableHeaders, body: bytes | None) -> None:
-    """ETag and Cache-Control for a complete body; no-store for None. Answers differ by caller and by Accept."""
+    """ETag and Cache-Control for a complete body; no-store for None. Answers differ by caller and by Accept.
+
+    `Age` is that of the oldest answer of a node that it was made of; `max-age` counts from then on (RFC 9111 4.2), so that
+    whoever keeps it stops believing it when the first of them is no longer fresh.
+    """
     headers["Vary"] = "Accept, Authorization"
+    collected = freshness.current()
+    age, remaining = int(collected.age), collected.remaining
+    if math.isfinite(remaining):
+        headers["Age"] = str(age)
     if body is None:
         headers["Cache-Control"] = "no-store"
         return
     headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    headers["Cache-Control"] = "private, no-cache"
+    lasts = math.isfinite(remaining) and remaining >= 1
+    headers["Cache-Control"] = (
+        f"private, max-age={age + int(remaining)}, must-revalidate" if lasts else "private, no-cache"
+    )
 
 
 def revalidated(request: Request, response: Response) -> Response:
     """304 in place of a body that the caller has already: If-None-Match, compared weakly; '*' is any (RFC 9110 13.1.2)."""
+    _offer(response)
     asked = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
     if not asked & {response.headers.get("etag", "none"), "*"} or "etag" not in response.headers:
         return response
     kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
     return Response(status_code=304, headers=kept)
+
+
+def _offer(response: Response) -> None:
+    """Tells who keeps answers what the whole one is, also where only a 304 goes out."""
+    making = bodies.current()
+    if making is not None and response.status_code == 200 and "etag" in response.headers:
+        making.whole = response.status_code, tuple(response.raw_headers), bytes(response.body)
 
 
 def context_of(request: Request) -> Context:
@@ -74,8 +96,8 @@ def context_of(request: Request) -> Context:
     base = base_of(request)
     nodes = (node,) if node else tuple(dict.fromkeys(named))
     root = f"{base}/nodes/{node}/dicom-web" if node else f"{base}/dicom-web"
-    state = request.app.state
-    return Context(state.settings, state.pipeline, request.scope["caller"], nodes, base, root)
+    estate: Estate = request.scope["estate"]
+    return Context(request.app.state.settings, estate.pipeline, request.scope["caller"], nodes, base, root)
 
 
 def base_of(request: Request) -> str:

@@ -74,8 +74,8 @@ def _handler(version: str | None, answer: Callable[[FhirRequest], Awaitable[Resp
     async def handle(request: Request) -> Response:
         context = context_of(request)
         is_r5 = negotiation.fhir_version(request, version) == "5.0"
-        state = request.app.state
-        renderer = Renderer(is_r5, context.base, state.issuers, state.patients, state.time_zones)
+        estate, patients = request.scope["estate"], request.app.state.patients
+        renderer = Renderer(is_r5, context.base, estate.issuers, patients, estate.time_zones)
         root = context.base + request.scope["root_path"].removeprefix(request.scope.get("app_root_path", ""))
         return await answer(FhirRequest(request, context, renderer, root))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.cache import freshness
 from gateway.edge import problems
 from gateway.edge.proxies import Proxies
 from gateway.errors import Forbidden, GatewayError, Unauthenticated
@@ -21,7 +22,7 @@ from gateway.wire.media import quoted
 # Paths that anyone may ask: they say nothing about patients or nodes.
 _OPEN = ("/live", "/ready")
 _OPEN_FHIR = re.compile(r"/fhir(?:/r4|/r5)?/(?:metadata/?|\.well-known/smart-configuration)")
-_SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+_SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 
 
 class Identity(Protocol):
@@ -32,7 +33,14 @@ class Identity(Protocol):
 
 def is_open(method: str, path: str) -> bool:
     """Whether a request needs no token: liveness, discovery, capability statements, preflights."""
-    return method == "OPTIONS" or path in _OPEN or path.startswith("/.well-known/") or bool(_OPEN_FHIR.fullmatch(path))
+    if method == "OPTIONS" or path in _OPEN or path.startswith("/.well-known/"):
+        return True
+    return path.startswith("/fhir") and _OPEN_FHIR.fullmatch(path) is not None
+
+
+def sent(scope: Scope, name: bytes) -> list[str]:
+    """The values of one request header, by its lower-case name, in order."""
+    return [value.decode("latin-1") for given, value in scope["headers"] if given == name]
 
 
 class Telemetry:
@@ -45,14 +53,14 @@ class Telemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(Headers(scope=scope).getlist("traceparent"))
+        exchange = Exchange(sent(scope, b"traceparent"))
+        freshness.begin()
 
         async def observe(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
                 told = exchange.begins(message["status"], route_name(scope))
-                for name, value in (*told.items(), *_SECURITY_HEADERS.items()):
-                    headers[name] = value
+                ours = [(name.lower().encode(), value.encode()) for name, value in told.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *ours, *_SECURITY_HEADERS]}
             elif message["type"] == "http.response.body":
                 exchange.sends(len(message.get("body", b"")), is_last=not message.get("more_body"))
             await send(message)
@@ -88,8 +96,9 @@ class Authentication:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # In place: the telemetry around this reads the route that is found further in.
-        scope.update(self._proxies.applied(scope))
+        seen = self._proxies.applied(scope)
+        if seen is not scope:
+            scope.update(seen)  # in place: the telemetry around this reads the route that is found further in
         try:
             with stage("auth"):
                 scope["caller"] = await self._caller(scope)
@@ -101,13 +110,13 @@ class Authentication:
     async def _caller(self, scope: Scope) -> Caller:
         if is_open(scope["method"], scope["path"]):
             return Caller()
-        sent = Headers(scope=scope).getlist("authorization")
-        if len(sent) > 1:
+        tokens = sent(scope, b"authorization")
+        if len(tokens) > 1:
             raise Unauthenticated("more than one Authorization header: send one")
-        if sent and self._require_tls and scope["scheme"] != "https":
+        if tokens and self._require_tls and scope["scheme"] != "https":
             raise Unauthenticated("a token must not travel over plain HTTP: use https, and get a new token")
-        caller = await self._identity.caller(sent[0] if sent else None)
-        if caller.is_open and not is_loopback(Headers(scope=scope).get("host", "")):
+        caller = await self._identity.caller(tokens[0] if tokens else None)
+        if caller.is_open and not is_loopback("".join(sent(scope, b"host")[:1])):
             raise Forbidden("without an issuer (GATEWAY_OIDC_ISSUER) this gateway answers as localhost only")
         return caller
 
@@ -127,6 +136,7 @@ def challenge(root: str, had_token: bool) -> str:
     return f'Bearer realm="imaging-gateway", resource_metadata={metadata}{error}'
 
 
+@lru_cache(512)
 def is_loopback(host: str) -> bool:
     """Whether a Host header names this machine: another name that leads here is a page's trick (DNS rebinding)."""
     try:

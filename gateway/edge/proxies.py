@@ -46,11 +46,11 @@ class Proxies:
         return any(address in network for network in self._networks)
 
     def applied(self, scope: Scope) -> Scope:
-        """The scope as the caller of the proxy sees it: its scheme and host; unchanged when the peer is not trusted."""
-        scope = dict(scope)
+        """The scope as the caller of the proxy sees it: its scheme and host; the very one given when the peer is not trusted."""
         peer = (scope.get("client") or ("", 0))[0]
-        if not self.trusts(peer):
+        if not self._networks or not self.trusts(peer):
             return scope
+        scope = dict(scope)
         said = forwarded(Headers(scope=scope))
         if "proto" in said:
             scope["scheme"] = said["proto"]

@@ -37,6 +37,7 @@ from gateway.telemetry import stage
 _FUZZY_WARNING = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
 )
+_UNICODE = attribute(SPECIFIC_CHARACTER_SET, ["ISO_IR 192"])
 _REBUILT_WARNING = (
     "the places of this search's pages are not known here: rows may repeat or be left out; begin at offset 0"
 )
@@ -203,7 +204,8 @@ def parents_of(request: Request) -> tuple[str | None, str | None]:
 @stage("render")
 def respond(request: Request, context: Context, asked: Search, page: Page, media_type: str) -> Response:
     """One page of results. Partial answers are not stored by anyone and carry one Warning per issue."""
-    body = orjson.dumps([render(found, asked.query, context.root_of(found)) for found in page.items])
+    wanted = None if asked.query.all_attributes else wanted_tags(asked.query)
+    body = orjson.dumps([render(found, wanted, context.root_of(found)) for found in page.items])
     notes = [*asked.warnings, *_additional(page)]
     issues = [*(Issue("", "", note) for note in notes), *page.issues]
     return context.json_response(
@@ -219,17 +221,14 @@ def _additional(page: Page) -> list[str]:
     return [f"There are {known} additional results that can be requested"]
 
 
-def render(found: Found, query: Query, root: str) -> Dataset:
-    """A result as PS3.18 10.6.3.3 wants it: the attributes of its level, those asked for, and where to retrieve it."""
-    attributes = found.attributes
-    if not query.all_attributes:
-        wanted = wanted_tags(query)
-        attributes = {tag: value for tag, value in attributes.items() if tag in wanted}
+def render(found: Found, wanted: frozenset[str] | None, root: str) -> Dataset:
+    """A result as PS3.18 10.6.3.3 wants it: the attributes that are `wanted` (all for None), and where to retrieve it."""
+    given = found.attributes.items()
+    attributes = {tag: value for tag, value in given if len(value) > 1 and (wanted is None or tag in wanted)}
     ref = Ref(found.study, found.series or None, found.instance or None)
-    attributes = {tag: value for tag, value in attributes.items() if len(value) > 1}
-    attributes[SPECIFIC_CHARACTER_SET] = attribute(SPECIFIC_CHARACTER_SET, ["ISO_IR 192"])
-    attributes[RETRIEVE_URL] = attribute(RETRIEVE_URL, [f"{root}/{ref.path}"])
-    attributes[RETRIEVE_AE_TITLE] = attribute(RETRIEVE_AE_TITLE, found.holders, "AE")
+    attributes[SPECIFIC_CHARACTER_SET] = _UNICODE
+    attributes[RETRIEVE_URL] = {"vr": "UR", "Value": [f"{root}/{ref.path}"]}
+    attributes[RETRIEVE_AE_TITLE] = {"vr": "AE", "Value": list(found.holders)}
     return dict(sorted(attributes.items()))
 
 

@@ -77,8 +77,7 @@ class Federation:
         if asked != [query] or any(map(depends_on_holder, query.matches)):
             more, gaps = await self._other_holders(hits, nodes, ends)
             rows, issues = rows + more, issues + gaps
-        found = merge(rows, self.domains, self.priority)
-        return [one for one in found if hits.answers_all(one)], issues
+        return hits.answering_all(merge(rows, self.domains, self.priority)), issues
 
     async def with_all_holders(
         self, items: Sequence[Found], rows: Sequence[Row], nodes: Sequence[Node], ends: float
@@ -139,8 +138,8 @@ class Federation:
 
         async def ask(node: Node) -> tuple[tuple[Row, ...], list[Issue]]:
             budget = Budget(node.id, node.config.descent_parents, node.config.descent_seconds)
-            search = NodeSearch(node, self.answers, budget)
             seconds = node.config.search_deadline
+            search = NodeSearch(node, self.answers, budget, ends=asyncio.get_running_loop().time() + min(seconds, left))
             try:
                 async with asyncio.timeout(seconds):
                     return await search.rows(query if isinstance(query, Query) else query(node)), search.issues

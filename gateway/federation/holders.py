@@ -7,7 +7,7 @@ not (house rules of merging: what exists is the union).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from gateway.federation.page import newest_first
 from gateway.model.answer import Found
@@ -51,10 +51,6 @@ class Hits:
     """The rows that answered each of several questions, in their order."""
 
     rows: tuple[tuple[Row, ...], ...]
-    _held_by_question: tuple[frozenset[Held], ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_held_by_question", tuple(frozenset(map(_held, rows)) for rows in self.rows))
 
     def studies(self) -> list[str]:
         """The UIDs of studies that answered every question at some holder, newest first."""
@@ -72,10 +68,10 @@ class Hits:
         wanted = {node: [uid for uid in studies if (node, uid) not in given] for node in nodes}
         return {node: uids for node, uids in wanted.items() if uids}
 
-    def answers_all(self, found: Found) -> bool:
-        """Whether this patient's study answered every question at one of its holders or another."""
-        mine = {_held(row) for row in found.rows}
-        return not any(mine.isdisjoint(held) for held in self._held_by_question)
+    def answering_all(self, found: Iterable[Found]) -> list[Found]:
+        """The patients' studies that answered every question at one of their holders or another."""
+        answered = [{_held(row) for row in rows} for rows in self.rows]
+        return [one for one in found if all(any(_held(row) in held for row in one.rows) for held in answered)]
 
 
 def by_uid(uids: Sequence[str]) -> Query:

@@ -125,6 +125,8 @@ def _shares_node(cluster: list[Row], clusters: list[list[Row]]) -> bool:
 
 def _found(cluster: list[Row], ambiguous: str, in_node: bool, priority: Mapping[str, int]) -> Found:
     """One result: the winner's attributes whole; only what exists follows the union of the holders."""
+    if len(cluster) == 1:
+        return _alone(cluster[0], ambiguous, in_node)
     best: dict[str, Row] = {}
     for row in sorted(cluster, key=lambda row: _rank(row, priority)):
         best[row.node] = _also_known(best[row.node], row) if row.node in best else row
@@ -145,6 +147,13 @@ def _found(cluster: list[Row], ambiguous: str, in_node: bool, priority: Mapping[
         counted=counted,
         patients=frozenset(row.patient for row in cluster),
     )
+
+
+def _alone(row: Row, ambiguous: str, in_node: bool) -> Found:
+    """One holder's row as a result: most are, so this is what a search of many costs."""
+    attributes = {**row.attributes, RETRIEVE_AE_TITLE: attribute(RETRIEVE_AE_TITLE, [row.node])}
+    known = frozenset((row.patient,))
+    return Found(row.level, row.patient, *row.uids, attributes, (row,), ambiguous, in_node, patients=known)
 
 
 def _also_known(kept: Row, other: Row) -> Row:

@@ -6,13 +6,14 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from gateway import metrics
 from gateway.cache.answers import Answers, Loaded, Ttl
 from gateway.cache.keys import node_digest, query_key
 from gateway.errors import NodeError, NodeProtocolError, Unmappable, Unsupported
+from gateway.federation.mentions import of_rows
 from gateway.federation.nodes import NodeConfig
 from gateway.federation.resilience import Guard, Turn
 from gateway.mapping.ask import Asker
@@ -31,13 +32,15 @@ class NodeAnswer:
     """What one node said to one question: rows not yet matched again, and how far they can be relied on.
 
     `complete_rows`: an attribute missing from a row has no value. `truncated`: the node stopped at its maximum.
-    `unreadable`: records that the mapping could not read.
+    `unreadable`: records that the mapping could not read. `stale_for`: the seconds since the node said it, where it could not
+    be asked anew; whoever shows it says so.
     """
 
     rows: tuple[Row, ...] = ()
     complete_rows: bool = False
     truncated: bool = False
     unreadable: int = 0
+    stale_for: float | None = None
 
 
 @dataclass(slots=True)
@@ -100,10 +103,13 @@ class Node:
         except NodeError:
             return  # remembered by the guard
 
-    async def ask(self, query: Query, answers: Answers, limit: int | None = None) -> NodeAnswer:
+    async def ask(
+        self, query: Query, answers: Answers, limit: int | None = None, patience: float | None = None
+    ) -> NodeAnswer:
         """The node's rows for `query` at its level, at most `limit` where that is below its own ceiling.
 
-        Raises NodeError; Unsupported when it cannot search at that level.
+        Raises NodeError; Unsupported when it cannot search at that level. After `patience` seconds, or when the node cannot
+        be asked now, an older answer stands in where there is one.
         """
         if not isinstance(self.finder, Finds) or not self.may("find"):
             raise Unsupported(self.id, "cannot be searched")
@@ -112,7 +118,12 @@ class Node:
             return NodeAnswer(complete_rows=True)
         key, ttl = self._key(query, asked), self.ttl.of(_kind(query))
         with stage("cache"):
-            plain = await answers.rows(key, ttl, looking_up(lambda: self._load(asked, query)))
+            load = looking_up(lambda: self._load(asked, query))
+            kept = await answers.answer(key, ttl, load, self._read, patience=patience)
+        answer: NodeAnswer = kept.value
+        return replace(answer, stale_for=kept.age) if kept.is_stale else answer
+
+    def _read(self, plain: Any) -> NodeAnswer:
         return _answer_from_plain(plain, self.id)
 
     async def forget(self, query: Query, answers: Answers) -> None:
@@ -127,13 +138,11 @@ class Node:
     async def _load(self, asked: NativeQuery, query: Query) -> Loaded:
         answer = await self.asking("find", lambda: self._collect(asked, query))
         metrics.rows_of(self.id).inc(len(answer.rows))
-        plain = {
-            "rows": [to_plain(row) for row in answer.rows],
-            "complete_rows": answer.complete_rows,
-            "truncated": answer.truncated,
-            "unreadable": answer.unreadable,
-        }
-        return Loaded(plain, ttl=None if answer.rows else min(self.ttl.negative, self.ttl.find))
+        ttl = self.ttl.of(_kind(query))
+        if not answer.rows:
+            ttl = min(ttl, self.ttl.negative)
+        tags = of_rows(answer.rows, query) if ttl else frozenset()
+        return Loaded(answer, ttl=ttl, tags=tags, may_be_stale=bool(answer.rows), to_plain=_answer_to_plain)
 
     async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
         rows: list[Row] = []
@@ -223,6 +232,15 @@ def _kind(query: Query) -> str:
     """A search for one study by its UID alone is its location, which is remembered longer than an open search."""
     only = query.matches[0] if len(query.matches) == 1 and query.level is Level.STUDY else None
     return "location" if only is not None and only.path == (STUDY_UID,) else "find"
+
+
+def _answer_to_plain(answer: NodeAnswer) -> dict[str, Any]:
+    return {
+        "rows": [to_plain(row) for row in answer.rows],
+        "complete_rows": answer.complete_rows,
+        "truncated": answer.truncated,
+        "unreadable": answer.unreadable,
+    }
 
 
 def _answer_from_plain(plain: Any, node: str) -> NodeAnswer:

@@ -21,6 +21,7 @@ NodeId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,15}$")]
 _Fail = Callable[[tuple[str | int, ...], str], None]
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-\x1f]+$")]
 Seconds = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class _Table(BaseModel):
@@ -163,6 +164,19 @@ class BreakerLimits(_Table):
 Availability = Literal["", "ONLINE", "NEARLINE", "OFFLINE"]
 
 
+class NodeTtl(_Table):
+    """Seconds that this node's answers are reused, where that is not as long as everybody's (GATEWAY_*_TTL)."""
+
+    find: NotNegative | None = None
+    location: NotNegative | None = None
+    metadata: NotNegative | None = None
+    negative: NotNegative | None = None
+
+    def given(self) -> dict[str, float]:
+        """Only those that are set."""
+        return self.model_dump(exclude_none=True)
+
+
 class NodeConfig(_Connected):
     """One hospital or national endpoint. Times are seconds.
 
@@ -200,6 +214,7 @@ class NodeConfig(_Connected):
     node_maximum: int | None = Field(None, ge=1)
     descent_parents: int = Field(200, ge=0)
     descent_seconds: Seconds = 5.0
+    ttl: NodeTtl = NodeTtl()
 
     @field_validator("time_zone")
     @classmethod

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from datetime import time
 from enum import StrEnum
+from functools import lru_cache
 
 import orjson
 from cryptography.exceptions import InvalidTag
@@ -60,7 +61,12 @@ def newest_first(rows: Iterable[Row]) -> list[Row]:
 
 def moment_of(attributes: Dataset, sort: Sort) -> str:
     """Study date and time as a text that orders ascending; what has no date comes last either way."""
-    day, clock = parse_date(text(attributes, STUDY_DATE)), parse_time(text(attributes, STUDY_TIME))
+    return _moment_of(text(attributes, STUDY_DATE), text(attributes, STUDY_TIME), sort)
+
+
+@lru_cache(10_000)
+def _moment_of(date_: str, time_: str, sort: Sort) -> str:
+    day, clock = parse_date(date_), parse_time(time_)
     return moment(f"{day:%Y%m%d}".zfill(8), f"{clock or time.min:%H%M%S}", sort) if day else UNDATED
 
 

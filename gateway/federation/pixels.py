@@ -17,9 +17,11 @@ from gateway.cache.answers import Answers, Loaded
 from gateway.cache.keys import key
 from gateway.errors import NodeError, NodeProtocolError, NodeTimeout, NotFound, Unsupported
 from gateway.federation.availability import first_byte_deadline, late
+from gateway.federation.mentions import of_row
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.opened import Bearer, OpenedInstance
 from gateway.federation.spooled import Fetch, Sink, SpooledSeries, tee, version
+from gateway.model.answer import Issue, stale_issue
 from gateway.model.dataset import Dataset, text
 from gateway.model.query import Ref
 from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Part, Retrieves
@@ -85,8 +87,10 @@ class Pixels:
     def _fetch(self, node: Node, owner: Row) -> Fetch:
         return lambda ref: self.instances(node, ref, owner, keep=True)
 
-    async def metadata(self, node: Node, ref: Ref, owner: Row) -> list[Dataset]:
+    async def metadata(self, node: Node, ref: Ref, owner: Row, aged: list[Issue] | None = None) -> list[Dataset]:
         """One data set per instance of one series, or of one instance, with the node's own addresses of bulk data.
+
+        With `aged` an older answer stands in while the node cannot be asked, and is added to it.
 
         What is kept is of this patient and of the number of instances that the study had: a corrected patient id or a
         study that grows is described anew. That there is nothing is not kept.
@@ -96,11 +100,15 @@ class Pixels:
         async def load() -> Loaded:
             self.spooled.settle(owner)
             found = [dataset async for dataset in self._describe(node, series, owner)]
-            return Loaded(found, cacheable=bool(found))
+            return Loaded(found, cacheable=bool(found), tags=frozenset(of_row(owner)))
 
         name = key("metadata", node.digest, ref.study, ref.series, *version(owner))
         with stage("cache"):
-            datasets: list[Dataset] = await self.answers.rows(name, node.ttl.metadata, looking_up(load))
+            load_ = looking_up(load)
+            kept = await self.answers.answer(name, node.ttl.metadata, load_, list, stale=aged is not None)
+        if kept.is_stale and aged is not None:
+            aged.append(stale_issue(node.id, kept.age))
+        datasets: list[Dataset] = kept.value
         bearer = Bearer(node, owner)
         for dataset in datasets:
             bearer.check(series, dataset)

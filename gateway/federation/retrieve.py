@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from gateway.cache import freshness
 from gateway.errors import NodeError, NodeProtocolError, NotFound
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
@@ -77,7 +78,10 @@ class Retrieval:
         from `instances`: the answer then breaks off, it is not ended.
         """
         async with AsyncExitStack() as stack:
-            (instances, gaps), silent = await self._current(ref, nodes, lambda study: self._begin(ref, study, stack))
+            with freshness.only_fresh():
+                (instances, gaps), silent = await self._current(
+                    ref, nodes, lambda study: self._begin(ref, study, stack)
+                )
             yield Opened(instances, silent, gaps)
 
     async def _begin(
@@ -88,13 +92,16 @@ class Retrieval:
 
     async def metadata(self, ref: Ref, nodes: Sequence[Node]) -> Described:
         """One data set per instance under `ref`, each once. Raises as `open`; a holder that fails is a gap if others gave."""
-        (datasets, gaps), silent = await self._current(ref, nodes, lambda study: self._all_described(ref, study))
-        return Described(datasets, silent, gaps)
+        aged: list[Issue] = []
+        (datasets, gaps), silent = await self._current(ref, nodes, lambda study: self._all_described(ref, study, aged))
+        return Described(datasets, tuple(dict.fromkeys((*silent, *aged))), gaps)
 
-    async def _all_described(self, ref: Ref, study: Found) -> tuple[tuple[Dataset, ...], tuple[Issue, ...]]:
+    async def _all_described(
+        self, ref: Ref, study: Found, aged: list[Issue]
+    ) -> tuple[tuple[Dataset, ...], tuple[Issue, ...]]:
         refs, missing = await self._at_series(ref, study)
         pieces, gaps = await self._plan(refs, study)
-        found = await in_parallel(pieces, self._described)
+        found = await in_parallel(pieces, lambda piece: self._described(piece, aged))
         failures = [failure for _, failure in found if failure]
         datasets = _each_once(dataset for part, _ in found for dataset in part)
         gaps = tuple(dict.fromkeys((*missing, *gaps, *map(Issue.of, failures))))
@@ -134,7 +141,8 @@ class Retrieval:
                         log().warning("stand-in used", node=owner.node, code=error.code)
                 return await _started(source(last), stack)
 
-            parts, silent = await self._current(ref, nodes, begin)
+            with freshness.only_fresh():
+                parts, silent = await self._current(ref, nodes, begin)
             yield OpenedParts(parts, silent)
 
     async def _current(
@@ -232,11 +240,12 @@ class Retrieval:
                     raise
                 log().warning("stand-in used", node=owner.node, code=error.code)
 
-    async def _described(self, piece: Piece) -> tuple[list[Dataset], NodeError | None]:
+    async def _described(self, piece: Piece, aged: list[Issue]) -> tuple[list[Dataset], NodeError | None]:
         failure: NodeError | None = None
         for owner in (piece.owner, *piece.stand_ins):
             try:
-                return await self.pixels.metadata(self.federation.nodes[owner.node], piece.ref, owner), None
+                node = self.federation.nodes[owner.node]
+                return await self.pixels.metadata(node, piece.ref, owner, aged), None
             except NotFound:
                 continue
             except NodeError as error:

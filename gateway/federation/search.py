@@ -5,6 +5,7 @@ House rules of searching hierarchical and limited nodes. A filter is pushed, mat
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from gateway.errors import BudgetExceeded, NodeProtocolError
 from gateway.federation.availability import declared, undeclared
 from gateway.federation.fanout import in_parallel
 from gateway.federation.node import Node, NodeAnswer
-from gateway.model.answer import Issue
+from gateway.model.answer import STALE, Issue, stale_issue
 from gateway.model.dataset import Dataset, attribute
 from gateway.model.matching import decide, matches
 from gateway.model.query import Match, Operator, Query
@@ -30,6 +31,7 @@ from gateway.model.vocabulary import (
     level_of,
 )
 
+_SHARE_OF_PATIENCE = 0.8
 _UIDS_A_QUESTION = 100  # a C-FIND UID list stays well below what PACS accept
 
 
@@ -61,7 +63,8 @@ class NodeSearch:
     """One search on one node. `issues` collects what the rows found cannot claim.
 
     `limit` is a ceiling on the studies of one question, None for the node's own. Whoever sets `tells_truncation` False
-    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself.
+    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself. `ends` is when it is given up, on
+    the loop's clock; by default the node's own deadline from now on.
     """
 
     node: Node
@@ -72,6 +75,8 @@ class NodeSearch:
     issues: list[Issue] = field(default_factory=list)
     truncated: bool = False
     fetched: int = 0
+    ends: float | None = None
+    _stale_for: float = 0.0
 
     async def rows(self, query: Query) -> tuple[Row, ...]:
         """The rows of `query`'s level that answer every key. Raises NodeError."""
@@ -245,9 +250,11 @@ class NodeSearch:
     async def _ask(self, query: Query) -> NodeAnswer:
         availability = self.node.config.availability
         limit = self.limit if query.level is Level.STUDY else None
-        answer = await self.node.ask(undeclared(query, availability), self.answers, limit)
+        answer = await self.node.ask(undeclared(query, availability), self.answers, limit, self._patience())
         if availability:
             answer = replace(answer, rows=tuple(declared(row, availability) for row in answer.rows))
+        if answer.stale_for is not None:
+            self._note_stale(answer.stale_for)
         self.fetched += len(answer.rows)
         if answer.truncated and query.level is Level.STUDY:
             self.truncated = True
@@ -256,6 +263,18 @@ class NodeSearch:
         if answer.unreadable:
             self._note("GW302", f"gave {answer.unreadable} records that its mapping cannot read")
         return answer
+
+    def _patience(self) -> float:
+        """How long to wait for the node where an older answer could stand in: what is left, less time to use it."""
+        now = asyncio.get_running_loop().time()
+        self.ends = now + self.node.config.search_deadline if self.ends is None else self.ends
+        return max(0.0, (self.ends - now) * _SHARE_OF_PATIENCE)
+
+    def _note_stale(self, seconds: float) -> None:
+        """One issue for all stale answers of the node: the age of the oldest."""
+        self._stale_for = max(self._stale_for, seconds)
+        self.issues = [issue for issue in self.issues if issue.code != STALE]
+        self.issues.append(stale_issue(self.node.id, self._stale_for))
 
     def _note(self, code: str, text: str) -> None:
         issue = Issue(self.node.id, code, f"node {self.node.id}: {text}")

@@ -11,7 +11,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.cache.purges import Purge
 from gateway.cache.spool import NotSpooled, Spool, SpooledInstance, Writer
+from gateway.cache.tags import patient_tag, study_tag
 from gateway.errors import NodeProtocolError, NotFound
 from gateway.federation.fanout import cancel_all
 from gateway.federation.node import aclosing_iterator
@@ -109,6 +111,15 @@ class SpooledSeries:
         self._versions.move_to_end(place)
         if len(self._versions) > _VERSIONS_KEPT:
             self._versions.popitem(last=False)
+
+    def purged(self, purge: Purge) -> None:
+        """Lets go of the instances of a node, a study or a patient that was purged. Not of everything: that is also said when
+        a purge may have been missed, and what is here is held against what its node says of it before it is used."""
+        tags = purge.tags()
+        for (node, study), (issuer, identifier, *_) in list(self._versions.items()):
+            is_meant = purge.kind == "node" and node in purge.values
+            if is_meant or tags & {study_tag(study), patient_tag(issuer, identifier)}:
+                self.spool.forget(node, study)
 
     async def metadata(self, node: str, series: Ref, fetch: Fetch) -> AsyncIterator[Dataset]:
         """One data set per instance; bulk data values are addressed by their path in the file."""

@@ -27,6 +27,14 @@ class Issue:
         return Issue(error.node, error.code, error.detail)
 
 
+STALE = "GW210"
+
+
+def stale_issue(node: str, seconds: float) -> Issue:
+    """The node could not be asked: what it said `seconds` ago stands in."""
+    return Issue(node, STALE, f"node {node}: did not answer; what is shown of it is {seconds:.0f} s old")
+
+
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[Item]):
     """`issues` empty means that every selected node completed: only then are the items the whole truth."""

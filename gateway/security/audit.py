@@ -9,13 +9,17 @@ recovers. At the end, records that the file still refuses go to standard error.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import hmac
 import os
 import queue
+import select
+import stat
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +38,8 @@ _MOST_WAITING = 10_000
 _RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0
 _BATCH = 500
+_GATHER_SECONDS = 0.005
+"""How long the writing thread lets records gather: one that woke up for each would take the interpreter from the requests."""
 _STANDARD_ERROR = 2
 
 
@@ -60,11 +66,14 @@ class AuditRecord:
     def as_json(self) -> dict[str, Any]:
         """The record as it is written; UIDs are in clear, no other value of a patient is."""
         return {
-            "time": self.at.isoformat(timespec="milliseconds"),
-            "request_id": self.request_id,
-            "subject": self.caller.subject,
-            "client": self.caller.client,
-            "purpose": self.caller.purpose,
+            **_asking(self.at, self.request_id, self.caller),
+            **self.what(),
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+
+    def what(self) -> dict[str, Any]:
+        """The part of the record that does not depend on who asks and when."""
+        return {
             "action": self.action,
             "nodes": self.nodes,
             "ref": self.ref,
@@ -73,8 +82,23 @@ class AuditRecord:
             "studies": self.studies,
             "count": self.count,
             "issues": [{"node": issue.node, "code": issue.code} for issue in self.issues],
-            "seconds": round(time.monotonic() - self.started, 3),
         }
+
+
+def _asking(at: datetime, identifier: str, caller: Caller) -> dict[str, str]:
+    """Who asks and when."""
+    return {
+        "time": at.isoformat(timespec="milliseconds"),
+        "request_id": identifier,
+        "subject": caller.subject,
+        "client": caller.client,
+        "purpose": caller.purpose,
+    }
+
+
+def constant(record: AuditRecord) -> bytes:
+    """What `Audit.again` writes of a record: the members of its JSON object that are the same for the same answer."""
+    return orjson.dumps(record.what())[1:-1]
 
 
 def match_hash(secret: bytes, name: str, value: str) -> str:
@@ -133,8 +157,7 @@ class Audit:
         ref: Ref | None = None,
     ) -> AuditRecord:
         """The record of a request that is about to be served. Raises AuditUnavailable when it could not be kept."""
-        if self._sink.failing or self.waiting >= self._most_waiting:
-            raise AuditUnavailable("requests are not served while their audit cannot be written; try again shortly")
+        self._require_sink()
         asked = ref or (Ref(query.study, query.series) if query and query.study else None)
         return AuditRecord(
             action,
@@ -149,7 +172,23 @@ class Audit:
 
     def write(self, record: AuditRecord) -> None:
         """Queues the record as it is now; never waits, never fails for the sink's sake."""
-        line = orjson.dumps(record.as_json()) + b"\n"
+        self._put(orjson.dumps(record.as_json()) + b"\n")
+
+    def again(self, caller: Caller, what: bytes, started: float) -> None:
+        """Queues the record of a request that gets an answer again, `what` being that answer's `constant` part.
+
+        `started` is by time.monotonic. Raises AuditUnavailable when it could not be kept; then nothing may be shown.
+        """
+        self._require_sink()
+        asking = orjson.dumps(_asking(datetime.now(UTC), request_id.get(), caller))
+        seconds = round(time.monotonic() - started, 3)
+        self._put(b'%b,%b,"seconds":%a}\n' % (asking[:-1], what, seconds))
+
+    def _require_sink(self) -> None:
+        if self._sink.failing or self.waiting >= self._most_waiting:
+            raise AuditUnavailable("requests are not served while their audit cannot be written; try again shortly")
+
+    def _put(self, line: bytes) -> None:
         if self._thread is None and self._closing.is_set():
             self._write(line)  # the last request outlived the writing thread
         else:
@@ -167,6 +206,8 @@ class Audit:
         ended = False
         while not ended:
             batch = [self._waiting.get()]
+            if batch[0] is not None:
+                time.sleep(_GATHER_SECONDS)
             while len(batch) < _BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get())
             ended = None in batch
@@ -196,27 +237,39 @@ class Sink:
         self._path = path
         self._descriptor = -1
         self._identity: tuple[int, int] | None = None
+        self._is_stream = False
         self.failing = False
 
     def open(self) -> None:
         """Raises OSError."""
         if self._path is None:
             self._descriptor = os.dup(_STANDARD_ERROR)
+            self._is_stream = not stat.S_ISREG(os.fstat(self._descriptor).st_mode)
             return
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
-        self._identity = _identity(os.fstat(self._descriptor))
+        status = os.fstat(self._descriptor)
+        self._identity, self._is_stream = _identity(status), not stat.S_ISREG(status.st_mode)
 
     def write(self, lines: memoryview) -> int:
         """How many bytes were written, perhaps not all. Raises OSError; the next call tries anew."""
         try:
             self._follow()
-            written = os.write(self._descriptor, lines)
+            # Several workers may write here. One write appends to a file as a whole; a pipe takes only so much in one piece.
+            written = self._write_whole(_piece(lines)) if self._is_stream else os.write(self._descriptor, lines)
         except OSError:
             self.failing = True
             raise
         self.failing = False
         return written
+
+    def _write_whole(self, piece: memoryview) -> int:
+        """All of it, with the other workers' records kept out until it is done: a record may exceed what is atomic."""
+        with _alone(self._descriptor):
+            rest = piece
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        return len(piece)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -228,6 +281,26 @@ class Sink:
         if self._path is not None and (self._descriptor < 0 or self._identity != _identity_of(self._path)):
             self.close()
             self.open()
+
+
+def _piece(lines: memoryview) -> memoryview:
+    """As many whole lines as a pipe takes in one piece (POSIX write), at least one."""
+    end = bytes(lines[: select.PIPE_BUF]).rfind(b"\n") + 1
+    return lines[: end or bytes(lines).index(b"\n") + 1]
+
+
+@contextmanager
+def _alone(descriptor: int) -> Iterator[None]:
+    """Keeps other processes out, also those that inherited the same pipe: a POSIX lock belongs to a process."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+    except OSError:  # not everything that can be written to can be locked
+        yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -24,10 +24,11 @@ _MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class Server:
-    """A process that serves on a port of loopback."""
+    """A process that serves on a port of loopback; `directory` is where it was started, and has its `log`."""
 
     process: subprocess.Popen[bytes]
     port: int
+    directory: Path = Path()
 
     @property
     def url(self) -> str:
@@ -38,7 +39,7 @@ class Server:
 def gateway(nodes: Sequence[Mapping[str, Any]], **settings: object) -> Iterator[Server]:
     """The gateway as `serve` runs it, over [[node]] tables; `settings` are the GATEWAY_* variables in lower case."""
     with peers.home() as directory:
-        (directory / "nodes.toml").write_text("\n".join(map(_node, nodes)))
+        (directory / "nodes.toml").write_text(node_file(nodes))
         port = peers.free_port()
         given = {
             "nodes": "nodes.toml",
@@ -50,7 +51,12 @@ def gateway(nodes: Sequence[Mapping[str, Any]], **settings: object) -> Iterator[
         }
         environment = {f"GATEWAY_{name.upper()}": str(value) for name, value in given.items()}
         with _running([sys.executable, "-m", "gateway", "serve"], directory, port, **environment) as process:
-            yield Server(process, port)
+            yield Server(process, port, directory)
+
+
+def node_file(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """The node file of these [[node]] tables."""
+    return "\n".join(map(_node, nodes))
 
 
 def _node(table: Mapping[str, Any]) -> str:

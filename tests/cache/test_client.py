@@ -6,8 +6,9 @@ import time
 import pytest
 from redis.asyncio import Redis
 
-from gateway.cache.client import MAX_MISSED, Cache
+from gateway.cache.client import Cache
 from gateway.cache.keys import FEDERATED, key
+from gateway.cache.missed import MAX_MISSED
 from gateway.errors import SettingsError
 
 from .conftest import eventually
@@ -15,7 +16,7 @@ from .conftest import eventually
 
 async def beside(cache: Cache) -> Redis:
     """A plain client of the same server, to see and to spoil what the cache keeps there."""
-    return Redis(connection_pool=cache._client.connection_pool)
+    return Redis(connection_pool=cache._link.client.connection_pool)
 
 
 @pytest.mark.parametrize("size", [0, 1, 512, 513, 100_000, 3_000_000])
@@ -220,7 +221,7 @@ async def test_too_many_missed_deletes_become_a_purge_of_everything():
     try:
         for n in range(MAX_MISSED + 2):
             await cache.delete(key("find", "de-1", n))
-        assert len(cache._missed_keys) <= MAX_MISSED
+        assert len(cache._missed.keys) <= MAX_MISSED
     finally:
         os.kill(pid, signal.SIGCONT)
     await eventually(lambda: cache.state == "up")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.cache.keys import canonical, is_of_node, key, node_digest, node_patterns, query_key
+from gateway.cache.keys import canonical, federated_key, is_of_node, key, node_digest, node_patterns, query_key
 from gateway.model.query import Operator
 from gateway.model.seam import NativeMatch, NativeQuery
 from gateway.model.vocabulary import Level
@@ -139,3 +139,10 @@ def test_a_purge_of_a_node_finds_its_keys_under_any_configuration_and_no_others(
 def test_a_changed_configuration_is_a_new_start():
     assert node_digest("de-1", {"url": "x"}) != node_digest("de-1", {"url": "y"})
     assert node_digest("de-1", {"a": 1, "b": 2}) == node_digest("de-1", {"b": 2, "a": 1})
+
+
+def test_two_views_never_share_a_federated_answer():
+    one, two = (federated_key("search", view, {"PatientID": "1"}) for view in ("plain", "counts"))
+    assert one != two
+    assert one == federated_key("search", "plain", {"PatientID": "1"})
+    assert is_of_node(one, "any-node")

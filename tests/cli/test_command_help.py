@@ -9,7 +9,7 @@ import pytest
 from gateway.cli import simulate
 from tests.cli.commands import Command
 
-COMMANDS = ("serve", "demo", "check", "ping", "query", "simulate")
+COMMANDS = ("serve", "demo", "check", "ping", "query", "simulate", "cache purge")
 
 
 def test_the_first_help_shows_the_three_steps_to_add_a_hospital(command: Command) -> None:
@@ -30,7 +30,7 @@ def test_the_block_of_the_first_help_is_a_node_file_that_checks_out(command: Com
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_gives_an_example_that_names_only_options_it_has(command: Command, name: str) -> None:
-    shown = command(name, "--help", COLUMNS="160").stdout
+    shown = command(*name.split(), "--help", COLUMNS="160").stdout
     example = re.search(rf"Example: (imaging-gateway {name}.*)", shown)
     assert example
     options = shown[shown.index("Options") :]

@@ -104,3 +104,20 @@ def test_a_certificate_that_is_none_is_named_by_its_variable(command: Command) -
     (command.directory / "cert.pem").write_text("not a certificate")
     told = refused(command, "--port", "0", GATEWAY_TLS_CERTIFICATE="cert.pem", GATEWAY_TLS_KEY="cert.pem")
     assert "GATEWAY_TLS_CERTIFICATE" in told
+
+
+def test_workers_refuse_what_one_process_refuses_in_the_same_one_line(command: Command) -> None:
+    assert "nodes.toml: cannot be read" in refused(command, "--port", "0", "--workers", "2")
+    write_nodes(command, "http://127.0.0.1:9/dicom-web", "dicom-atlantis")
+    assert "there is no mapping 'dicom-atlantis'" in refused(command, "--port", "0", GATEWAY_WORKERS="2")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert "is taken by another program" in refused(
+            command, "--port", str(other.getsockname()[1]), "--workers", "2"
+        )
+
+
+def test_a_c_move_receiver_cannot_be_shared_by_workers(command: Command) -> None:
+    (command.directory / "nodes.toml").write_text('[move_receiver]\nae_title = "IMAGING-GW"\nport = 0\n')
+    told = refused(command, "--port", "0", "--workers", "2")
+    assert "move_receiver: a PACS sends to one AE title at one host and port" in told
+    assert "GATEWAY_WORKERS=1" in told

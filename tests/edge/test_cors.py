@@ -30,7 +30,7 @@ def test_another_origin_may_not(gateway):
 
 
 def test_a_fault_of_ours_is_told_to_a_listed_origin_with_its_request_id(gateway, caplog):
-    gateway.app.state.pipeline = None
+    gateway.app.state.estate = None
     caplog.set_level(logging.CRITICAL, "uvicorn.error")
     answer = ask(gateway, "/dicom-web/studies")
     assert (answer.status_code, answer.json()["code"]) == (500, "GW000")

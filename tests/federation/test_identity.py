@@ -251,7 +251,7 @@ def test_series_of_a_clash_are_not_listed_together_when_a_node_wakes_between_two
         nodes[1]["connection"] = {"url": web.url}
         nodes[1]["quirks"] = []
         with Gateway(nodes, find_ttl=0, location_ttl=0) as gateway:
-            federation = gateway.app.state.pipeline.federation  # type: ignore[union-attr]
+            federation = gateway.app.state.estate.pipeline.federation  # type: ignore[union-attr]
             asked = federation._ask
 
             async def waking(query: Any, *more: Any, **kinds: Any) -> Any:

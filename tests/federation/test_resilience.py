@@ -50,7 +50,7 @@ def dimse_node(identifier: str, pacs: DimseSimulator, **more: Any) -> dict[str, 
 
 def node_of(gateway: Gateway, name: str) -> Node:
     assert gateway.app is not None
-    node = gateway.app.state.pipeline.federation.nodes[name]
+    node = gateway.app.state.estate.pipeline.federation.nodes[name]
     assert isinstance(node, Node)
     return node
 

@@ -84,7 +84,7 @@ class Silent:
 
     def measure(self) -> dict[str, Any]:
         """What requests may hold, as it stands now."""
-        nodes = self.gateway.app.state.pipeline.federation.nodes.values()  # type: ignore[union-attr]
+        nodes = self.gateway.app.state.estate.pipeline.federation.nodes.values()  # type: ignore[union-attr]
         return {
             "permits": {one.id: one.config.at_once - one.guard.permits._value for one in nodes},
             "tasks": asyncio.run_coroutine_threadsafe(_tasks(), self.gateway.loop).result(5),

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import stat
+import subprocess
+import sys
 import time
 
 import orjson
@@ -256,3 +258,23 @@ async def test_standard_error_is_the_default(capfd):
     audit.write(audit.begin("search", CALLER, ["berlin"]))
     await audit.close()
     assert orjson.loads(capfd.readouterr().err)["subject"] == "dr-a"
+
+
+async def test_processes_that_share_a_pipe_leave_each_others_records_whole():
+    write = (
+        "import sys; from gateway.security.audit import Sink\n"
+        "sink = Sink(None); sink.open()\n"
+        "for length in (30_000, 90, 5_000) * 40:\n"
+        "    rest = memoryview(sys.argv[1].encode() * length + b'\\n' + sys.argv[1].encode() * 90 + b'\\n')\n"
+        "    while rest:\n"
+        "        rest = rest[sink.write(rest):]\n"
+    )
+    reading, writing = os.pipe()
+    processes = [subprocess.Popen([sys.executable, "-c", write, letter], stderr=writing) for letter in "ab"]
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        written = await asyncio.to_thread(pipe.read)
+    assert [process.wait() for process in processes] == [0] * 2
+    told = written.splitlines()
+    assert {len(set(line)) for line in told} == {1}
+    assert sorted(map(len, told)) == sorted([30_000, 90, 5_000] * 80 + [90] * 240)

@@ -46,7 +46,7 @@ class Watched(Gateway):
     @property
     def nodes(self) -> list[Node]:
         assert self.app is not None
-        return list(self.app.state.pipeline.federation.nodes.values())
+        return list(self.app.state.estate.pipeline.federation.nodes.values())
 
     def permits_out(self) -> int:
         return sum(node.config.at_once - node.guard.permits._value for node in self.nodes)

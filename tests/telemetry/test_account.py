@@ -163,14 +163,17 @@ def test_one_line_per_request_says_what_it_cost(
     study = corpus.nodes["es-madrid"].studies[0].study_uid
     with Gateway(nodes, log_level="INFO") as gateway:
         identifiers = []
-        for path in ("/dicom-web/studies", "/dicom-web/studies", f"/dicom-web/studies/{study}", "/nix", "/live"):
-            answer = gateway.get(path)
+        studies, anew = "/dicom-web/studies", {"Cache-Control": "no-cache"}
+        asked = [(studies, {}), (studies, {}), (studies, anew), (f"{studies}/{study}", {}), ("/nix", {}), ("/live", {})]
+        for path, headers in asked:
+            answer = gateway.get(path, headers=headers)
             identifiers.append((answer.headers["x-request-id"], len(answer.content)))
     told = lines(capfd)
     assert [(line["request_id"], line["bytes"]) for line in told] == identifiers
     shown = [(line["route"], line["method"], line["status"], line["nodes"], line["cache"]) for line in told]
     assert shown == [
         ("search", "GET", 200, 2, "miss"),
+        ("search", "GET", 200, 0, "kept"),
         ("search", "GET", 200, 0, "hit"),
         ("retrieve", "GET", 200, 2, "miss"),
         ("none", "GET", 404, 0, "none"),

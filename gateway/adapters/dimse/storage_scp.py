@@ -77,7 +77,7 @@ class StorageReceiver:
         self.ae_title = ae_title
         self.host = host
         self.port = port
-        self._allowed_calling = {title.strip(): tuple(addresses) for title, addresses in allowed_calling.items()}
+        self._allowed_calling = allowed_calling
         self._tls = tls
         self._max_associations = max_associations
         self._response_timeout = response_timeout
@@ -89,7 +89,7 @@ class StorageReceiver:
 
     async def open(self) -> None:
         """Raises SettingsError when the port is taken."""
-        self._addresses = await asyncio.to_thread(self._resolve)
+        await self.admit(self._allowed_calling)
         try:
             self._server = await asyncio.to_thread(self._start)
         except OSError:
@@ -101,8 +101,10 @@ class StorageReceiver:
         if server:
             await asyncio.to_thread(self._stop, server)
 
-    def _resolve(self) -> dict[str, frozenset[str]]:
-        return {title: frozenset(_resolved(names)) for title, names in self._allowed_calling.items()}
+    async def admit(self, allowed_calling: Mapping[str, Collection[str]]) -> None:
+        """From now on these may call, and no others; associations that are there go on."""
+        self._allowed_calling = allowed_calling
+        self._addresses = await asyncio.to_thread(_addresses, allowed_calling)
 
     def _start(self) -> ThreadedAssociationServer:
         entity = AE(self.ae_title)
@@ -196,6 +198,10 @@ def _let_it_be_sent(association: Association) -> None:
     deadline = time.monotonic() + 1.0
     while association.dul.is_alive() and association.dul.to_provider_queue.qsize() and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+def _addresses(allowed: Mapping[str, Collection[str]]) -> dict[str, frozenset[str]]:
+    return {title.strip(): frozenset(_resolved(names)) for title, names in allowed.items()}
 
 
 def _resolved(names: Collection[str]) -> Iterator[str]:
