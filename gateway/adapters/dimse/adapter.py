@@ -16,7 +16,7 @@ from gateway.adapters.dimse.identifiers import FindRequest, TextMatching, reques
 from gateway.adapters.dimse.operations import Associations, Operation, find_context
 from gateway.adapters.dimse.probing import PATIENT_ROOT, STUDY_ROOT, Findings, Probing
 from gateway.adapters.dimse.receiving import Begun, Event, Finished
-from gateway.adapters.dimse.retrieving import PENDING, Retrieving
+from gateway.adapters.dimse.retrieving import Retrieving
 from gateway.adapters.dimse.storage_scp import StorageReceiver
 from gateway.adapters.dimse.storing import private_file, store_each
 from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
@@ -128,20 +128,20 @@ class DimseAdapter:
         truncated, rows = False, 0
         with self._associations.searching(operation) as association:
             self._require(association, self._models.find, "C-FIND")
-            for response, identifier in association.find(request.identifier, self._models.find):
-                status = int(response.Status)
-                if status not in PENDING:
-                    truncated = self._is_truncated(status, query)
-                elif identifier is None:
-                    raise NodeProtocolError(self.node, "sent a row that is no data set")
+            for response in association.find(request.identifier, self._models.find):
+                if not response.is_pending:
+                    truncated = self._is_truncated(response.status, query)
                 elif rows == query.limit:
                     # C-CANCEL is not heeded by every PACS: an abort always is.
                     truncated = True
                     association.end()
                     break
                 else:
+                    identifier = response.identifier()
+                    if identifier is None:
+                        raise NodeProtocolError(self.node, "sent a row that is no data set")
                     row = to_json(identifier, default_character_set=character_set)
-                    request.note(status, row)
+                    request.note(response.status, row)
                     operation.channel.put(DicomRecord(row))
                     rows += 1
         operation.channel.put(request.report(truncated=truncated, known_ignored=self._ignored_keys))
