@@ -77,7 +77,7 @@ class Federation:
             more, gaps = await self._other_holders(hits, nodes, ends)
             rows, issues = rows + more, issues + gaps
         found = merge(rows, self.domains, self.priority)
-        return [one for one in found if hits.answers_all(one)], issues
+        return hits.answering(found), issues
 
     async def _other_holders(self, hits: Hits, nodes: Sequence[Node], ends: float) -> tuple[list[Row], list[Issue]]:
         """The rows of nodes that hold a study found elsewhere, asked for by its UID."""

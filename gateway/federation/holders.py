@@ -68,10 +68,10 @@ class Hits:
         wanted = {node: [uid for uid in studies if (node, uid) not in given] for node in nodes}
         return {node: uids for node, uids in wanted.items() if uids}
 
-    def answers_all(self, found: Found) -> bool:
-        """Whether this patient's study answered every question at one of its holders or another."""
-        mine = {_held(row) for row in found.rows}
-        return all(mine & {_held(row) for row in rows} for rows in self.rows)
+    def answering(self, found: Iterable[Found]) -> list[Found]:
+        """The patients' studies that answered every question at one of their holders or another."""
+        answered = [{_held(row) for row in rows} for rows in self.rows]
+        return [one for one in found if all(any(_held(row) in each for row in one.rows) for each in answered)]
 
 
 def by_uid(uids: Sequence[str]) -> Query:

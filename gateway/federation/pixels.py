@@ -40,18 +40,17 @@ class Pixels:
         self, node: Node, ref: Ref, owner: Row, *, keep: bool = False
     ) -> AsyncIterator[AsyncIterator[OpenedInstance]]:
         """Every instance under `ref` at `node`, as stored, at least one. Raises NodeError, NotFound when the node gives
-        none; leaving it closes what is open at the node. They pass through the spool where the node can do no more than
-        send them, or with `keep`."""
+        none; leaving it closes what is open at the node. With `keep` they pass through the spool: for metadata, frames and
+        bulk data only, since whoever has had the instances themselves asks for none of these."""
         places = await node.places(ref)
         if not node.may("retrieve"):
             raise Unsupported(node.id, "does not give out instances")
-        keeps = keep or not all(isinstance(adapter, Frames) and isinstance(adapter, Describes) for adapter, _ in places)
-        if keeps:
+        if keep:
             self.spooled.settle(owner)
         async with (
             node.working("retrieve"),
             aclosing_iterator(_parts(node, places)) as parts,
-            aclosing_iterator(self._opened(node, ref, owner, parts, keeps)) as opened,
+            aclosing_iterator(self._opened(node, ref, owner, parts, keep)) as opened,
         ):
             yield opened
 
@@ -61,13 +60,13 @@ class Pixels:
         given: list[str] = []
         bearer = Bearer(node, owner)
         async for part in parts:
-            sink = Sink()
-            body = tee(paced(part.body, node, node.config.idle_deadline), sink)
-            one = await _open(bearer, ref, body)
+            body = paced(part.body, node, node.config.idle_deadline)
             if keeps:
+                sink = Sink()
+                one = await _open(bearer, ref, tee(body, sink))
                 await self._keep(one, sink)
             else:
-                sink.give_up()
+                one = await _open(bearer, ref, body)
             given.append(one.ref.instance or "")
             yield one
         if not given:

@@ -43,7 +43,6 @@ class Sink:
 
     writer: Writer | None = None
     _beginning: list[bytes] = field(default_factory=list)
-    _given_up: bool = False
 
     async def attach(self, writer: Writer) -> None:
         """From here on the bytes go to `writer`, those kept so far first."""
@@ -52,14 +51,10 @@ class Sink:
         for chunk in kept:
             await self.write(chunk)
 
-    def give_up(self) -> None:
-        """This body is not to be kept."""
-        self._beginning, self._given_up = [], True
-
     async def write(self, chunk: bytes) -> None:
         if self.writer is not None:
             await self.writer.write(chunk)
-        elif not self._given_up:
+        else:
             self._beginning.append(chunk)
 
 
