@@ -59,13 +59,19 @@ class Answers:
         `load` raises reaches all who wait and is not kept. A load goes on while one caller waits for it; with
         `detached`, to its end.
         """
+        return orjson.loads(await self.text(key, ttl, load, detached=detached))
+
+    async def text(
+        self, key: str, ttl: float, load: Callable[[], Awaitable[Loaded]], *, detached: bool = False
+    ) -> bytes:
+        """The same value as its JSON text, for who can do without reading it."""
         encoded = await self._flights.fetch(
             key,
             lambda: self._find(key, ttl, load),
             afterwards=lambda *found: self._keep(key, *found),
             detached=detached,
         )
-        return orjson.loads(encoded.body)
+        return encoded.body
 
     async def forget(self, *keys: str) -> None:
         """Drops the entries, and keeps what is being loaded for them right now from being kept."""

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 from gateway.cache.spool import NotSpooled, Spool, SpooledInstance, Writer
@@ -29,6 +30,8 @@ Fetch = Callable[[Ref], AbstractAsyncContextManager[AsyncIterator[OpenedInstance
 
 
 _VERSIONS_KEPT = 10_000
+_MOST_AT_HAND = 4 << 20
+"""Bytes before the pixel data that are read from memory; an instance with more is read from its file."""
 
 
 def version(owner: Row) -> tuple[str, ...]:
@@ -114,6 +117,12 @@ class SpooledSeries:
             return
         async with fetch(series) as instances:
             async for one in instances:
+                beginning = await _beginning(one)
+                if beginning is not None:
+                    described = await _threads(node).call(metadata, BytesIO(beginning), str)
+                    await drain(one)
+                    yield described
+                    continue
                 async with self._passing(one, fetch) as path:
                     yield await _threads(node).call(metadata, path, str)
 
@@ -197,6 +206,14 @@ class SpooledSeries:
             if instance:
                 arriving.arrived.add(instance)
             arriving.news.notify_all()
+
+
+async def _beginning(one: OpenedInstance) -> bytes | None:
+    """What stands before the pixel data, as it passes; None where only the whole file tells."""
+    try:
+        return await one.stream.beginning(_MOST_AT_HAND)
+    except Part10Error:
+        raise NodeProtocolError(one.node, "sent a truncated instance") from None
 
 
 def _threads(node: str) -> Threads:
