@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 from gateway.model.dataset import NUMERIC_VRS, PN_GROUPS, Attribute, Dataset
@@ -31,14 +33,44 @@ def _dataset(dataset: object) -> Dataset:
         raise ValueError("a data set is not a JSON object")
     mended: Dataset = {}
     for name, attribute in dataset.items():
-        if not isinstance(name, str) or not _TAG.fullmatch(name):
-            raise ValueError("an attribute name is not an 8-digit hexadecimal tag")
-        tag = name.upper()
-        if not tag.endswith("0000"):
-            mended[tag] = _attribute(tag, attribute)
+        tag = _tag(name)
+        if tag and not tag.endswith("0000"):
+            mended[tag] = attribute if _is_sound(tag, attribute) else _attribute(tag, attribute)
     if SPECIFIC_CHARACTER_SET in mended:
         mended[SPECIFIC_CHARACTER_SET] = {"vr": "CS", "Value": [UTF_8]}
     return mended
+
+
+@lru_cache(maxsize=4096)
+def _tag(name: str) -> str:
+    if not isinstance(name, str) or not _TAG.fullmatch(name):
+        raise ValueError("an attribute name is not an 8-digit hexadecimal tag")
+    return name.upper()
+
+
+def _is_sound(tag: str, attribute: object) -> bool:
+    """Whether it is one plain text or number in its place, as most are: there is nothing to mend then."""
+    if type(attribute) is not dict or len(attribute) != 2:
+        return False
+    vr, content = attribute.get("vr"), attribute.get("Value")
+    if type(content) is not list or len(content) != 1 or type(vr) is not str:
+        return False
+    value, kind = content[0], _kind(tag, vr)
+    if type(value) is str:
+        return kind == "text" and value != "" and value[0] not in " \0" and value[-1] not in " \0"
+    if type(value) is int:
+        return kind == "number" and -(2**63) <= value < 2**64
+    return type(value) is float and kind == "number" and isfinite(value)
+
+
+@lru_cache(maxsize=4096)
+def _kind(tag: str, sent: str) -> str:
+    """'text' or 'number' where the VR sent is the one that counts and values of that kind go as they are."""
+    if tag == SPECIFIC_CHARACTER_SET or sent == "UN" or sent not in VRS or _vr(tag, sent) != sent:
+        return ""
+    if sent in NUMERIC_VRS:
+        return "number"
+    return "" if sent in BINARY_VRS or sent in ("SQ", "PN", "AT") else "text"
 
 
 def _attribute(tag: str, attribute: object) -> Attribute:
