@@ -141,12 +141,19 @@ async def _parts(
             "Content-Type": f"{DICOM}; transfer-syntax={one.transfer_syntax}",
             "Content-Location": f"{root}/{one.ref.path}",
         }
-        yield multipart.part_head(boundary, headers, first=is_first)
+        head = multipart.part_head(boundary, headers, first=is_first)
         is_first = False
         async with aclosing_iterator(one.body) as body:
-            async for chunk in body:
+            async for chunk in _headed(head, body):
                 yield chunk
     yield multipart.closing(boundary)
+
+
+async def _headed(head: bytes, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The head of a part in one piece with the first bytes of its body: each piece costs a write of its own."""
+    yield head + await anext(body, b"")
+    async for chunk in body:
+        yield chunk
 
 
 async def _first_then(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
@@ -260,10 +267,10 @@ async def _octet_parts(
     async for part in _first_then(first, rest):
         _check(accept, part)
         headers = {"Content-Type": _typed(part), "Content-Location": location(part)}
-        yield multipart.part_head(boundary, headers, first=is_first)
+        head = multipart.part_head(boundary, headers, first=is_first)
         is_first = False
         async with aclosing_iterator(part.body) as body:
-            async for chunk in body:
+            async for chunk in _headed(head, body):
                 yield chunk
     yield multipart.closing(boundary)
 
