@@ -21,6 +21,7 @@ from gateway.security.audit import Audit, AuditRecord
 from gateway.security.caller import Caller
 from gateway.security.policy import Policy
 from gateway.telemetry import stage
+from gateway.wire.threads import apart
 from gateway.wire.transfer import FORBIDDEN_ON_THE_WEB, explicit_little_endian, rewrite, written_syntax
 from gateway.wire.written import Written, write
 
@@ -119,7 +120,8 @@ class Pipeline:
             record.studies = sorted({found.study for found in answer.items})
             record.issues, record.count = answer.issues, len(answer.items)
             with stage("view"):
-                items = tuple(view_found(view, found) for found in ordered(answer.items, sort))
+                in_order = await apart(len(answer.items), ordered, answer.items, sort)
+                items = tuple(view_found(view, found) for found in in_order)
             return Answer(items, _view_issues(view, answer.issues))
 
     async def study(self, caller: Caller, uid: str, names: Sequence[str], choose: Choice) -> Answer[StudyTree]:

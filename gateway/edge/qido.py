@@ -31,6 +31,7 @@ from gateway.model.vocabulary import (
     path,
     path_name,
 )
+from gateway.wire.threads import apart
 
 _FUZZY_WARNING = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
@@ -156,7 +157,7 @@ def endpoint(level: Level):  # type: ignore[no-untyped-def]
         media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
         asked = parse(level, query_pairs(request), *parents_of(request))
         answer = await context.pipeline.search(context.caller, asked.query, context.nodes)
-        return respond(request, context, asked, answer, media_type)
+        return await apart(len(answer.items), respond, request, context, asked, answer, media_type)
 
     return search
 

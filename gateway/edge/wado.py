@@ -283,9 +283,7 @@ async def metadata(request: Request) -> Response:
     body = b"[" + b",".join(piece.at(context.root) for piece in found.pieces) + b"]"
     identity = "".join((context.root, *(piece.digest for piece in found.pieces))).encode()
     warnings = problems.warnings(request, found.issues, context.root)
-    response = context.json_response(
-        request, body, media_type, warnings, complete=not found.issues, identity=identity
-    )
+    response = context.json_response(request, body, media_type, warnings, complete=not found.issues, identity=identity)
     if found.partial:
         response.status_code = 206
     return response

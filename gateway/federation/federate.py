@@ -20,6 +20,7 @@ from gateway.model.dataset import whole_number
 from gateway.model.query import Match, Operator, Query
 from gateway.model.study import Row
 from gateway.model.vocabulary import SERIES_INSTANCE_COUNT, STUDY_UID, Level
+from gateway.wire.threads import apart
 
 _SHARED_STUDIES_COUNTED = 50
 
@@ -76,7 +77,7 @@ class Federation:
         if asked != [query] or any(map(depends_on_holder, query.matches)):
             more, gaps = await self._other_holders(hits, nodes, ends)
             rows, issues = rows + more, issues + gaps
-        found = merge(rows, self.domains, self.priority)
+        found = await apart(len(rows), merge, rows, self.domains, self.priority)
         return hits.answering(found), issues
 
     async def _other_holders(self, hits: Hits, nodes: Sequence[Node], ends: float) -> tuple[list[Row], list[Issue]]:

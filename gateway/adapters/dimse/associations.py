@@ -128,7 +128,9 @@ class NodeAssociation:
             raise NodeTimeout(peer.node, "did not answer the association request in time") from None
         except Lost:
             what = "closed the connection instead of answering the association request"
-            raise NodeUnreachable(peer.node, what if connection.is_open else "no connection to its DICOM port") from None
+            raise NodeUnreachable(
+                peer.node, what if connection.is_open else "no connection to its DICOM port"
+            ) from None
         except OSError:
             raise NodeUnreachable(peer.node, "its host name or address cannot be resolved") from None
         self._conversation = Conversation(connection, self._accepted, peer.response_timeout, self._open_sink)
@@ -177,10 +179,9 @@ class NodeAssociation:
 
     def _context(self, abstract_syntax: str, transfer_syntax: str = "", *, as_scp: bool = False) -> int | None:
         for number, context in self._accepted.contexts.items():
-            has_role = context.as_scp if as_scp else context.as_scu
-            if context.abstract_syntax == abstract_syntax and has_role:
-                if transfer_syntax in ("", str(context.transfer_syntax[0])):
-                    return number
+            is_it = context.abstract_syntax == abstract_syntax and (context.as_scp if as_scp else context.as_scu)
+            if is_it and transfer_syntax in ("", str(context.transfer_syntax[0])):
+                return number
         return None
 
     @property

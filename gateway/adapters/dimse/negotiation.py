@@ -58,7 +58,13 @@ class Proposal:
         length.maximum_length_received = self.max_pdu
         uid.implementation_class_uid = PYNETDICOM_IMPLEMENTATION_UID
         version.implementation_version_name = PYNETDICOM_IMPLEMENTATION_VERSION
-        return [length, uid, version, *(build_role(UID(name), scp_role=True) for name in self.scp_roles), *self.extended]
+        return [
+            length,
+            uid,
+            version,
+            *(build_role(UID(name), scp_role=True) for name in self.scp_roles),
+            *self.extended,
+        ]
 
     def outcome(self, encoded: bytes) -> Accepted:
         """What an A-ASSOCIATE-AC PDU says of it. Raises whatever a broken one provokes in pynetdicom."""
@@ -66,7 +72,9 @@ class Proposal:
         answer.decode(encoded)
         primitive = answer.to_primitive()
         given = primitive.user_information
-        roles = {one.sop_class_uid: (one.scu_role, one.scp_role) for one in _of(given, SCP_SCU_RoleSelectionNegotiation)}
+        roles = {
+            one.sop_class_uid: (one.scu_role, one.scp_role) for one in _of(given, SCP_SCU_RoleSelectionNegotiation)
+        }
         asked = set(self.scp_roles)
         for context in self.contexts:
             if context.abstract_syntax in asked:
