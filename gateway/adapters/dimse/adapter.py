@@ -37,7 +37,7 @@ class DimseAdapter:
     """One DICOM application entity as a node: Finds, Retrieves, Stores.
 
     Times are seconds; `response_timeout` counts a node's silence, never the length of an exchange. `reading_timeout` is
-    how long a reader may take nothing while its association waits for it. `name_matching` "wide" (see `_identifiers`)
+    how long a reader may take nothing while its association waits for it. `name_matching` "wide" (see `identifiers`)
     finds names whatever the node thinks of case and diacritics; "exact" pushes them as given, for a node that is known
     to match as we do. `move_calling_ae_titles` are the AE titles under which the node answers a C-MOVE, if not its own.
     """
