@@ -247,7 +247,10 @@ def _sentinel(netloc: str, path: str, query: dict[str, list[str]], tls: bool, ti
     if not service or len(database) > 1:
         raise ValueError("no service")
     own = {name: query[f"sentinel_{name}"][0] for name in ("username", "password") if f"sentinel_{name}" in query}
-    quick: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    # One that is gone is not asked again and again, for seconds: the next one knows as well.
+    quick: dict[str, Any] = {
+        "socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": Retry(NoBackoff(), 0),
+    }  # fmt: skip
     sentinel: Any = Sentinel(hosts, sentinel_kwargs={**quick, **own, "ssl": tls})  # type: ignore[no-untyped-call]
     client = sentinel.master_for(
         service,

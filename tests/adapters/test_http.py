@@ -473,6 +473,17 @@ async def test_a_connection_closed_without_an_answer_is_unreachable(scripted):
             await http.get_json(http.url("x"))
 
 
+async def test_an_error_does_not_keep_the_document_that_was_no_json(scripted):
+    async def script(exchange):
+        await exchange.reply(200, b'["' + b"x" * 100_000)
+
+    peer = await scripted(script)
+    async with client(peer.url) as http:
+        with pytest.raises(NodeProtocolError) as raised:
+            await http.get_json(http.url("x"))
+    assert raised.value.__context__ is None
+
+
 async def test_no_more_than_two_ceilings_of_documents_are_read_of_one_node_at_once(scripted):
     half = b'["' + b"x" * 600_000
 

@@ -47,19 +47,29 @@ class Stage:
     spells: list[Spell] = field(default_factory=list)
 
     def play(self, ended: threading.Event, seed: int = 1) -> None:
-        """One fault after the other, now and then two at once, with pauses in which all is well."""
+        """One fault after the other, now and then two at once, with pauses in which all is well.
+
+        First of all, once the load is there, every web server pours, which takes the most memory of all: that belongs to
+        the warm-up.
+        """
         chance = random.Random(seed)
+        ended.wait(10)
+        self._at_once([(name, "flood") for name in self.proxies if self.proxies[name].speaks == "http"], 0.5, ended)
         while not ended.wait(chance.uniform(2, 8)):
             names = chance.sample(sorted(self.proxies), chance.choice((1, 1, 2)))
-            threads = [threading.Thread(target=self._spell, args=(name, chance.random(), ended)) for name in names]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            self._at_once(
+                [(name, chance.choice(KINDS[self.proxies[name].speaks])) for name in names], chance.random(), ended
+            )
 
-    def _spell(self, name: str, seed: float, ended: threading.Event) -> None:
+    def _at_once(self, faults: list[tuple[str, Kind]], seed: float, ended: threading.Event) -> None:
+        threads = [threading.Thread(target=self._spell, args=(*fault, seed, ended)) for fault in faults]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _spell(self, name: str, kind: Kind, seed: float, ended: threading.Event) -> None:
         chance, proxy, began = random.Random(seed), self.proxies[name], time.time()
-        kind = chance.choice(KINDS[proxy.speaks])
         with proxy.by(Fault(kind, piece=16, delay=0.1 if kind == "slow drip" else 10.0, flood=100_000_000)):
             ended.wait(chance.uniform(3, 8))
         self.spells.append(Spell(name, kind, began, time.time()))

@@ -241,10 +241,10 @@ class HttpClient:
             await reply.aclose()
 
     def _parsed(self, raw: bytes | memoryview) -> Any:
-        try:
+        with contextlib.suppress(orjson.JSONDecodeError):
             return orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            raise NodeProtocolError(self.node, "answered with something that is not JSON") from None
+        # Raised out here, because orjson's error holds the whole document and would stay as this one's context.
+        raise NodeProtocolError(self.node, "answered with something that is not JSON")
 
 
 async def _moving(

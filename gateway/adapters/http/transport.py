@@ -100,6 +100,12 @@ def _tls_context(tls: TlsOptions) -> ssl.SSLContext:
 class _Body(AiohttpResponseStream):
     CHUNK_SIZE = _READ_SIZE
 
+    async def aclose(self) -> None:
+        """Drops what has come and was not read: whoever remembers why it was not would remember that with it."""
+        with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError):
+            self._aiohttp_response.content.read_nowait()
+        await super().aclose()
+
 
 class _Transport(AiohttpTransport):
     """aiohttp under httpx, with two differences: the URL goes out exactly as built, and no cookies are kept.
