@@ -62,14 +62,18 @@ class Paging:
 
 def _walks(federation: Federation, query: Query, nodes: Sequence[Node], reach: Reach, in_parts: bool) -> list[Walk]:
     cutter = Cutter(query, reach.sort, datetime.now(UTC).date())
-    ceiling = _ceiling(2 * (reach.skip + (reach.size or 0))) if in_parts else None
+    ceiling = _ceiling(reach.skip + (reach.size or 0), len(nodes)) if in_parts else None
     start = reach.after.moment if reach.after else ""
     return [Walk(node, federation.answers, query, cutter, ceiling, start) for node in nodes]
 
 
-def _ceiling(rows: int) -> int:
-    """Rounded up to a power of two, so that pages of like sizes share what is cached."""
-    return max(_SMALLEST_CEILING, 1 << (rows - 1).bit_length())
+def _ceiling(results: int, nodes: int) -> int:
+    """The rows that one node may give for a first look: its share of the page, and as many again, more among several.
+
+    Rounded up to a power of two, so that pages of like sizes share what is cached.
+    """
+    rows = 2 * results if nodes == 1 else 4 * results // max(1, nodes)
+    return max(_SMALLEST_CEILING, 1 << max(0, rows - 1).bit_length())
 
 
 @dataclass(slots=True)
@@ -106,23 +110,34 @@ class _Search:
 
     async def _merge(self, ends: float) -> None:
         """Conditions are put to what all holders of a study say together, so they are asked first where they differ."""
-        near = self._near(self.rows())
-        self.found = ordered(await apart(len(near), self.federation.merged, near), self.reach.sort)
+        rows = self.rows()
         if self.reach.accepts and self.depends_on_holder:
-            self.found, self.gaps = await self.federation.with_all_holders(self.found, self.rows(), self.nodes, ends)
-            self.found = ordered(self.found, self.reach.sort)
+            merged = await apart(len(rows), self.federation.merged, rows)
+            merged, self.gaps = await self.federation.with_all_holders(merged, rows, self.nodes, ends)
+            self.found = ordered(merged, self.reach.sort)
+            return
+        margin = 1
+        while True:
+            near = self._near(rows, margin)
+            self.found = ordered(await apart(len(near), self.federation.merged, near), self.reach.sort)
+            if not self.is_cut or self._end_of_page() is not None:
+                return
+            margin *= 4  # the caller's conditions took less of it than the page holds
 
-    def _near(self, rows: list[Row]) -> list[Row]:
-        """Of very many rows those of the page and the result behind it: the rest of a crowded day is for other pages."""
+    def _near(self, rows: list[Row], margin: int) -> list[Row]:
+        """Of very many rows those of the page and the result behind it: the rest of a crowded day is for other pages.
+
+        `margin` times as many as the page has; `is_cut` says that there are more.
+        """
         size, after, sort = self.reach.size, self.reach.after, self.reach.sort
         self.is_cut = False
         counts = self.frontier == END and after is None
-        if not self.in_parts or size is None or self.reach.accepts or counts or len(rows) < _CROWDED:
+        if not self.in_parts or size is None or counts or len(rows) < _CROWDED:
             return rows
         placed = [((moment_of(row.attributes, sort), row.study), row) for row in rows]
         if after:
             placed = [one for one in placed if one[0] >= (after.moment, after.study)]
-        nearest = heapq.nsmallest(self.reach.skip + size + 2, {place for place, _ in placed})
+        nearest = heapq.nsmallest(margin * (self.reach.skip + size + 2), {place for place, _ in placed})
         self.is_cut = len(nearest) > 0 and nearest[-1] < max(place for place, _ in placed)
         return [row for place, row in placed if place <= nearest[-1]] if nearest else []
 

@@ -72,14 +72,17 @@ class Walk:
         cut = await in_parallel(batch, self._open, at_once=AT_ONCE)
         self._pending[: len(batch)] = [part for parts in cut for part in parts if self._is_wanted(part)]
         self.has_answered = True
-        self._steps = self._stride(is_empty=len(self.rows) == before and not any(cut))
+        self._steps = self._stride(is_empty=len(self.rows) == before, is_dense=any(cut))
 
-    def _stride(self, *, is_empty: bool) -> int:
-        """How many parts are opened at once: as far as the first look saw studies; longer ones over an empty stretch."""
+    def _stride(self, *, is_empty: bool, is_dense: bool) -> int:
+        """How many parts are opened at once: as far as the first look saw studies; more over an empty stretch, one where
+        they lie thick."""
         seen, self._seen = self._seen, ""
         if seen:
             places = [place for place, part in enumerate(self._pending[:_STRIDE]) if part.holds_day(seen)]
             return places[0] + 1 if places else _STRIDE
+        if is_dense:
+            return 1
         return min(2 * self._steps, _MOST_STEPS) if is_empty else _STEPS
 
     def _next(self) -> list[Segment]:

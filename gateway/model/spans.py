@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from calendar import monthrange
 from datetime import date, datetime, time
+from functools import lru_cache
 
 from gateway.model.moments import parse_date, parse_offset, parse_time
 
@@ -17,6 +18,7 @@ _NO_DAY = date(2000, 1, 1)  # times alone are compared on one arbitrary day
 _DT = re.compile(r"(\d{4})(\d\d)?(\d\d)?(\d\d)?(\d\d)?(\d\d)?(?:\.(\d{1,6}))?([+-]\d{4})?")
 
 
+@lru_cache(maxsize=16384)
 def span(vr: str, value: str) -> Span | None:
     """The first and the last moment that a DA, TM or DT value names; None for what is none."""
     if vr == "DA":
