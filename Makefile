@@ -14,10 +14,10 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 # Debian keeps Orthanc in /usr/sbin, which is not on every user's PATH.
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
-.PHONY: help demo test lint format viewer bench soak lock clean
+.PHONY: help demo test lint format viewer bench bench-quick soak lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## starts the gateway over seven small national nodes; PORT=8081 for another port
 	@exec $(PY) -m gateway demo --port $(PORT)
@@ -35,8 +35,13 @@ format: $(VENV)/.dev ## puts the code into shape
 viewer: $(VENV)/.dev ## opens OHIF in a headless browser on the demo (needs node, npm and chromium)
 	@$(PY) -m tests.viewer.run
 
-bench: $(VENV)/.dev ## streaming measured: memory and throughput
-	@$(PY) tests/bench/run.py
+bench: $(VENV)/.dev ## measured beside Orthanc and others, bars beside the ratios; ONLY=lookups,fanout for a part
+	@.ci/peers
+	@$(PY) tests/bench/run.py --only "$(ONLY)"
+
+bench-quick: $(VENV)/.dev ## the same with one round of each case; ONLY=streaming for a part
+	@.ci/peers
+	@$(PY) tests/bench/run.py --quick --only "$(ONLY)"
 
 soak: $(VENV)/.dev ## 20 minutes of load, faults and leaving callers; SOAK_MINUTES=2 for less
 	@$(PY) tests/soak/run.py

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import wraps
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import orjson
 import structlog
@@ -57,6 +61,41 @@ def place_of(error: BaseException) -> str:
     return f"{place.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{place.tb_lineno}" if place else ""
 
 
+class Lines:
+    """A file for lines: what one turn of the event loop writes leaves at its end, in one call; outside a loop at once.
+
+    Each call hands the interpreter to another thread for a while, which a line per request would wait for.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._waiting: deque[bytes] = deque()
+        atexit.register(self.write_out)
+
+    def write(self, line: bytes) -> int:
+        self._waiting.append(line)
+        return len(line)
+
+    def flush(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.write_out()
+            return
+        if len(self._waiting) == 1:
+            loop.call_soon(self.write_out)
+
+    def write_out(self) -> None:
+        """Writes what waits."""
+        lines = []
+        with suppress(IndexError):  # another thread may have taken the last one
+            while self._waiting:
+                lines.append(self._waiting.popleft())
+        if lines:
+            self._file.write(b"".join(lines))
+            self._file.flush()
+
+
 def configure(level: str) -> None:
     """Sets up JSON logs on standard error, and keeps libraries that log payloads quiet."""
     global _logger
@@ -69,7 +108,7 @@ def configure(level: str) -> None:
             structlog.processors.JSONRenderer(orjson.dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
+        logger_factory=structlog.BytesLoggerFactory(file=Lines(sys.stderr.buffer)),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
     _logger = structlog.get_logger().bind()  # as configured just now, rather than looked up at every line

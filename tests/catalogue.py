@@ -75,6 +75,11 @@ class CatalogueNodes(Sequence[str]):
         for url in self.urls:
             _get(f"{url}/reset")
 
+    def change(self, maximum: int | None = None, delay: float = 0.0) -> None:
+        """What they were started with, anew."""
+        for url in self.urls:
+            _get(f"{url}/change?to={json.dumps([maximum, delay], separators=(',', ':'))}")
+
 
 def _get(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(url, timeout=30) as answer:
@@ -89,7 +94,7 @@ def catalogue_nodes(
 
     `maximum`: rows that a node gives to any question, silently, whatever its offset. `delay`: seconds before each answer.
     """
-    ports = _free_ports(len(rows_by_node))
+    ports = free_ports(len(rows_by_node))
     with ExitStack() as stack:
         started = []
         for number in range(min(processes, len(ports))):
@@ -105,7 +110,7 @@ def catalogue_nodes(
         yield CatalogueNodes(tuple(f"http://127.0.0.1:{port}" for port in ports))
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Different ones, since all are held until the last is found."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -179,7 +179,7 @@ class Node:
     counts: Counts = field(default_factory=Counts)
 
     def answer(self, target: str) -> tuple[int, bytes, int]:
-        """(status, body, rows) of a GET. `/counts` and `/reset` are for the one who measures."""
+        """(status, body, rows) of a GET. `/counts`, `/reset` and `/change` are for the one who measures."""
         address = urlsplit(target)
         steps = address.path.strip("/").split("/")
         if steps == ["studies"]:
@@ -191,6 +191,9 @@ class Node:
             return 200, json.dumps(asdict(self.counts)).encode(), 0
         if steps == ["reset"]:
             self.counts = Counts()
+            return 200, b"{}", 0
+        if steps == ["change"]:
+            self.maximum, self.delay = json.loads(dict(parse_qsl(address.query))["to"])
             return 200, b"{}", 0
         return 400, b"", 0
 
@@ -244,7 +247,7 @@ class Connection(asyncio.Protocol):
         self._began = time.perf_counter()
         target = self._received.split(b" ", 2)[1].decode("latin-1")
         self._received = b""
-        self._is_counted = not target.startswith(("/counts", "/reset"))
+        self._is_counted = not target.startswith(("/counts", "/reset", "/change"))
         delay = self._node.delay if self._is_counted else 0
         if delay:
             self._timer = asyncio.get_running_loop().call_later(delay, self._answer, target)

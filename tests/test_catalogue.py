@@ -76,6 +76,14 @@ def test_a_node_with_a_maximum_never_shows_more_and_never_says_so():
     assert "warning" not in answer.headers
 
 
+def test_a_node_can_be_given_another_maximum_while_it_runs():
+    with catalogue_nodes(ROWS) as changing:
+        changing.change(maximum=100, delay=0.01)
+        assert len(asked(changing[0])) == 100
+        changing.change()
+        assert len(asked(changing[0])) == len(ROWS[0])
+
+
 def test_a_node_counts_what_it_is_asked_and_how_long_it_took():
     with catalogue_nodes(ROWS, delay=0.05, processes=2) as slow:
         asked(slow[0], limit=7)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,23 +13,21 @@ from gateway.pipeline import Pipeline
 
 
 class Users:
-    """Counts the requests that hold an estate."""
+    """Counts the requests that hold an estate: `with` it, once each."""
 
     def __init__(self) -> None:
         self._count = 0
         self._none = asyncio.Event()
         self._none.set()
 
-    @contextmanager
-    def one_more(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         self._count += 1
         self._none.clear()
-        try:
-            yield
-        finally:
-            self._count -= 1
-            if not self._count:
-                self._none.set()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
 
     async def gone(self) -> None:
         """Returns when no request holds it."""
@@ -62,5 +59,5 @@ class Residence:
             return
         estate: Estate = scope["app"].state.estate
         scope["estate"] = estate
-        with estate.users.one_more():
+        with estate.users:
             await self._app(scope, receive, send)

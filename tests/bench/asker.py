@@ -1,4 +1,4 @@
-"""A client that asks one question again and again on several connections: `asker.py URL ACCEPT CONNECTIONS SECONDS`."""
+"""A client that asks one question again and again on several connections: `asker.py URL ACCEPT TOKEN CONNECTIONS SECONDS`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 
-def run(url: str, accept: str, connections: int = 16, seconds: float = 1.0) -> float:
-    """Answers a second. Raises RuntimeError when one is not a 200."""
-    command = [sys.executable, __file__, url, accept, str(connections), str(seconds)]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
-    if told["refused"] or not told["answers"]:
+def run(url: str, accept: str, token: str, connections: int, seconds: float) -> tuple[int, float]:
+    """(answers, seconds). Raises RuntimeError when one is not a 200."""
+    command = [sys.executable, __file__, url, accept, token, str(connections), str(seconds)]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout)
+    if told["refused"]:
         raise RuntimeError(f"{told['refused']} of the answers were no 200")
-    return float(told["answers"] / told["seconds"])
+    return told["answers"], told["seconds"]
 
 
 @dataclass
@@ -54,10 +54,12 @@ def _length(head: bytes) -> int:
     return next(int(value) for name, _, value in lines if name == b"content-length")
 
 
-def main(url: str, accept: str, connections: int, seconds: float) -> None:
+def main(url: str, accept: str, token: str, connections: int, seconds: float) -> None:
     address = urlsplit(url)
     target = f"{address.path}?{address.query}"
-    question = f"GET {target} HTTP/1.1\r\nHost: {address.netloc}\r\nAccept: {accept}\r\n\r\n".encode()
+    headers = {"Host": address.netloc, "Accept": accept, "Authorization": f"Bearer {token}"}
+    lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    question = "\r\n".join(lines).encode()
     selector = selectors.DefaultSelector()
     opened = [
         Connection(socket.create_connection((address.hostname, address.port), 30), question) for _ in range(connections)
@@ -75,4 +77,4 @@ def main(url: str, accept: str, connections: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))

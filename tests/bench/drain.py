@@ -1,4 +1,4 @@
-"""A client that wants bytes and keeps none, in a process of its own: `drain.py URL ACCEPT COPIES` prints what it read."""
+"""A client that wants bytes and keeps none, in a process of its own: `drain.py URL ACCEPT COPIES TOKEN`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Drained:
     whole: int
 
 
-def run(url: str, accept: str, copies: int = 1) -> Drained:
+def run(url: str, accept: str, copies: int = 1, token: str = "") -> Drained:
     """Reads a URL, so many times at once, in another process. Raises RuntimeError unless every body came whole."""
-    command = [sys.executable, __file__, url, accept, str(copies)]
+    command = [sys.executable, __file__, url, accept, str(copies), token]
     told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT + 10).stdout
     drained = Drained(**json.loads(told))
     if drained.whole != copies:
@@ -34,13 +34,14 @@ def run(url: str, accept: str, copies: int = 1) -> Drained:
     return drained
 
 
-def read(url: str, accept: str) -> tuple[int, bool]:
+def read(url: str, accept: str, token: str = "") -> tuple[int, bool]:
     """(bytes of the body, whether it was a 2xx that came to its proper end)."""
     address = urlsplit(url)
     path = address.path + (f"?{address.query}" if address.query else "")
-    lines = [f"GET {path} HTTP/1.1", f"Host: {address.netloc}", f"Accept: {accept}", "Connection: close", "", ""]
+    lines = [f"GET {path} HTTP/1.1", f"Host: {address.netloc}", f"Accept: {accept}", "Connection: close"]
+    lines += [f"Authorization: Bearer {token}"] if token else []
     with socket.create_connection((address.hostname, address.port), _TIMEOUT) as connection:
-        connection.sendall("\r\n".join(lines).encode())
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
         return _body(connection)
 
 
@@ -69,9 +70,9 @@ def _is_whole(head: bytes, size: int, end: bytes) -> bool:
     return end.endswith(b"--\r\n")  # Orthanc frames several parts by nothing but the closing delimiter
 
 
-def main(url: str, accept: str, copies: int) -> None:
+def main(url: str, accept: str, copies: int, token: str) -> None:
     results: list[tuple[int, bool]] = []
-    threads = [threading.Thread(target=lambda: results.append(read(url, accept))) for _ in range(copies)]
+    threads = [threading.Thread(target=lambda: results.append(read(url, accept, token))) for _ in range(copies)]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -83,4 +84,4 @@ def main(url: str, accept: str, copies: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])

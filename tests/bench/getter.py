@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -17,14 +18,35 @@ _STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 _CLASSES = [CTImageStorage, MultiFrameGrayscaleWordSecondaryCaptureImageStorage]
 
 
-def run(port: int, ae_title: str, study: str) -> float:
-    """10^6 bytes of data sets a second. Raises RuntimeError unless the C-GET succeeds."""
-    command = [sys.executable, __file__, str(port), ae_title, study]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-    drained = json.loads(told)
-    if drained["status"] != 0 or not drained["bytes"]:
+@dataclass(frozen=True)
+class Target:
+    """A study at a DIMSE node of this machine."""
+
+    port: int
+    ae_title: str
+    study: str
+
+
+@dataclass(frozen=True)
+class Got:
+    """`seconds` from the request for the association to its end; `bytes` of all data sets."""
+
+    bytes: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """10^6 bytes a second."""
+        return self.bytes / self.seconds / 1e6
+
+
+def run(target: Target) -> Got:
+    """Raises RuntimeError unless the C-GET succeeds."""
+    command = [sys.executable, __file__, str(target.port), target.ae_title, target.study]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
+    if told["status"] != 0 or not told["bytes"]:
         raise RuntimeError("the C-GET failed")
-    return float(drained["bytes"] / drained["seconds"] / 1e6)
+    return Got(told["bytes"], told["seconds"])
 
 
 def main(port: int, ae_title: str, study: str) -> None:

@@ -1,4 +1,4 @@
-"""A simulator in a process of its own: `peer.py PROTOCOL DIRECTORY PORT`, until it is terminated."""
+"""Simulators in a process of their own, one a directory: `peer.py PROTOCOL DIRECTORY,... PORT,...`, until it is terminated."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from gateway.simulators.dicomweb import DicomwebSimulator
 from gateway.simulators.dimse import DimseSimulator
 
 
-def main(protocol: str, directory: Path, port: int) -> None:
-    if protocol == "dimse":
-        DimseSimulator(directory, port=port).start()
-    else:
-        DicomwebSimulator(directory).start(port)
+def main(protocol: str, directories: list[Path], ports: list[int]) -> None:
+    for directory, port in zip(directories, ports, strict=True):
+        if protocol == "dimse":
+            DimseSimulator(directory, port=port).start()
+        else:
+            DicomwebSimulator(directory).start(port)
     threading.Event().wait()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], [Path(one) for one in sys.argv[2].split(",")], [int(one) for one in sys.argv[3].split(",")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 
 from tests import peers
+from tests.catalogue import free_ports
 
 ROOT = Path(__file__).parents[2]
 _MEGABYTE = 1_000_000
@@ -67,19 +69,44 @@ def _node(table: Mapping[str, Any]) -> str:
 @contextmanager
 def simulator(protocol: str, directory: Path) -> Iterator[Server]:
     """The simulator of a protocol over a directory of DICOM files."""
-    with peers.home() as home:
-        port = peers.free_port()
-        command = [sys.executable, "-m", "tests.bench.peer", protocol, str(directory), str(port)]
-        with _running(command, home, port) as process:
-            yield Server(process, port)
+    with _module("peer", protocol, str(directory)) as server:
+        yield server
+
+
+@contextmanager
+def simulators(protocol: str, directories: Sequence[Path], per_process: int) -> Iterator[list[int]]:
+    """The ports of a simulator for each directory, so many in one process."""
+    with ExitStack() as stack:
+        ports = free_ports(len(directories))
+        for start in range(0, len(directories), per_process):
+            own = slice(start, start + per_process)
+            listed = [",".join(map(str, some)) for some in (directories[own], ports[own])]
+            home = stack.enter_context(peers.home())
+            command = [sys.executable, "-m", "tests.bench.peer", protocol, *listed]
+            stack.enter_context(_running(command, home, ports[own][-1]))
+        yield ports
 
 
 @contextmanager
 def pump(upstream: str) -> Iterator[Server]:
     """The byte pump in front of a server."""
+    with _module("pump", upstream) as server:
+        yield server
+
+
+@contextmanager
+def loopback(size: int) -> Iterator[Server]:
+    """A server of so many bytes that come from nowhere."""
+    with _module("loopback", str(size)) as server:
+        yield server
+
+
+@contextmanager
+def _module(name: str, *arguments: str) -> Iterator[Server]:
+    """A module of this folder as a process; its last argument is its port."""
     with peers.home() as directory:
         port = peers.free_port()
-        command = [sys.executable, "-m", "tests.bench.pump", upstream, str(port)]
+        command = [sys.executable, "-m", f"tests.bench.{name}", *arguments, str(port)]
         with _running(command, directory, port) as process:
             yield Server(process, port)
 
@@ -101,11 +128,28 @@ def node(identifier: str, adapter: str, connection: Mapping[str, Any], **more: A
     return {"id": identifier, "name": identifier, "adapter": adapter, "connection": connection, **more}
 
 
+def processor_seconds(port: int) -> float:
+    """Of the process that listens on a port, and of all that it started: unlike a rate, little changed by busy neighbours."""
+    found = 0.0
+    for listener in {
+        one.pid for one in psutil.net_connections("tcp") if one.laddr.port == port and one.status == "LISTEN"
+    }:
+        server = psutil.Process(listener)
+        for process in (server, *server.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used = process.cpu_times()
+                found += used.user + used.system
+    return found
+
+
 class Memory:
-    """The resident memory of a process and its children, looked at every 20 ms from outside. `growth` is in 10^6 bytes."""
+    """The resident memory of a gateway and its worker processes, looked at every 20 ms from outside, not that of its
+    embedded Valkey. `growth` is in 10^6 bytes."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = psutil.Process(process.pid)
+        gateway = psutil.Process(process.pid)
+        workers = [one for one in gateway.children(recursive=True) if "valkey" not in one.name()]
+        self._processes = [gateway, *workers]
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -123,7 +167,7 @@ class Memory:
         return (self.most - self.before) / _MEGABYTE
 
     def _resident(self) -> int:
-        return int(self._process.memory_info().rss)
+        return sum(int(one.memory_info().rss) for one in self._processes)
 
     def _watch(self) -> None:
         while not self._ended.wait(0.02):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import io
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,3 +196,27 @@ def test_a_stream_that_its_caller_leaves_is_logged_as_broken_off(
         next(answer.iter_raw())
     told = [line for line in lines(capfd) if line["route"] == "retrieve"]
     assert [(line["status"], line["outcome"]) for line in told] == [(200, "broken off")]
+
+
+async def test_the_lines_of_one_turn_of_the_loop_leave_together_and_those_of_a_thread_at_once() -> None:
+    written: list[bytes] = []
+
+    class File(io.BytesIO):
+        def write(self, data: Any) -> int:
+            written.append(bytes(data))
+            return len(data)
+
+    lines_ = telemetry.Lines(File())
+    for line in (b"1\n", b"2\n"):
+        lines_.write(line)
+        lines_.flush()
+    assert written == []
+    await asyncio.sleep(0)
+    assert written == [b"1\n2\n"]
+
+    def in_a_thread() -> None:
+        lines_.write(b"3\n")
+        lines_.flush()
+
+    await asyncio.to_thread(in_a_thread)
+    assert written == [b"1\n2\n", b"3\n"]
