@@ -19,7 +19,6 @@ from gateway.federation.paging import Paging
 from gateway.federation.resilience import Health
 from gateway.federation.retrieve import OpenedInstance, Retrieval
 from gateway.model.answer import Answer, Found, Issue
-from gateway.model.dataset import Dataset
 from gateway.model.query import Query, Ref
 from gateway.model.seam import FramePart
 from gateway.privacy.view import View, view_found, view_ref
@@ -28,6 +27,7 @@ from gateway.security.caller import Caller
 from gateway.security.policy import Policy
 from gateway.telemetry import stage
 from gateway.wire.transfer import FORBIDDEN_ON_THE_WEB, explicit_little_endian, rewrite, written_syntax
+from gateway.wire.written import Written, write
 
 
 class Views(Protocol):
@@ -77,9 +77,9 @@ class OutgoingParts:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """One data set per instance (DICOM JSON model); `issues` and `partial` as in Outgoing."""
+    """The metadata of every instance once, as JSON text; `issues` and `partial` as in Outgoing."""
 
-    datasets: tuple[Dataset, ...]
+    pieces: tuple[Written, ...]
     issues: tuple[Issue, ...]
     partial: bool
 
@@ -177,14 +177,14 @@ class Pipeline:
             return Answer((tree,), _view_issues(view, record.issues))
 
     async def metadata(self, caller: Caller, ref: Ref, names: Sequence[str]) -> Metadata:
-        """One data set per instance (DICOM JSON model), as the caller may see it; bulk data has no address yet."""
+        """The metadata of each instance (DICOM JSON model), as the caller may see it."""
         async with self._request("metadata", caller, names, ref=ref) as (nodes, view, record):
             with stage("merge"):
                 described = await self.retrieval.metadata(view_ref(view, ref), nodes)
-            record.issues, record.count = (*described.silent, *described.gaps), len(described.datasets)
+            record.issues, record.count = (*described.silent, *described.gaps), sum(map(len, described.pieces))
             with stage("view"):
-                datasets = tuple(view.dataset(dataset) for dataset in described.datasets)
-            return Metadata(datasets, _view_issues(view, record.issues), bool(described.gaps))
+                pieces = tuple(_view_written(view, piece) for piece in described.pieces)
+            return Metadata(pieces, _view_issues(view, record.issues), bool(described.gaps))
 
     @asynccontextmanager
     async def retrieve(
@@ -375,6 +375,10 @@ def outgoing(one: OpenedInstance, view: View, transfer_syntax: str) -> OutgoingI
         return OutgoingInstance(ref, written_syntax(stored), explicit_little_endian(one.stream))
     _check_syntax(stored, transfer_syntax)
     raise AssertionError("unreachable: _check_syntax raises")
+
+
+def _view_written(view: View, piece: Written) -> Written:
+    return piece if view.is_plain else write(view.dataset(dataset) for dataset in piece.datasets())
 
 
 def _check_syntax(available: str, asked: str) -> None:

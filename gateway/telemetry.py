@@ -70,6 +70,7 @@ class Lines:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._waiting: deque[bytes] = deque()
+        self._due: asyncio.AbstractEventLoop | None = None
         atexit.register(self.write_out)
 
     def write(self, line: bytes) -> int:
@@ -82,11 +83,13 @@ class Lines:
         except RuntimeError:
             self.write_out()
             return
-        if len(self._waiting) == 1:
+        if self._due is not loop:  # a loop that ended before its turn came leaves the rest to the next one
+            self._due = loop
             loop.call_soon(self.write_out)
 
     def write_out(self) -> None:
         """Writes what waits."""
+        self._due = None
         lines = []
         with suppress(IndexError):  # another thread may have taken the last one
             while self._waiting:

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_MAX_BYTES = 2 * 1024**3
 DEFAULT_MAX_AGE = 600.0
-_BLOCK = 512 * 1024
+_BLOCK = 1 << 20
 _THREADS = 4
 
 __all__ = ["NotSpooled", "Spool", "SpooledInstance", "Writer"]

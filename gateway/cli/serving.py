@@ -115,6 +115,7 @@ class Server(uvicorn.Server):
         self._app.state.ready, self._app.state.draining = False, True
         stops = time.monotonic() + (self._delay if delay is None else delay)
         self._stops = stops if self._stops is None else min(self._stops, stops)
+        self._say_close()
 
     def cut(self) -> None:
         """Ends what still runs: connections break off, so that nobody takes half an answer for a whole one."""
@@ -142,10 +143,14 @@ class Server(uvicorn.Server):
         if self._stops is not None and time.monotonic() >= self._stops:
             self.should_exit = True
         ends = await super().on_tick(counter)
-        if self._stops is not None and _CLOSE not in self.server_state.default_headers:
-            # Who keeps a connection open goes elsewhere after this answer.
-            self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        if self._stops is not None:
+            self._say_close()  # uvicorn makes its own headers anew at each tick
         return ends
+
+    def _say_close(self) -> None:
+        """Who keeps a connection open goes elsewhere after the next answer."""
+        if _CLOSE not in self.server_state.default_headers:
+            self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.leave(0.0)

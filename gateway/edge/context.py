@@ -39,11 +39,19 @@ class Context:
         return f"{self.base}/nodes/{found.origin}/dicom-web" if found.ambiguous and len(self.nodes) != 1 else self.root
 
     def json_response(
-        self, request: Request, body: bytes, media_type: str, warnings: Sequence[str], complete: bool
+        self,
+        request: Request,
+        body: bytes,
+        media_type: str,
+        warnings: Sequence[str],
+        complete: bool,
+        identity: bytes | None = None,
     ) -> Response:
-        """A look-up's answer. A complete one has an ETag and may be kept and revalidated; a partial one is stored nowhere."""
+        """A look-up's answer. A complete one has an ETag and may be kept and revalidated; a partial one is stored nowhere.
+
+        `identity` stands for the body in the ETag, where something shorter determines it."""
         response = Response(body, media_type=media_type)
-        mark_cacheable(response.headers, body if complete else None)
+        mark_cacheable(response.headers, (identity or body) if complete else None)
         for warning in warnings:
             response.headers.append("Warning", warning)
         return revalidated(request, response)

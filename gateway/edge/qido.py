@@ -33,6 +33,7 @@ from gateway.model.vocabulary import (
     path_name,
 )
 from gateway.telemetry import stage
+from gateway.wire.threads import apart
 
 _FUZZY_WARNING = (
     "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
@@ -173,7 +174,7 @@ def endpoint(level: Level):  # type: ignore[no-untyped-def]
         )
         if is_rebuilt:
             asked.warnings.append(_REBUILT_WARNING)
-        return respond(request, context, asked, page, media_type)
+        return await apart(len(page.items), respond, request, context, asked, page, media_type)
 
     return search
 

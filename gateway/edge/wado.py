@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import TypeVar
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -18,10 +17,8 @@ from gateway.edge.negotiation import DICOM, OCTETS, DicomAccept, OctetAccept
 from gateway.errors import GatewayError, InvalidQuery, NotAcceptable
 from gateway.federation.node import aclosing_iterator
 from gateway.model.answer import Issue
-from gateway.model.dataset import Dataset, text
 from gateway.model.query import Ref, check_uid
 from gateway.model.seam import FramePart
-from gateway.model.vocabulary import INSTANCE_UID, RETRIEVE_URL, SERIES_UID, STUDY_UID
 from gateway.pipeline import Outgoing, OutgoingInstance
 from gateway.telemetry import stage
 from gateway.wire import multipart
@@ -145,12 +142,19 @@ async def _parts(
             "Content-Type": f"{DICOM}; transfer-syntax={one.transfer_syntax}",
             "Content-Location": f"{root}/{one.ref.path}",
         }
-        yield multipart.part_head(boundary, headers, first=is_first)
+        head = multipart.part_head(boundary, headers, first=is_first)
         is_first = False
         async with aclosing_iterator(one.body) as body:
-            async for chunk in body:
+            async for chunk in _headed(head, body):
                 yield chunk
     yield multipart.closing(boundary)
+
+
+async def _headed(head: bytes, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The head of a part in one piece with the first bytes of its body: each piece costs a write of its own."""
+    yield head + await anext(body, b"")
+    async for chunk in body:
+        yield chunk
 
 
 async def _first_then(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
@@ -264,10 +268,10 @@ async def _octet_parts(
     async for part in _first_then(first, rest):
         _check(accept, part)
         headers = {"Content-Type": _typed(part), "Content-Location": location(part)}
-        yield multipart.part_head(boundary, headers, first=is_first)
+        head = multipart.part_head(boundary, headers, first=is_first)
         is_first = False
         async with aclosing_iterator(part.body) as body:
-            async for chunk in body:
+            async for chunk in _headed(head, body):
                 yield chunk
     yield multipart.closing(boundary)
 
@@ -278,38 +282,12 @@ async def metadata(request: Request) -> Response:
     media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
     found = await context.pipeline.metadata(context.caller, ref, context.nodes)
     with stage("render"):
-        body = orjson.dumps([with_addresses(dataset, context.root) for dataset in found.datasets])
+        body = b"[" + b",".join(piece.at(context.root) for piece in found.pieces) + b"]"
+        identity = "".join((context.root, *(piece.digest for piece in found.pieces))).encode()
         warnings = problems.warnings(request, found.issues, context.root)
-        response = context.json_response(request, body, media_type, warnings, complete=not found.issues)
+        response = context.json_response(
+            request, body, media_type, warnings, complete=not found.issues, identity=identity
+        )
     if found.partial:
         response.status_code = 206
     return response
-
-
-def with_addresses(dataset: Dataset, root: str) -> Dataset:
-    """An instance's metadata with our addresses for its bulk data, and without attributes that have no value.
-
-    Empty attributes are left out because viewers stumble over them (OHIF 3.13).
-    """
-    ref = Ref(text(dataset, STUDY_UID), text(dataset, SERIES_UID), text(dataset, INSTANCE_UID))
-    address = f"{root}/{ref.path}"
-    given = _addressed(dataset, f"{address}/bulkdata/", "")
-    given[RETRIEVE_URL] = {"vr": "UR", "Value": [address]}
-    return given
-
-
-def _addressed(dataset: Dataset, prefix: str, path: str) -> Dataset:
-    given: Dataset = {}
-    for tag, attribute in dataset.items():
-        here = f"{path}{tag}"
-        if "BulkDataURI" in attribute:
-            given[tag] = {"vr": attribute["vr"], "BulkDataURI": prefix + here}
-        elif attribute.get("vr") == "SQ":
-            items = [
-                _addressed(item, prefix, f"{here}.{number}.")
-                for number, item in enumerate(attribute.get("Value", []), 1)
-            ]
-            given[tag] = {"vr": "SQ", "Value": items} if items else {"vr": "SQ"}
-        elif len(attribute) > 1:
-            given[tag] = attribute
-    return {tag: attribute for tag, attribute in given.items() if len(attribute) > 1}

@@ -20,6 +20,7 @@ from gateway.model.dataset import whole_number
 from gateway.model.query import Match, Operator, Query
 from gateway.model.study import Row
 from gateway.model.vocabulary import SERIES_INSTANCE_COUNT, STUDY_UID, Level
+from gateway.wire.threads import apart
 
 _SHARED_STUDIES_COUNTED = 50
 
@@ -77,7 +78,8 @@ class Federation:
         if asked != [query] or any(map(depends_on_holder, query.matches)):
             more, gaps = await self._other_holders(hits, nodes, ends)
             rows, issues = rows + more, issues + gaps
-        return hits.answering_all(merge(rows, self.domains, self.priority)), issues
+        merged = await apart(len(rows), self.merged, rows)
+        return hits.answering_all(merged), issues
 
     async def with_all_holders(
         self, items: Sequence[Found], rows: Sequence[Row], nodes: Sequence[Node], ends: float

@@ -20,6 +20,7 @@ from gateway.model.answer import Found, Issue
 from gateway.model.query import Query
 from gateway.model.study import Row
 from gateway.model.vocabulary import Level
+from gateway.wire.threads import apart
 
 _SMALLEST_CEILING = 128
 _CROWDED = 2000
@@ -105,7 +106,8 @@ class _Search:
 
     async def _merge(self, ends: float) -> None:
         """Conditions are put to what all holders of a study say together, so they are asked first where they differ."""
-        self.found = ordered(self.federation.merged(self._near(self.rows())), self.reach.sort)
+        near = self._near(self.rows())
+        self.found = ordered(await apart(len(near), self.federation.merged, near), self.reach.sort)
         if self.reach.accepts and self.depends_on_holder:
             self.found, self.gaps = await self.federation.with_all_holders(self.found, self.rows(), self.nodes, ends)
             self.found = ordered(self.found, self.reach.sort)

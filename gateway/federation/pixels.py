@@ -22,13 +22,13 @@ from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.opened import Bearer, OpenedInstance
 from gateway.federation.spooled import Fetch, Sink, SpooledSeries, tee, version
 from gateway.model.answer import Issue, stale_issue
-from gateway.model.dataset import Dataset, text
+from gateway.model.dataset import Dataset
 from gateway.model.query import Ref
 from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Part, Retrieves
 from gateway.model.study import Row
-from gateway.model.vocabulary import INSTANCE_UID
 from gateway.telemetry import looking_up, stage
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, identify, open_part10
+from gateway.wire.written import Written, read, write
 
 T = TypeVar("T")
 
@@ -45,15 +45,14 @@ class Pixels:
         self, node: Node, ref: Ref, owner: Row, *, keep: bool = False
     ) -> AsyncIterator[AsyncIterator[OpenedInstance]]:
         """Every instance under `ref` at `node`, as stored, at least one. Raises NodeError, NotFound when the node gives
-        none; leaving it closes what is open at the node. They pass through the spool where the node can do no more than
-        send them, or with `keep`."""
+        none; leaving it closes what is open at the node. With `keep` they pass through the spool: for metadata, frames and
+        bulk data only, since whoever has had the instances themselves asks for none of these."""
         places = await node.places(ref)
         if not node.may("retrieve"):
             raise Unsupported(node.id, "does not give out instances")
-        keeps = keep or not all(isinstance(adapter, Frames) and isinstance(adapter, Describes) for adapter, _ in places)
-        if keeps:
+        if keep:
             self.spooled.settle(owner)
-        async with begun(node, "retrieve", owner, lambda: self._opened(node, ref, owner, places, keeps)) as opened:
+        async with begun(node, "retrieve", owner, lambda: self._opened(node, ref, owner, places, keep)) as opened:
             yield opened
 
     async def _opened(
@@ -63,13 +62,13 @@ class Pixels:
         bearer = Bearer(node, owner)
         async with aclosing_iterator(_parts(node, places, owner)) as parts:
             async for part in parts:
-                sink = Sink()
-                body = tee(paced(part.body, node, node.config.idle_deadline), sink)
-                one = await _open(bearer, ref, body)
+                body = paced(part.body, node, node.config.idle_deadline)
                 if keeps:
+                    sink = Sink()
+                    one = await _open(bearer, ref, tee(body, sink))
                     await self._keep(one, sink)
                 else:
-                    sink.give_up()
+                    one = await _open(bearer, ref, body)
                 given.append(one.ref.instance or "")
                 yield one
         if not given:
@@ -87,32 +86,37 @@ class Pixels:
     def _fetch(self, node: Node, owner: Row) -> Fetch:
         return lambda ref: self.instances(node, ref, owner, keep=True)
 
-    async def metadata(self, node: Node, ref: Ref, owner: Row, aged: list[Issue] | None = None) -> list[Dataset]:
-        """One data set per instance of one series, or of one instance, with the node's own addresses of bulk data.
+    async def metadata(self, node: Node, ref: Ref, owner: Row, aged: list[Issue] | None = None) -> Written:
+        """The metadata of one series, or of one instance.
 
         With `aged` an older answer stands in while the node cannot be asked, and is added to it.
 
-        What is kept is of this patient and of the number of instances that the study had: a corrected patient id or a
-        study that grows is described anew. That there is nothing is not kept.
+        What is kept is of this patient, under the names that the study was found by, and of the number of instances that it
+        had: a corrected patient id or a study that grows is described anew. That there is nothing is not kept.
         """
         series = Ref(ref.study, ref.series)
 
         async def load() -> Loaded:
             self.spooled.settle(owner)
-            found = [dataset async for dataset in self._describe(node, series, owner)]
-            return Loaded(found, cacheable=bool(found), tags=frozenset(of_row(owner)))
+            bearer = Bearer(node, owner)
+            found = []
+            async for dataset in self._describe(node, series, owner):
+                bearer.check(series, dataset)
+                found.append(dataset)
+            stored = (await asyncio.to_thread(write, found)).stored
+            return Loaded(stored, cacheable=bool(found), tags=frozenset(of_row(owner)))
 
-        name = key("metadata", node.digest, ref.study, ref.series, *version(owner))
+        linked = sorted((patient.issuer, patient.id) for patient in owner.linked)
+        name = key("metadata", node.digest, ref.study, ref.series, *version(owner), linked)
         with stage("cache"):
-            load_ = looking_up(load)
-            kept = await self.answers.answer(name, node.ttl.metadata, load_, list, stale=aged is not None)
+            kept = await self.answers.text(name, node.ttl.metadata, looking_up(load), stale=aged is not None)
         if kept.is_stale and aged is not None:
             aged.append(stale_issue(node.id, kept.age))
-        datasets: list[Dataset] = kept.value
-        bearer = Bearer(node, owner)
-        for dataset in datasets:
-            bearer.check(series, dataset)
-        return [one for one in datasets if not ref.instance or text(one, INSTANCE_UID) == ref.instance]
+        try:
+            written = read(kept.value)
+        except ValueError:
+            raise NodeProtocolError(node.id, "has metadata in the cache that cannot be read") from None
+        return written.only({ref.instance}) if ref.instance else written
 
     async def _describe(self, node: Node, series: Ref, owner: Row) -> AsyncIterator[Dataset]:
         adapter, _ = await _place(node, series)
@@ -135,16 +139,18 @@ class Pixels:
             async for frame in frames:
                 yield frame
 
-    async def _require(self, node: Node, ref: Ref, owner: Row) -> Dataset:
+    async def _require(self, node: Node, ref: Ref, owner: Row) -> Written:
         found = await self.metadata(node, ref, owner)
         if not found:
             raise NotFound(f"the series has no instance {ref.instance}")
-        return found[0]
+        return found
 
     async def bulkdata(self, node: Node, ref: Ref, path: tuple[str, ...], owner: Row) -> AsyncIterator[FramePart]:
         """One bulk data value, by its path of tags and 1-based item numbers, in one part or more. Raises NotFound."""
         adapter, _ = await _place(node, ref)
-        address = bulk_address(await self._require(node, ref, owner), path)
+        address = (await self._require(node, ref, owner)).address(ref.instance or "", ".".join(path))
+        if address is None:
+            raise NotFound("there is no such bulk data")
         source = self.spooled.bulkdata(node.id, ref, address, self._fetch(node, owner))
         if isinstance(adapter, BulkData) and isinstance(adapter, Describes) and node.may("bulkdata"):
             source = _bulkdata(node, adapter, ref, address, owner)
@@ -251,22 +257,6 @@ async def _or_else(first: AsyncIterator[T], second: AsyncIterator[T]) -> AsyncIt
     async with aclosing_iterator(second) as items:
         async for item in items:
             yield item
-
-
-def bulk_address(dataset: Dataset, path: tuple[str, ...]) -> str:
-    """The node's own address of the value at `path` ('54000100', '1', '54001010'). Raises NotFound where there is none."""
-    tag, *rest = path
-    attribute = dataset.get(tag, {})
-    if not rest:
-        address = attribute.get("BulkDataURI")
-        if address:
-            return str(address)
-        raise NotFound("there is no such bulk data")
-    items = attribute.get("Value", [])
-    number = int(rest[0]) if rest[0].isascii() and rest[0].isdecimal() and len(rest[0]) < 10 else 0
-    if not 1 <= number <= len(items) or len(rest) < 2 or not isinstance(items[number - 1], dict):
-        raise NotFound("there is no such bulk data")
-    return bulk_address(items[number - 1], tuple(rest[1:]))
 
 
 def _first_byte(items: AsyncIterator[T], node: Node, owner: Row) -> AsyncIterator[T]:

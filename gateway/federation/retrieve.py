@@ -15,12 +15,12 @@ from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.opened import OpenedInstance
 from gateway.federation.pixels import Pixels
 from gateway.model.answer import Found, Issue
-from gateway.model.dataset import Dataset, text
 from gateway.model.query import Ref
 from gateway.model.seam import FramePart
 from gateway.model.study import Row
-from gateway.model.vocabulary import INSTANCE_UID, Level
+from gateway.model.vocabulary import Level
 from gateway.telemetry import log
+from gateway.wire.written import Written
 
 T = TypeVar("T")
 
@@ -56,9 +56,9 @@ class OpenedParts:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """One data set per instance, with what is missing as in Opened."""
+    """The metadata of every instance once, in one piece per series and holder, with what is missing as in Opened."""
 
-    datasets: tuple[Dataset, ...]
+    pieces: tuple[Written, ...]
     silent: tuple[Issue, ...]
     gaps: tuple[Issue, ...]
 
@@ -91,23 +91,23 @@ class Retrieval:
         return await _started(self._stream(pieces), stack), gaps
 
     async def metadata(self, ref: Ref, nodes: Sequence[Node]) -> Described:
-        """One data set per instance under `ref`, each once. Raises as `open`; a holder that fails is a gap if others gave."""
+        """The metadata of each instance under `ref`, once. Raises as `open`; a holder that fails is a gap if others gave."""
         aged: list[Issue] = []
-        (datasets, gaps), silent = await self._current(ref, nodes, lambda study: self._all_described(ref, study, aged))
-        return Described(datasets, tuple(dict.fromkeys((*silent, *aged))), gaps)
+        (described, gaps), silent = await self._current(ref, nodes, lambda study: self._all_described(ref, study, aged))
+        return Described(described, tuple(dict.fromkeys((*silent, *aged))), gaps)
 
     async def _all_described(
         self, ref: Ref, study: Found, aged: list[Issue]
-    ) -> tuple[tuple[Dataset, ...], tuple[Issue, ...]]:
+    ) -> tuple[tuple[Written, ...], tuple[Issue, ...]]:
         refs, missing = await self._at_series(ref, study)
         pieces, gaps = await self._plan(refs, study)
         found = await in_parallel(pieces, lambda piece: self._described(piece, aged))
         failures = [failure for _, failure in found if failure]
-        datasets = _each_once(dataset for part, _ in found for dataset in part)
+        described = _each_once(part for part, _ in found if part)
         gaps = tuple(dict.fromkeys((*missing, *gaps, *map(Issue.of, failures))))
-        if not datasets:
+        if not described:
             raise failures[0] if failures else absent(ref.path, gaps)
-        return tuple(datasets), gaps
+        return described, gaps
 
     @asynccontextmanager
     async def frames(self, ref: Ref, numbers: Sequence[int], nodes: Sequence[Node]) -> AsyncIterator[OpenedParts]:
@@ -240,7 +240,7 @@ class Retrieval:
                     raise
                 log().warning("stand-in used", node=owner.node, code=error.code)
 
-    async def _described(self, piece: Piece, aged: list[Issue]) -> tuple[list[Dataset], NodeError | None]:
+    async def _described(self, piece: Piece, aged: list[Issue]) -> tuple[Written | None, NodeError | None]:
         failure: NodeError | None = None
         for owner in (piece.owner, *piece.stand_ins):
             try:
@@ -250,7 +250,7 @@ class Retrieval:
                 continue
             except NodeError as error:
                 failure = failure or error
-        return [], failure
+        return None, failure
 
 
 def share_out(series: Found, instances: Sequence[Found], wanted: str | None, owners: dict[str, Row]) -> list[Piece]:
@@ -291,5 +291,12 @@ async def _chain(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
         yield one
 
 
-def _each_once(datasets: Iterable[Dataset]) -> list[Dataset]:
-    return list({text(one, INSTANCE_UID): one for one in reversed(list(datasets))}.values())[::-1]
+def _each_once(pieces: Iterable[Written]) -> tuple[Written, ...]:
+    seen: set[str] = set()
+    kept = []
+    for piece in pieces:
+        new = piece.only(set(piece.uids) - seen) if seen else piece
+        seen.update(new.uids)
+        if new:
+            kept.append(new)
+    return tuple(kept)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 from gateway.cache.purges import Purge
@@ -31,6 +32,8 @@ Fetch = Callable[[Ref], AbstractAsyncContextManager[AsyncIterator[OpenedInstance
 
 
 _VERSIONS_KEPT = 10_000
+_MOST_AT_HAND = 4 << 20
+"""Bytes before the pixel data that are read from memory; an instance with more is read from its file."""
 
 
 def version(owner: Row) -> tuple[str, ...]:
@@ -45,7 +48,6 @@ class Sink:
 
     writer: Writer | None = None
     _beginning: list[bytes] = field(default_factory=list)
-    _given_up: bool = False
 
     async def attach(self, writer: Writer) -> None:
         """From here on the bytes go to `writer`, those kept so far first."""
@@ -54,14 +56,10 @@ class Sink:
         for chunk in kept:
             await self.write(chunk)
 
-    def give_up(self) -> None:
-        """This body is not to be kept."""
-        self._beginning, self._given_up = [], True
-
     async def write(self, chunk: bytes) -> None:
         if self.writer is not None:
             await self.writer.write(chunk)
-        elif not self._given_up:
+        else:
             self._beginning.append(chunk)
 
 
@@ -130,6 +128,12 @@ class SpooledSeries:
             return
         async with fetch(series) as instances:
             async for one in instances:
+                beginning = await _beginning(one)
+                if beginning is not None:
+                    described = await _threads(node).call(metadata, BytesIO(beginning), str)
+                    await drain(one)
+                    yield described
+                    continue
                 async with self._passing(one, fetch) as path:
                     yield await _threads(node).call(metadata, path, str)
 
@@ -213,6 +217,14 @@ class SpooledSeries:
             if instance:
                 arriving.arrived.add(instance)
             arriving.news.notify_all()
+
+
+async def _beginning(one: OpenedInstance) -> bytes | None:
+    """What stands before the pixel data, as it passes; None where only the whole file tells."""
+    try:
+        return await one.stream.beginning(_MOST_AT_HAND)
+    except Part10Error:
+        raise NodeProtocolError(one.node, "sent a truncated instance") from None
 
 
 def _threads(node: str) -> Threads:

@@ -18,6 +18,7 @@ MAX_DEPTH = 64
 LONG_VRS = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_32)
 _SHORT_VRS = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_16)
 _LITTLE, _BIG = Struct("<HHL"), Struct(">HHL")
+_LITTLE_EXPLICIT = Struct("<HH2sHL")
 _LITTLE_LONG, _BIG_LONG = Struct("<L"), Struct(">L")
 _LITTLE_SHORT, _BIG_SHORT = Struct("<H"), Struct(">H")
 _UNPLAIN = re.compile(rb"[^ -}\0]|\\|\0.")
@@ -85,6 +86,10 @@ def plain_values(data: bytes, encoding: Encoding, wanted: Container[int]) -> dic
     found: dict[int, str] = {}
     at, size = 0, len(data)
     while at < size:
+        if encoding == EXPLICIT_LITTLE:
+            at = _hasten(data, at, UNDEFINED, wanted)
+            if at >= size:
+                break
         header = read_header(data, at, encoding)
         if header is None or header.length == UNDEFINED or not header.tag:
             return None
@@ -96,6 +101,25 @@ def plain_values(data: bytes, encoding: Encoding, wanted: Container[int]) -> dic
                 return None
             found[header.tag] = text
     return found if at == size else None
+
+
+def _hasten(data: bytes, at: int, until: int, stops: Container[int] = ()) -> int:
+    """Steps over top-level elements of Explicit VR Little Endian, up to the first that takes a second look: one with a tag
+    of `until` or more or among `stops`, a delimiter, zeros, an unknown VR, an undefined length, a header not whole."""
+    last = len(data) - 12
+    unpack, is_short, is_long = _LITTLE_EXPLICIT.unpack_from, _SHORT_VRS, LONG_VRS
+    while at <= last:
+        group, element, vr, length, long_length = unpack(data, at)
+        tag = group << 16 | element
+        if tag >= until or not tag or group == 0xFFFE or tag in stops:
+            return at
+        if vr in is_short:
+            at += 8 + length
+        elif vr in is_long and long_length != UNDEFINED:
+            at += 12 + long_length
+        else:
+            return at
+    return at
 
 
 def _plain(value: bytes, vr: bytes) -> str | None:
@@ -151,6 +175,10 @@ class ElementWalker:
         size, at = len(data), self._skip
         self.stopped = False
         while at < size and not self._padding:
+            if not self._open and self.encoding == EXPLICIT_LITTLE:
+                at = _hasten(data, at, UNDEFINED if self.until is None else self.until)
+                if at >= size:
+                    break
             length = self._step(data, at)
             if length is None:
                 self._skip = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 from gateway.model.dataset import NUMERIC_VRS, PN_GROUPS, Attribute, Dataset
@@ -13,7 +14,7 @@ from gateway.wire.valuefields import BINARY_VRS, VRS, dictionary_vr, number, per
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _PADDING = " \x00"
-_NO_TEXT = frozenset({"SQ", "PN", "AT", "UN"}) | NUMERIC_VRS | BINARY_VRS
+_NO_TEXT = frozenset({"SQ", "PN", "AT", "UN"}) | BINARY_VRS
 _WORDS = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
@@ -36,7 +37,7 @@ def _dataset(dataset: object) -> Dataset:
     for name, attribute in dataset.items():
         tag = _tag(name)
         if tag:
-            mended[tag] = attribute if _is_sound_text(tag, attribute) else _attribute(tag, attribute)
+            mended[tag] = attribute if _is_sound(tag, attribute) else _attribute(tag, attribute)
     if SPECIFIC_CHARACTER_SET in mended:
         mended[SPECIFIC_CHARACTER_SET] = {"vr": "CS", "Value": [UTF_8]}
     return mended
@@ -50,24 +51,27 @@ def _tag(name: object) -> str:
     return "" if name.endswith("0000") else name.upper()
 
 
-def _is_sound_text(tag: str, attribute: Any) -> bool:
-    """Whether there is nothing to mend: by far the most attributes of a search are text as it should be."""
+def _is_sound(tag: str, attribute: object) -> bool:
+    """Whether it is one plain text or number in its place, as most are: there is nothing to mend then."""
     if type(attribute) is not dict or len(attribute) != 2:
         return False
-    vr, values = attribute.get("vr"), attribute.get("Value")
-    return (
-        type(vr) is str
-        and type(values) is list
-        and _is_text(tag, vr)
-        and values != []
-        and all(type(one) is str and one != "" and one[0] not in _PADDING and one[-1] not in _PADDING for one in values)
-    )
+    vr, content = attribute.get("vr"), attribute.get("Value")
+    if type(content) is not list or len(content) != 1 or type(vr) is not str:
+        return False
+    value, kind = content[0], _kind(tag, vr)
+    if type(value) is str:
+        return kind == "text" and value != "" and value[0] not in _PADDING and value[-1] not in _PADDING
+    if type(value) is int:
+        return kind == "number" and -(2**63) <= value < 2**64
+    return type(value) is float and kind == "number" and isfinite(value)
 
 
 @lru_cache(maxsize=8192)
-def _is_text(tag: str, sent: str) -> bool:
-    """Whether the VR sent is the one to be, and its values are texts."""
-    return sent not in _NO_TEXT and _vr(tag, sent) == sent
+def _kind(tag: str, sent: str) -> str:
+    """'text' or 'number' where the VR sent is the one that counts and values of that kind go as they are."""
+    if sent in _NO_TEXT or sent not in VRS or _vr(tag, sent) != sent:
+        return ""
+    return "number" if sent in NUMERIC_VRS else "text"
 
 
 def _attribute(tag: str, attribute: object) -> Attribute:

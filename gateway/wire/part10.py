@@ -142,6 +142,16 @@ class Part10Stream:
             self._head, self._dataset = b"".join(found), None
         return self._head
 
+    async def beginning(self, limit: int) -> bytes | None:
+        """The file as received up to its pixel data's header at least; None for a deflated one, or when `limit` bytes do
+        not reach so far. Only `raw` may follow."""
+        if self.transfer_syntax == DeflatedExplicitVRLittleEndian or self._originals is None:
+            return None
+        async for _ in self._up_to(PIXEL_DATA):
+            if sum(map(len, self._originals)) > limit:
+                break
+        return b"".join(self._originals) if self._walker.stopped or self._ended else None
+
     async def elements(self, until: int | None) -> AsyncGenerator[bytes, None]:
         """What follows, up to the first top-level element with a tag of `until` or more; None goes to the end.
 

@@ -17,11 +17,15 @@ _TIMEOUT = 120
 
 @dataclass(frozen=True)
 class Drained:
-    """`seconds` from the first request sent to the last byte read, all copies together; `bytes` of all bodies."""
+    """`seconds` from the first request sent to the last byte read, all copies together; `bytes` of all bodies.
+
+    `statuses` are those of the answers that were not whole: a 200 was cut short, 0 said nothing.
+    """
 
     bytes: int
     seconds: float
     whole: int
+    statuses: list[int]
 
 
 def run(url: str, accept: str, copies: int = 1, token: str = "") -> Drained:
@@ -30,12 +34,18 @@ def run(url: str, accept: str, copies: int = 1, token: str = "") -> Drained:
     told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT + 10).stdout
     drained = Drained(**json.loads(told))
     if drained.whole != copies:
-        raise RuntimeError(f"{copies - drained.whole} of {copies} answers of {url} were refused or cut short")
+        raise RuntimeError(f"{copies - drained.whole} of {copies} answers of {url} were not whole: {drained.statuses}")
     return drained
 
 
 def read(url: str, accept: str, token: str = "") -> tuple[int, bool]:
     """(bytes of the body, whether it was a 2xx that came to its proper end)."""
+    size, is_whole, _ = ask(url, accept, token)
+    return size, is_whole
+
+
+def ask(url: str, accept: str, token: str = "") -> tuple[int, bool, int]:
+    """As `read`, and the status."""
     address = urlsplit(url)
     path = address.path + (f"?{address.query}" if address.query else "")
     lines = [f"GET {path} HTTP/1.1", f"Host: {address.netloc}", f"Accept: {accept}", "Connection: close"]
@@ -45,20 +55,21 @@ def read(url: str, accept: str, token: str = "") -> tuple[int, bool]:
         return _body(connection)
 
 
-def _body(connection: socket.socket) -> tuple[int, bool]:
+def _body(connection: socket.socket) -> tuple[int, bool, int]:
     buffer, size, end = bytearray(_BUFFER), 0, b""
     received = b""
     while b"\r\n\r\n" not in received:
         more = connection.recv(65536)
         if not more:
-            return 0, False
+            return 0, False, 0
         received += more
     head, _, begun = received.partition(b"\r\n\r\n")
     size, end = len(begun), begun[-5:]
     while count := connection.recv_into(buffer):
         size += count
         end = (end + bytes(buffer[max(0, count - 5) : count]))[-5:]
-    return size, head[9:10] == b"2" and _is_whole(head, size, end)
+    status = int(head[9:12])
+    return size, status // 100 == 2 and _is_whole(head, size, end), status
 
 
 def _is_whole(head: bytes, size: int, end: bytes) -> bool:
@@ -71,16 +82,17 @@ def _is_whole(head: bytes, size: int, end: bytes) -> bool:
 
 
 def main(url: str, accept: str, copies: int, token: str) -> None:
-    results: list[tuple[int, bool]] = []
-    threads = [threading.Thread(target=lambda: results.append(read(url, accept, token))) for _ in range(copies)]
+    results: list[tuple[int, bool, int]] = []
+    threads = [threading.Thread(target=lambda: results.append(ask(url, accept, token))) for _ in range(copies)]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     seconds = time.perf_counter() - began
-    size, whole = sum(size for size, _ in results), sum(is_whole for _, is_whole in results)
-    print(json.dumps(asdict(Drained(size, seconds, whole))))
+    statuses = [status for _, is_whole, status in results if not is_whole]
+    whole = sum(is_whole for _, is_whole, _ in results)
+    print(json.dumps(asdict(Drained(sum(size for size, _, _ in results), seconds, whole, statuses))))
 
 
 if __name__ == "__main__":

@@ -134,4 +134,5 @@ def _c_get(bench: Bench, case: str, served: Server, target: getter.Target) -> No
 
 
 def _node(identifier: str, adapter: str, connection: dict[str, object]) -> dict[str, object]:
-    return node(identifier, adapter, connection, search_deadline=60)
+    patient = {"search_deadline": 60, "first_byte_deadline": 60, "idle_deadline": 60}  # eight at once share two cores
+    return node(identifier, adapter, connection, **patient)

@@ -8,6 +8,7 @@ import time
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from gateway import telemetry
 from gateway.federation.fanout import cancel_all
 from gateway.loop_lag import watch_the_loop
 
@@ -18,6 +19,7 @@ def metric(name: str) -> float:
 
 async def test_a_loop_that_stood_still_is_counted_and_told() -> None:
     counted = metric("seconds_count")
+    telemetry.configure("INFO")
     with capture_logs() as told:
         watching = asyncio.create_task(watch_the_loop())
         await asyncio.sleep(0)

@@ -125,7 +125,7 @@ def test_a_worker_that_dies_is_replaced_and_the_other_serves_meanwhile(served: S
     for _ in range(4):
         assert httpx.get(f"{served.url}/dicom-web/studies").status_code == 200
     eventually(lambda: len(workers_of(served)) == 2 and in_rotation(served) == 2)
-    assert '"event": "worker ended"' in (served.directory / "log").read_text()
+    assert '"event":"worker ended"' in (served.directory / "log").read_text()
 
 
 def test_one_worker_that_is_told_to_end_breaks_no_request(served: Server) -> None:

@@ -220,3 +220,27 @@ async def test_the_lines_of_one_turn_of_the_loop_leave_together_and_those_of_a_t
 
     await asyncio.to_thread(in_a_thread)
     assert written == [b"1\n2\n", b"3\n"]
+
+
+def test_a_line_is_written_though_the_loop_that_was_to_write_it_has_ended() -> None:
+    file = io.BytesIO()
+    lines = telemetry.Lines(file)
+
+    async def ends_at_once() -> None:
+        asyncio.get_running_loop().call_soon(asyncio.get_running_loop().stop)
+        lines.write(b"first\n")
+        lines.flush()
+
+    loop = asyncio.new_event_loop()
+    writing = loop.create_task(ends_at_once())
+    loop.run_forever()
+    assert writing.done()
+    loop.close()
+
+    async def goes_on() -> None:
+        lines.write(b"second\n")
+        lines.flush()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(goes_on())
+    assert file.getvalue() == b"first\nsecond\n"

@@ -296,7 +296,8 @@ def _make_absolute(dataset: Dataset, base: str) -> None:
     """Bulk data addresses are relative to the metadata they stand in (PS3.18 F.2.2); in place."""
     for attribute in dataset.values():
         if "BulkDataURI" in attribute:
-            attribute["BulkDataURI"] = urljoin(base, attribute["BulkDataURI"])
+            if not attribute["BulkDataURI"].startswith(("http://", "https://")):
+                attribute["BulkDataURI"] = urljoin(base, attribute["BulkDataURI"])
         elif attribute.get("vr") == "SQ":
             for item in attribute.get("Value", ()):
                 _make_absolute(item, base)

@@ -17,19 +17,19 @@ from gateway.adapters.dimse.identifiers import FindRequest, TextMatching, reques
 from gateway.adapters.dimse.operations import Associations, Operation, find_context
 from gateway.adapters.dimse.probing import PATIENT_ROOT, STUDY_ROOT, Findings, Probing
 from gateway.adapters.dimse.receiving import Begun, Event, Finished
-from gateway.adapters.dimse.retrieving import PENDING, Retrieving
+from gateway.adapters.dimse.retrieving import Retrieving
+from gateway.adapters.dimse.rows import Rows
 from gateway.adapters.dimse.storage_scp import StorageReceiver
 from gateway.adapters.dimse.storing import private_file, store_each
 from gateway.errors import NodeBusy, NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.query import Ref
 from gateway.model.seam import NativeQuery, Part, Probe, Record, Report, StoreOutcome
 from gateway.model.vocabulary import MODALITIES_IN_STUDY, Level
-from gateway.wire.dicomjson import DicomRecord, to_json
 
 __all__ = ["DimseAdapter", "StorageReceiver"]
 
 T = TypeVar("T")
-_ROWS_AHEAD = 64
+_ROWS_AHEAD = 256
 _BYTES_AHEAD = 1 << 20
 _OUT_OF_RESOURCES, _SOP_CLASS_NOT_SUPPORTED = 0xA700, 0x0122
 
@@ -38,7 +38,7 @@ class DimseAdapter:
     """One DICOM application entity as a node: Finds, Retrieves, Stores.
 
     Times are seconds; `response_timeout` counts a node's silence, never the length of an exchange. `reading_timeout` is
-    how long a reader may take nothing while its association waits for it. `name_matching` "wide" (see `_identifiers`)
+    how long a reader may take nothing while its association waits for it. `name_matching` "wide" (see `identifiers`)
     finds names whatever the node thinks of case and diacritics; "exact" pushes them as given, for a node that is known
     to match as we do. `move_calling_ae_titles` are the AE titles under which the node answers a C-MOVE, if not its own.
     """
@@ -115,37 +115,37 @@ class DimseAdapter:
         matching = replace(self._matching, character_set=query.character_set or self._matching.character_set)
         request = request_of(query, matching)
 
-        def work(operation: Operation[Record | Report]) -> None:
+        def work(operation: Operation[Sequence[Record | Report]]) -> None:
             self._find(operation, query, request, matching.character_set)
 
         async with self._associations.operation(work, _ROWS_AHEAD) as found:
-            async for item in found:
-                yield item
+            async for batch in found:
+                for item in batch:
+                    yield item
 
     def _find(
-        self, operation: Operation[Record | Report], query: NativeQuery, request: FindRequest, character_set: str
+        self,
+        operation: Operation[Sequence[Record | Report]],
+        query: NativeQuery,
+        request: FindRequest,
+        character_set: str,
     ) -> None:
         """In a thread."""
-        truncated, rows = False, 0
+        truncated, rows = False, Rows(self.node, request, character_set, operation.channel, max(1, _ROWS_AHEAD // 4))
         with self._associations.searching(operation) as association:
             self._require(association, self._models.find, "C-FIND")
-            for response, identifier in association.find(request.identifier, self._models.find):
-                status = int(response.Status)
-                if status not in PENDING:
-                    truncated = self._is_truncated(status, query, rows)
-                elif identifier is None:
-                    raise NodeProtocolError(self.node, "sent a row that is no data set")
-                elif rows == query.limit:
+            for response in association.find(request.identifier, self._models.find):
+                if not response.is_pending:
+                    truncated = self._is_truncated(response.status, query, rows.count)
+                elif rows.count == query.limit:
                     # C-CANCEL is not heeded by every PACS: an abort always is.
                     truncated = True
                     association.end()
                     break
                 else:
-                    row = to_json(identifier, default_character_set=character_set)
-                    request.note(status, row)
-                    operation.channel.put(DicomRecord(row))
-                    rows += 1
-        operation.channel.put(request.report(truncated=truncated, known_ignored=self._ignored_keys))
+                    rows.add(response, has_more=association.has_more)
+        rows.pass_on()
+        operation.channel.put([request.report(truncated=truncated, known_ignored=self._ignored_keys)])
 
     def _require(self, association: NodeAssociation, model: str, service: str) -> None:
         if not association.accepts(model):

@@ -1,55 +1,53 @@
 """One association with a DIMSE node: requested, used and ended within deadlines, its failures in our own words.
 
 Everything here blocks and runs in worker threads, except `stop`, which any thread may call. This is the one place where
-what pynetdicom reports becomes a NodeError.
+what happens on an association becomes a NodeError.
 """
 
 from __future__ import annotations
 
 import logging
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydicom.dataset import Dataset
-from pynetdicom import AE, _config, build_role, evt
-from pynetdicom.association import Association
+from pynetdicom import _config
 from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from gateway.adapters.dimse.channel import Left
-from gateway.adapters.dimse.provider import (
-    OpenSink,
-    Provider,
-    abort,
-    has_ended,
-    prepare_socket,
-    refuse,
-    shut_down,
-    status_of_sink,
+from gateway.adapters.dimse.connection import BUFFER, Connection, Late, Lost
+from gateway.adapters.dimse.conversation import Aborted, Conversation, OpenSink
+from gateway.adapters.dimse.messages import (
+    A_ABORT,
+    Command,
+    Message,
+    Service,
+    encoded_identifier,
+    identifier_of,
+    request,
 )
+from gateway.adapters.dimse.negotiation import ACCEPTED, REJECTED, Accepted, Proposal, rejection
+from gateway.adapters.dimse.receiving import Sink
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, NodeTimeout, NodeUnreachable
 
 # Identifiers hold patients' names: pynetdicom logs them at INFO, and parts of them with each failure to decode.
 _config.LOG_REQUEST_IDENTIFIERS = False
 _config.LOG_RESPONSE_IDENTIFIERS = False
 _config.LOG_HANDLER_LEVEL = "none"
-# A file is sent from the disk as it is, and only where the node took its own transfer syntax.
-_config.STORE_SEND_CHUNKED_DATASET = True
 if logging.getLogger("pynetdicom").level == logging.NOTSET:
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 
+PENDING = (0xFF00, 0xFF01)
 MAX_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers of one byte
 _TRANSIENT, _PRESENTATION = 2, 3  # PS3.8 9.3.4
 _RELEASE_TIMEOUT = 1.0
-_LENIENCE = 0.2
-
-Response = tuple[Dataset, Dataset | None]
+_GRACE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +65,32 @@ class Peer:
     max_pdu: int
 
 
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response of the node; `data_set` is its identifier as it came, if it has one."""
+
+    status: int
+    failed: int
+    data_set: bytes | None
+    transfer_syntax: str
+
+    @property
+    def is_pending(self) -> bool:
+        return self.status in PENDING
+
+    def identifier(self) -> Dataset | None:
+        """None where there is none, or none that can be read."""
+        try:
+            return None if self.data_set is None else identifier_of(self.data_set, self.transfer_syntax)
+        except Exception:  # noqa: BLE001 - whatever pydicom makes of a peer's bytes
+            return None
+
+
+def refuse(command: Command, transfer_syntax: str) -> Sink:
+    """The sink of an association on which nothing is expected."""
+    return Sink()
+
+
 class NodeAssociation:
     """An association requested of a node. The constructor does no I/O; `end` follows `request`, even if that raised."""
 
@@ -80,79 +104,57 @@ class NodeAssociation:
         open_sink: OpenSink = refuse,
     ) -> None:
         self.peer = peer
-        self._contexts = list(contexts)
-        self._negotiation: list[Any] = [*(build_role(uid, scp_role=True) for uid in scp_roles), *extended]
+        self._proposal = Proposal(
+            peer.calling_ae_title, peer.called_ae_title, peer.max_pdu, contexts, scp_roles, extended
+        )
         self._open_sink = open_sink
-        self._association: Association | None = None
-        self._provider: Provider | None = None
-        self._deadline = 0.0
-        self._is_connected = False
+        self._connection: Connection | None = None
+        self._conversation: Conversation | None = None
+        self._accepted = Accepted()
         self._is_left = False
 
     def request(self) -> None:
         """Raises NodeUnreachable, NodeTimeout, NodeBusy or NodeRefused; Left when `stop` came first."""
         peer = self.peer
-        entity = AE(peer.calling_ae_title)
-        entity.connection_timeout = entity.acse_timeout = peer.connect_timeout
-        entity.dimse_timeout = entity.network_timeout = None
-        self._deadline = time.monotonic() + peer.connect_timeout
-        handlers: list[Any] = [
-            (evt.EVT_REQUESTED, self._on_requested),
-            (evt.EVT_CONN_OPEN, self._on_connected),
-            (evt.EVT_C_STORE, status_of_sink),
-        ]
-        # pynetdicom waits for its own reading thread, which half a PDU, or one byte a minute, would hold for ever.
-        watchdog = threading.Timer(peer.connect_timeout + _LENIENCE, self._shut_down)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            self._association = entity.associate(
-                peer.host,
-                peer.port,
-                self._contexts,
-                ae_title=peer.called_ae_title,
-                max_pdu=peer.max_pdu,
-                ext_neg=self._negotiation,
-                tls_args=(peer.tls, peer.host) if peer.tls else None,
-                evt_handlers=handlers,
-            )
-        except OSError:
-            raise NodeUnreachable(peer.node, "its host name or address cannot be resolved") from None
-        finally:
-            watchdog.cancel()
+        connection = self._connection = Connection()
         if self._is_left:
             raise Left
-        if not self._association.is_established:
-            raise self._refusal(self._association)
+        try:
+            deadline = time.monotonic() + peer.connect_timeout
+            connection.open(peer.host, peer.port, deadline, peer.tls)
+            connection.write(self._proposal.encoded(), deadline)
+            self._accepted = self._answer(connection, deadline)
+        except Late:
+            raise NodeTimeout(peer.node, "did not answer the association request in time") from None
+        except Lost:
+            what = "closed the connection instead of answering the association request"
+            raise NodeUnreachable(
+                peer.node, what if connection.is_open else "no connection to its DICOM port"
+            ) from None
+        except OSError:
+            raise NodeUnreachable(peer.node, "its host name or address cannot be resolved") from None
+        self._conversation = Conversation(connection, self._accepted, peer.response_timeout, self._open_sink)
 
-    def _shut_down(self) -> None:
-        if self._association and not self._association.is_established:
-            shut_down(self._association)
-
-    def _on_requested(self, event: evt.Event) -> None:
-        self._association = event.assoc
-        self._provider = event.assoc.dimse = Provider(event.assoc, self.peer.response_timeout, self._open_sink)
-        if self._is_left:
-            shut_down(event.assoc)
-
-    def _on_connected(self, event: evt.Event) -> None:
-        self._is_connected = True
-        prepare_socket(event.assoc, self.peer.response_timeout)
-        event.assoc.acse_timeout = max(0.05, self._deadline - time.monotonic())
-
-    def _refusal(self, association: Association) -> NodeError:
-        """Why there is no association (PS3.8 Table 9-21: result, source and reason of a rejection)."""
-        node, answer = self.peer.node, association.acceptor.primitive
-        is_late = time.monotonic() >= self._deadline - 0.05
-        if association.is_rejected and answer is not None:
-            return _rejection(node, answer.result, (answer.result_source, answer.diagnostic))
-        if answer is not None:
-            return NodeRefused(node, "accepts none of the proposed presentation contexts")
-        if is_late:
-            return NodeTimeout(node, "did not answer the association request in time")
-        if not self._is_connected:
-            return NodeUnreachable(node, "no connection to its DICOM port")
-        return NodeUnreachable(node, "closed the connection instead of answering the association request")
+    def _answer(self, connection: Connection, deadline: float) -> Accepted:
+        """What the node accepted. Raises Lost for what is no answer, NodeBusy or NodeRefused for a rejection."""
+        header = bytes(connection.exactly(6, deadline))
+        length = int.from_bytes(header[2:], "big")
+        if header[0] not in (ACCEPTED, REJECTED) or length > BUFFER // 2:
+            raise Lost
+        encoded = header + bytes(connection.exactly(length, deadline))
+        try:
+            if header[0] == REJECTED:
+                result, *reason = rejection(encoded)
+            else:
+                accepted = self._proposal.outcome(encoded)
+        except Exception:  # noqa: BLE001 - whatever pynetdicom makes of a peer's bytes
+            raise Lost from None
+        if header[0] == REJECTED:
+            connection.is_open = False
+            raise _rejection(self.peer.node, result, (reason[0], reason[1]))
+        if not accepted.contexts:
+            raise NodeRefused(self.peer.node, "accepts none of the proposed presentation contexts")
+        return accepted
 
     @property
     def is_usable(self) -> bool:
@@ -160,119 +162,145 @@ class NodeAssociation:
 
         One that was stopped is none, even if its work had just ended: the next search on it would end without a word.
         """
-        association = self._association
-        if self._is_left or association is None or not association.is_established or not association.dul.is_alive():
-            return False
-        wrapped = association.dul.socket
-        return bool(wrapped and wrapped.socket and not wrapped.ready and not association.acse.is_aborted())
+        connection = self._connection
+        return self._conversation is not None and connection is not None and not self._is_left and connection.is_silent
 
     @property
-    def established(self) -> Association:
-        if self._association is None:
-            raise NodeUnreachable(self.peer.node, "no association")
-        return self._association
+    def has_more(self) -> bool:
+        """Whether more of an answer has already arrived."""
+        return self._conversation is not None and self._conversation.has_more
 
     def accepts(self, abstract_syntax: str, *, as_scp: bool = False) -> bool:
         """Whether the node accepted a context for it; `as_scp` asks for the one in which we receive."""
-        contexts = self.established.accepted_contexts
-        return any(c.abstract_syntax == abstract_syntax and (c.as_scp if as_scp else c.as_scu) for c in contexts)
+        return self._context(abstract_syntax, as_scp=as_scp) is not None
 
     def accepts_syntax(self, abstract_syntax: str, transfer_syntax: str) -> bool:
-        contexts = self.established.accepted_contexts
-        return any(c.abstract_syntax == abstract_syntax and transfer_syntax in c.transfer_syntax for c in contexts)
+        return self._context(abstract_syntax, transfer_syntax) is not None
+
+    def _context(self, abstract_syntax: str, transfer_syntax: str = "", *, as_scp: bool = False) -> int | None:
+        for number, context in self._accepted.contexts.items():
+            is_it = context.abstract_syntax == abstract_syntax and (context.as_scp if as_scp else context.as_scu)
+            if is_it and transfer_syntax in ("", str(context.transfer_syntax[0])):
+                return number
+        return None
 
     @property
     def implementation(self) -> str:
-        return self.established.acceptor.implementation_version_name or ""
+        return self._accepted.implementation
 
     def extension(self, sop_class: str) -> bytes:
         """The node's answer to SOP Class Extended Negotiation, b'' where it gave none (PS3.7 D.3.3.5)."""
-        return self.established.acceptor.sop_class_extended.get(sop_class, b"")  # type: ignore[call-overload, no-any-return]
+        return self._accepted.extensions.get(sop_class, b"")
 
     def echo(self) -> None:
         """Raises NodeError unless the node answers C-ECHO with success."""
-        status = self._one(lambda: self.established.send_c_echo(), "C-ECHO")
-        if status != 0x0000:
-            raise NodeRefused(self.peer.node, f"answered C-ECHO with status {status:04X}")
+        (response,) = self._ask(Service.ECHO, Verification)
+        if response.status != 0x0000:
+            raise NodeRefused(self.peer.node, f"answered C-ECHO with status {response.status:04X}")
 
-    def store(self, path: Path, message_id: int) -> int:
+    def store(self, path: Path, sop_class: str, instance: str, syntax: str, message_id: int) -> int:
         """C-STORE of a Part 10 file as it is; the status. The node must have accepted its transfer syntax."""
-        return self._one(lambda: self.established.send_c_store(path, msg_id=message_id), "C-STORE")
+        context = self._required(sop_class, syntax)
+        command = request(Service.STORE, sop_class, message_id, data_set=True, instance=instance)
+        (response,) = self._responses(
+            Service.STORE, lambda conversation: conversation.send_file(context, command, path)
+        )
+        return response.status
 
     def find(self, identifier: Dataset, model: str) -> Iterator[Response]:
-        return self._all(lambda: self.established.send_c_find(identifier, model), "C-FIND")
+        return self._ask(Service.FIND, model, identifier)
 
     def get(self, identifier: Dataset, model: str) -> Iterator[Response]:
-        return self._all(lambda: self.established.send_c_get(identifier, model), "C-GET")
+        return self._ask(Service.GET, model, identifier)
 
     def move(
         self, identifier: Dataset, model: str, destination: str, message_id: int, heard: Callable[[], float]
     ) -> Iterator[Response]:
         """`heard` tells when the C-STORE side last heard of the node: a C-MOVE itself may be silent for minutes."""
-        if self._provider:
-            self._provider.also_heard = heard
-        return self._all(
-            lambda: self.established.send_c_move(identifier, destination, model, msg_id=message_id), "C-MOVE"
+        if self._conversation:
+            self._conversation.also_heard = heard
+        return self._ask(Service.MOVE, model, identifier, message_id=message_id, destination=destination)
+
+    def _required(self, abstract_syntax: str, syntax: str = "") -> int:
+        context = self._context(abstract_syntax, syntax)
+        if context is None:
+            raise NodeProtocolError(self.peer.node, "does not accept what was asked of it")
+        return context
+
+    def _ask(
+        self,
+        service: Service,
+        abstract_syntax: str,
+        identifier: Dataset | None = None,
+        *,
+        message_id: int = 1,
+        destination: str = "",
+    ) -> Iterator[Response]:
+        context = self._required(abstract_syntax)
+        command = request(
+            service, abstract_syntax, message_id, data_set=identifier is not None, destination=destination
         )
+        syntax = self._accepted.syntax(context)
+        data_set = None if identifier is None else encoded_identifier(identifier, syntax)
+        return self._responses(service, lambda conversation: conversation.send(context, command, data_set))
 
-    def _one(self, send: Callable[[], Dataset], service: str) -> int:
+    def _responses(self, service: Service, send: Callable[[Conversation], None]) -> Iterator[Response]:
+        """Every response up to the final one. Raises NodeError when they stop without it."""
+        conversation = self._conversation
+        if conversation is None:
+            raise NodeUnreachable(self.peer.node, "no association")
+        name = f"C-{service.name}"
         try:
-            status = send()
-        except Exception:  # noqa: BLE001 - whatever pynetdicom or pydicom make of a peer's bytes
-            raise self._breakdown(service) from None
-        if "Status" not in status:
-            raise self._breakdown(service)
-        return int(status.Status)
-
-    def _all(self, send: Callable[[], Iterator[Response]], service: str) -> Iterator[Response]:
-        """Every response with its identifier, if any. Raises NodeError when they stop without a final one."""
-        try:
-            for status, identifier in send():
-                if "Status" not in status:
-                    raise self._breakdown(service)
-                yield status, identifier
+            send(conversation)
+            for message in conversation.responses(service):
+                response = self._response(message)
+                yield response
+                if not response.is_pending:
+                    return
         except (NodeError, Left):
             raise
-        except Exception:  # noqa: BLE001 - whatever pynetdicom or pydicom make of a peer's bytes
-            raise self._breakdown(service) from None
+        except Late:
+            raise NodeTimeout(self.peer.node, f"fell silent during {name}") from None
+        except Lost:
+            raise NodeUnreachable(self.peer.node, f"closed the connection during {name}") from None
+        except Aborted:
+            raise NodeProtocolError(self.peer.node, f"aborted the association during {name}") from None
+        except Exception:  # noqa: BLE001 - whatever is made of a peer's bytes
+            raise NodeProtocolError(self.peer.node, f"answered {name} out of protocol") from None
 
-    def _breakdown(self, service: str) -> Exception:
-        """Why a conversation ended before its final response."""
-        node, provider = self.peer.node, self._provider
-        if provider is None or provider.is_stopped:
-            return Left()
-        if provider.is_timed_out:
-            return NodeTimeout(node, f"fell silent during {service}")
-        if provider.is_aborted_by_peer:
-            return NodeProtocolError(node, f"aborted the association during {service}")
-        if provider.is_lost:
-            return NodeUnreachable(node, f"closed the connection during {service}")
-        return NodeProtocolError(node, f"answered {service} out of protocol")
+    def _response(self, message: Message) -> Response:
+        command = message.command
+        syntax = self._accepted.syntax(message.context_id)
+        return Response(command.status, command.failed_suboperations, message.data_set, syntax)
 
     def stop(self) -> None:
         """From any thread, without blocking: the thread that uses the association aborts it and gets Left."""
         self._is_left = True
-        provider = self._provider
-        if provider:
-            provider.stop()
-        self._shut_down()
+        connection = self._connection
+        if connection:
+            connection.stop()
 
     def end(self, *, release: bool = False) -> None:
-        """A-RELEASE when asked for and possible, else A-ABORT; returns when the association's threads have ended."""
-        association = self._association
-        if association is None:
+        """A-RELEASE when asked for and possible, else A-ABORT; returns when the connection is closed."""
+        connection, self._connection = self._connection, None
+        conversation, self._conversation = self._conversation, None
+        if connection is None:
             return
-        if release and self.is_usable:
-            with suppress(Exception):
-                association.acse_timeout = _RELEASE_TIMEOUT
-                association.release()
-        if not association.is_released or not has_ended(association, _RELEASE_TIMEOUT):
-            abort(association)
-        if self._provider:
-            self._provider.abandon()
+        connection.resume()
+        is_over = not connection.is_open
+        with suppress(Late, Lost, Left, OSError):
+            if conversation and release and not is_over:
+                is_over = conversation.release(_RELEASE_TIMEOUT)
+        with suppress(Late, Lost, Left, OSError):
+            if not is_over and not connection.is_writing:
+                connection.write(bytes([A_ABORT, 0, 0, 0, 0, 4, 0, 0, 0, 0]), time.monotonic() + _GRACE)
+        connection.close(0.0 if is_over else _GRACE)
+        if conversation:
+            conversation.abandon()
 
 
-def _rejection(node: str, result: int | None, reason: tuple[int | None, int | None]) -> NodeError:
+def _rejection(node: str, result: int, reason: tuple[int, int]) -> NodeError:
+    """Why there is no association (PS3.8 Table 9-21: result, source and reason of a rejection)."""
     texts = {
         (1, 3): "does not know our calling AE title",
         (1, 7): "does not go by the called AE title",
@@ -281,8 +309,7 @@ def _rejection(node: str, result: int | None, reason: tuple[int | None, int | No
         (3, 1): "rejected the association: temporary congestion",
         (3, 2): "rejected the association: local limit exceeded",
     }
-    source, diagnostic = reason
-    text = texts.get((source or 0, diagnostic or 0), "rejected the association without a reason")
-    if result == _TRANSIENT or source == _PRESENTATION:
+    text = texts.get(reason, "rejected the association without a reason")
+    if result == _TRANSIENT or reason[0] == _PRESENTATION:
         return NodeBusy(node, text)
     return NodeRefused(node, text)

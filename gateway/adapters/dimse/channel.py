@@ -26,6 +26,7 @@ class Channel(Generic[T]):
         self._items: deque[tuple[T, int]] = deque()
         self._room = threading.Condition()
         self._ready = asyncio.Event()
+        self._is_awaited = False
         self._capacity = capacity
         self._patience = patience
         self._held = 0
@@ -41,7 +42,7 @@ class Channel(Generic[T]):
                 raise Left
             self._items.append((item, weight))
             self._held += weight
-        self._wake()
+            self._wake()
 
     def end(self, failure: BaseException | None = None) -> None:
         """From the thread. What was put before is still read, then the failure or the end; the first call wins."""
@@ -49,7 +50,7 @@ class Channel(Generic[T]):
             if self._ended:
                 return
             self._ended, self._failure = True, failure
-        self._wake()
+            self._wake()
 
     def leave(self) -> None:
         """From the reader: whatever is buffered is dropped, and a waiting writer goes free."""
@@ -69,6 +70,7 @@ class Channel(Generic[T]):
                 if self._ended:
                     raise self._failure or StopAsyncIteration
                 self._ready.clear()
+                self._is_awaited = True
             await self._ready.wait()
 
     def _take(self) -> T:
@@ -78,5 +80,9 @@ class Channel(Generic[T]):
         return item
 
     def _wake(self) -> None:
+        """Only who waits is woken: each time costs the event loop a turn."""
+        if not self._is_awaited:
+            return
+        self._is_awaited = False
         with suppress(RuntimeError):  # the event loop is closed: nobody reads any more
             self._loop.call_soon_threadsafe(self._ready.set)

@@ -22,7 +22,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from gateway.adapters.dimse.associations import NodeAssociation
 from gateway.adapters.dimse.operations import Associations, Operation, find_context
-from gateway.adapters.dimse.retrieving import PENDING, Models
+from gateway.adapters.dimse.retrieving import Models
 from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.dataset import Dataset, text
 from gateway.model.vocabulary import PATIENT_NAME, STUDY_UID
@@ -138,8 +138,9 @@ class Probing:
             suppress(NodeRefused, NodeProtocolError, Unsupported),
             self._associations.searching(operation) as association,
         ):
-            for status, row in association.find(identifier, self._models.find):
-                if int(status.Status) in PENDING and row is not None:
+            for response in association.find(identifier, self._models.find):
+                row = response.identifier() if response.is_pending else None
+                if row is not None:
                     self._character_sets.add(_declared(row))
                     rows.append(to_json(row, default_character_set=self._character_set))
                 if len(rows) >= _SAMPLE:

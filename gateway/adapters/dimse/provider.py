@@ -1,12 +1,11 @@
-"""The DIMSE provider of our associations: data sets stream to sinks, silence has a limit, any thread can be freed.
+"""The DIMSE provider of associations that nodes request of us: data sets stream to sinks, and silence has a limit.
 
 It takes the place of `Association.dimse`, because pynetdicom gathers each received C-STORE data set in memory before
-anyone sees it, queues a sent one whole, and counts its time limit over a message instead of over silence.
+anyone sees it.
 """
 
 from __future__ import annotations
 
-import queue
 import socket
 import time
 from collections.abc import Callable
@@ -22,19 +21,11 @@ from pynetdicom.pdu_primitives import P_DATA
 
 from gateway.adapters.dimse.receiving import NOT_AUTHORISED, Sink
 
-_MAX_SENT_PDU = 131072
-_QUEUED_PDUS = 8
-_TICK = 0.25
 _LAST_OF_DATA_SET = 0x02  # PS3.8 Annex E.2: bit 0 command, bit 1 last
 _GRACE = 0.3
 _LAST_GRACE = 2.0
 
 OpenSink = Callable[[Command, str], Sink]
-
-
-def refuse(command: Command, transfer_syntax: str) -> Sink:
-    """The sink of an association on which nothing is expected."""
-    return Sink()
 
 
 def status_of_sink(event: evt.Event) -> int:
@@ -76,54 +67,20 @@ def has_ended(association: Association, seconds: float) -> bool:
 
 
 class Provider(DIMSEServiceProvider):
-    """One association's DIMSE. `silence` is how many seconds the node may send nothing while an answer is due.
+    """One association's DIMSE. `silence` is how many seconds the peer may send nothing."""
 
-    `also_heard` tells when the node was last heard elsewhere (C-MOVE sends on other associations), as time.monotonic().
-    """
-
-    def __init__(self, assoc: Association, silence: float, open_sink: OpenSink = refuse) -> None:
+    def __init__(self, assoc: Association, silence: float, open_sink: OpenSink) -> None:
         super().__init__(assoc)
         self._silence = silence
         self._open_sink = open_sink
         self._sink: Sink | None = None
         self._heard = time.monotonic()
         self._is_writing = False
-        self.also_heard: Callable[[], float] = lambda: 0.0
-        self.is_stopped = False
-        self.is_timed_out = False
-        self.is_lost = False
-        self.is_aborted_by_peer = False
-
-    def stop(self) -> None:
-        """From any thread: whoever waits for a message aborts the association."""
-        self.is_stopped = True
-        self.msg_queue.put((None, None))
 
     def get_msg(self, block: bool = False) -> Any:
-        if not block:
-            if self.assoc.is_acceptor and not self._is_writing and self._silent_for() > self._silence:
-                self.assoc.abort(block=False)
-            return super().get_msg(False)
-        self._heard = time.monotonic()
-        context_id, message = self._next_message()
-        if message is None:
-            self.is_lost = not self.dul.is_alive()
-            self.is_aborted_by_peer = self.assoc.acse.is_aborted("a-abort")
-            abort(self.assoc)
-        return context_id, message
-
-    def _next_message(self) -> Any:
-        while not self.is_stopped:
-            try:
-                return self.msg_queue.get(timeout=_TICK)
-            except queue.Empty:
-                self.is_timed_out = not self._is_writing and self._silent_for() > self._silence
-                if self.is_timed_out or not self.dul.is_alive():
-                    break
-        return None, None
-
-    def _silent_for(self) -> float:
-        return time.monotonic() - max(self._heard, self.also_heard())
+        if not self._is_writing and time.monotonic() - self._heard > self._silence:
+            self.assoc.abort(block=False)
+        return super().get_msg(block)
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """PDV by PDV, since a PDU may hold the end of the command and the start of the data set (PS3.8 Annex E)."""
@@ -157,28 +114,3 @@ class Provider(DIMSEServiceProvider):
         sink, self._sink = self._sink, None
         if sink:
             sink.abandon()
-
-    @property
-    def maximum_pdu_size(self) -> int:
-        """The peer's limit, or ours where it has none: a fragment is read from the file whole."""
-        return min(super().maximum_pdu_size or _MAX_SENT_PDU, _MAX_SENT_PDU)
-
-    def send_msg(self, primitive: Any, context_id: int) -> None:
-        """An instance is sent no faster than the socket takes it; pynetdicom would queue the whole of it."""
-        if getattr(primitive, "_dataset_path", None) is None:
-            super().send_msg(primitive, context_id)
-            return
-        message = C_STORE_RQ()
-        message.primitive_to_message(primitive)
-        for pdu in message.encode_msg(context_id, self.maximum_pdu_size):
-            self._wait_for_room()
-            self.dul.send_pdu(pdu)
-
-    def _wait_for_room(self) -> None:
-        deadline = time.monotonic() + self._silence
-        while self.dul.to_provider_queue.qsize() >= _QUEUED_PDUS:
-            self.is_timed_out = time.monotonic() > deadline
-            self.is_lost = not self.dul.is_alive()
-            if self.is_stopped or self.is_timed_out or self.is_lost:
-                raise ConnectionError
-            time.sleep(0.0005)

@@ -17,7 +17,7 @@ from gateway.adapters.dimse.channel import Channel, Left
 from gateway.wire.part10 import file_meta
 
 SUCCESS, OUT_OF_RESOURCES, NOT_AUTHORISED = 0x0000, 0xA700, 0x0124
-CHUNK = 256 * 1024
+CHUNK = 512 * 1024
 _TICK = 0.25
 
 
@@ -151,7 +151,7 @@ class _StreamedInstance(Sink):
         self._size = 0
 
     def write(self, data: Any, /) -> int:
-        self._gathered.append(data)
+        self._gathered.append(bytes(data))
         self._size += len(data)
         self._intake.heard = time.monotonic()
         if self._size >= CHUNK:

@@ -17,7 +17,6 @@ from gateway.adapters.dimse.storage_scp import StorageReceiver
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.query import Ref
 
-PENDING = (0xFF00, 0xFF01)
 _ROOM = MAX_CONTEXTS - 1  # one is for the retrieve itself
 _ASKED_AGAIN = 5
 _OUT_OF_RESOURCES = (0xA701, 0xA702)
@@ -134,11 +133,12 @@ class Retrieving:
 
     def _rows(self, association: NodeAssociation, identifier: Identifier) -> list[Identifier]:
         rows = []
-        for status, row in association.find(identifier, self._models.find):
-            if int(status.Status) in PENDING and row is not None:
+        for response in association.find(identifier, self._models.find):
+            row = response.identifier() if response.is_pending else None
+            if row is not None:
                 rows.append(row)
-            elif int(status.Status) != 0x0000:
-                raise NodeRefused(self._node, f"answered C-FIND with status {int(status.Status):04X}")
+            elif response.status != 0x0000:
+                raise NodeRefused(self._node, f"answered C-FIND with status {response.status:04X}")
         return rows
 
     # C-GET
@@ -202,9 +202,7 @@ class Retrieving:
             self._associations.peer,
             [*find_context(self._models.get), *contexts],
             scp_roles=list(dict.fromkeys(str(c.abstract_syntax) for c in contexts)),
-            open_sink=lambda command, syntax: intake.open(
-                str(command.get("AffectedSOPClassUID", "")), str(command.get("AffectedSOPInstanceUID", "")), syntax
-            ),
+            open_sink=lambda command, syntax: intake.open(command.sop_class_uid, command.sop_instance_uid, syntax),
         )
 
     def _located(self, holdings: Holdings) -> Ref:
@@ -239,10 +237,9 @@ class Retrieving:
 
     # What came
 
-    def _complaint(self, final: Identifier, refused: int, service: str) -> NodeError | None:
+    def _complaint(self, final: Response, refused: int, service: str) -> NodeError | None:
         """What the final response says went wrong (PS3.4 C.4.2.1.5, C.4.3.1.4), without what we refused ourselves."""
-        status = int(final.Status)
-        failed = int(final.get("NumberOfFailedSuboperations") or 0) - refused
+        status, failed = final.status, final.failed - refused
         if failed > 0:
             return NodeProtocolError(self._node, f"{failed} sub-operations of {service} failed")
         if status == 0x0000 or status >> 12 == 0xB or refused:
@@ -295,11 +292,9 @@ def _as_reported() -> Iterator[None]:
         raise failure.error from None
 
 
-def _final(responses: Iterator[Response]) -> Identifier:
-    """The final response; until then sub-operations run. `Provider` sees to it that silence ends."""
-    final = Identifier()
-    for status, _ in responses:
-        final = status
+def _final(responses: Iterator[Response]) -> Response:
+    """The final response; until then sub-operations run, and `responses` sees to it that silence ends."""
+    *_, final = responses
     return final
 
 

@@ -54,7 +54,7 @@ class _Storing:
             return StoreOutcome(sop_class, sop_instance_uid, _SOP_CLASS_NOT_SUPPORTED)
         self._message_id = self._message_id % 0xFFFF + 1
         with self._operation.using(association):
-            status = association.store(path, self._message_id)
+            status = association.store(path, sop_class, sop_instance_uid, syntax, self._message_id)
         is_stored = status == 0x0000 or status >> 12 == 0xB
         return StoreOutcome(sop_class, sop_instance_uid, 0 if is_stored else status)
 
