@@ -643,3 +643,8 @@ def test_two_patients_under_one_study_uid_are_two_rows(files, tmp_path):
         assert sorted(row["00100020"]["Value"][0] for row in rows) == ["1CT1", "another"]
         assert uids(get(simulator, "/studies")) == {CT}
         assert len(parts(get(simulator, f"/studies/{CT}"))) == 2
+
+
+def test_every_row_comes_twice_when_asked_for(peer, simulator):
+    once, twice = (get(one, "/studies").json() for one in (simulator, peer(duplicates=True)))
+    assert len(twice) == 2 * len(once)

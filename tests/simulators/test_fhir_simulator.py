@@ -525,3 +525,8 @@ def test_a_fault_of_one_operation_leaves_the_server_as_it_is_otherwise(peer):
     server.options = replace(server.options, status_500=False)
     assert get(server, "/" + study["subject"]["reference"]).status_code == 200
     assert server.operations == {"search_ImagingStudy": 1, "read_Patient": 2}
+
+
+def test_every_study_comes_twice_when_asked_for(peer):
+    whole = search(peer()).json()["total"]
+    assert search(peer(duplicates=True)).json()["total"] == 2 * whole

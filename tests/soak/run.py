@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -52,11 +53,13 @@ def main() -> int:
         asked, samples = soak(scene, server, minutes * 60)
         time.sleep(RESTS)
         made = verdict(asked, scene.spells, samples, before, sample(server))
+        sockets = open_sockets(server, scene)
         log = (Path(f"/proc/{server.process.pid}/cwd") / "log").read_text()
     print(
         f"{minutes:g} minutes, {len(asked)} requests, {len(scene.spells)} faults, {scene.redis.restarts} restarts of Redis"
     )
     print("\n".join(lines(made)))
+    print("sockets open at the end: " + ", ".join(f"{what} {count}" for what, count in sockets.items()))
     _write(minutes, made, scene, samples, log)
     return 0 if made.is_good else 1
 
@@ -118,6 +121,18 @@ def sample(server: Server) -> Sample:
         int(sum(_values(said, "gateway_node_in_flight"))),
         max(lags, default=None),
     )
+
+
+def open_sockets(server: Server, scene: Stage) -> dict[str, int]:
+    """By whom they lead to and in what state they are, for a leftover that is to be looked for."""
+    known = {proxy.port: name for name, proxy in scene.proxies.items()}
+    known |= {int(scene.redis.url.rpartition(":")[2].partition("/")[0]): "redis"}
+    found = psutil.Process(server.process.pid).net_connections("tcp")
+    names = [
+        known.get(one.raddr.port, "caller" if one.laddr.port == server.port else "other") for one in found if one.raddr
+    ]
+    states = [one.status for one in found if one.raddr]
+    return dict(Counter(f"{name} {state}" for name, state in zip(names, states, strict=True)))
 
 
 def _values(metrics: str, name: str) -> list[float]:
