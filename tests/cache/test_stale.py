@@ -140,6 +140,20 @@ async def test_while_the_node_is_away_the_old_answer_stands_in_and_is_marked(ans
         await ask(answers, source)
 
 
+async def test_an_answer_given_as_text_ages_stands_in_and_is_noted_like_any_other(answers, cache, clock):
+    source = Source(Loaded(["old"]))
+    assert (await answers.text(K, TTL, source)).value == b'["old"]'
+    await kept(cache, K)
+    clock.now += TTL + REVALIDATE
+    source.loaded = unreachable()
+    with pytest.raises(NodeUnreachable):
+        await answers.text(K, TTL, source, stale=False)
+    collected = freshness.begin()
+    given = await answers.text(K, TTL, source)
+    assert (given.value, given.age, given.is_stale) == (b'["old"]', TTL + REVALIDATE, True)
+    assert (collected.age, collected.stale) == (TTL + REVALIDATE, True)
+
+
 async def test_a_node_that_answers_wrongly_is_not_excused_by_an_old_answer(answers, cache, clock):
     source = Source(Loaded(["old"]))
     await ask(answers, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextvars import ContextVar
 
 import pytest
 
@@ -37,3 +38,11 @@ async def test_a_cancelled_caller_leaves_after_a_call_that_ends() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended.is_set()
+
+
+async def test_work_on_many_rows_is_done_in_a_thread_that_knows_whose_request_it_is() -> None:
+    asked = ContextVar("asked", default="nobody")
+    asked.set("caller")
+    here = threading.get_ident()
+    assert await threads.apart(1, lambda: (asked.get(), threading.get_ident() == here)) == ("caller", True)
+    assert await threads.apart(10_000, lambda: (asked.get(), threading.get_ident() == here)) == ("caller", False)
