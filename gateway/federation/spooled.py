@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,6 +34,7 @@ Fetch = Callable[[Ref], AbstractAsyncContextManager[AsyncIterator[OpenedInstance
 _VERSIONS_KEPT = 10_000
 _MOST_AT_HAND = 4 << 20
 """Bytes before the pixel data that are read from memory; an instance with more is read from its file."""
+_READ_AT_ONCE = 4
 
 
 def version(owner: Row) -> tuple[str, ...]:
@@ -126,16 +127,33 @@ class SpooledSeries:
                 async with self._file(node, Ref(found.study, found.series, found.instance), fetch) as path:
                     yield await _threads(node).call(metadata, path, str)
             return
-        async with fetch(series) as instances:
+        async with fetch(series) as instances, aclosing_iterator(self._described(node, instances, fetch)) as described:
+            async for dataset in described:
+                yield dataset
+
+    async def _described(
+        self, node: str, instances: AsyncIterator[OpenedInstance], fetch: Fetch
+    ) -> AsyncIterator[Dataset]:
+        """The metadata of each instance, in order; an instance is read while the next ones arrive."""
+        under_way: deque[asyncio.Task[Dataset]] = deque()
+        try:
             async for one in instances:
                 beginning = await _beginning(one)
                 if beginning is not None:
-                    described = await _threads(node).call(metadata, BytesIO(beginning), str)
+                    reading = asyncio.create_task(_threads(node).call(metadata, BytesIO(beginning), str))
+                    under_way.append(reading)
                     await drain(one)
-                    yield described
-                    continue
-                async with self._passing(one, fetch) as path:
-                    yield await _threads(node).call(metadata, path, str)
+                while len(under_way) > (0 if beginning is None else _READ_AT_ONCE):
+                    yield await under_way.popleft()
+                if beginning is None:
+                    async with self._passing(one, fetch) as path:
+                        yield await _threads(node).call(metadata, path, str)
+            while under_way:
+                yield await under_way.popleft()
+        finally:
+            for reading in under_way:
+                reading.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
 
     async def frames(self, node: str, ref: Ref, numbers: Sequence[int], fetch: Fetch) -> AsyncIterator[FramePart]:
         """The frames asked for, in order, each in chunks. Raises InvalidQuery for a number the instance does not have."""

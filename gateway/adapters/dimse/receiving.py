@@ -17,7 +17,7 @@ from gateway.adapters.dimse.channel import Channel, Left
 from gateway.wire.part10 import file_meta
 
 SUCCESS, OUT_OF_RESOURCES, NOT_AUTHORISED = 0x0000, 0xA700, 0x0124
-CHUNK = 512 * 1024
+CHUNK = 256 * 1024
 _TICK = 0.25
 
 
