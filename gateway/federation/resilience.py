@@ -240,13 +240,15 @@ class Guard:
         if isinstance(error, NodeError) and not isinstance(error, (Unsupported, Shed)):
             self._note(error)
         if isinstance(error, (NodeUnreachable, NodeTimeout)):
-            self.breaker.failed(turn.leave, error)
+            self.breaker.failed(turn.leave, error.rephrased(str))
         elif isinstance(error, GatewayError) and not isinstance(error, (NodeBusy, Unsupported)):
             self.breaker.answered(turn.leave)
         else:
             self.breaker.left(turn.leave)
 
     def _note(self, error: NodeError) -> None:
+        """As a copy without its traceback, which would keep what the failed work had in hand: patients' data."""
+        error = error.rephrased(str)
         self.failure = error
         self._last_failure = self._clock(), error
 

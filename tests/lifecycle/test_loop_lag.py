@@ -24,9 +24,10 @@ async def test_a_loop_that_stood_still_is_counted_and_told() -> None:
         watching = asyncio.create_task(watch_the_loop())
         await asyncio.sleep(0)
         time.sleep(1.3)  # nothing else can run
-        while metric("seconds_count") == counted:
+        while not told:  # another gateway of this process may be watched as well, and be counted
             await asyncio.sleep(0.01)
     await cancel_all([watching])
-    assert metric("max_seconds") > 1.0
+    assert metric("seconds_count") > counted
+    assert metric("max_seconds") > 0.0
     assert [one["event"] for one in told] == ["event loop late"]
     assert told[0]["seconds"] > 1.0
