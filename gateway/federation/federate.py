@@ -14,7 +14,7 @@ from gateway.federation.holders import MOST_COMPLETED, Hits, by_uid, depends_on_
 from gateway.federation.merge import Domains, merge, with_counts
 from gateway.federation.node import Node
 from gateway.federation.nodes import NodeConfig
-from gateway.federation.search import Budget, NodeSearch
+from gateway.federation.search import NodeSearch
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.dataset import whole_number
 from gateway.model.query import Match, Operator, Query
@@ -60,7 +60,7 @@ class Federation:
             found, issues = await self._studies(query, nodes, ends)
         else:
             outcomes = await self._ask(query, nodes, ends)
-            found, issues = merge(_rows(outcomes), self.domains, self.priority), _issues(outcomes)
+            found, issues = self.merged(_rows(outcomes)), _issues(outcomes)
         self.check_bare_patient_id(query, found, nodes, issues)
         if query.level is Level.STUDY:
             found = await self.count_shared(found, issues, ends)
@@ -128,7 +128,7 @@ class Federation:
         return [replace(one, ambiguous=kinds[one.study]) if one.study in kinds else one for one in found]
 
     async def _merged(self, query: Query, nodes: Sequence[Node], ends: float) -> list[Found]:
-        return merge(_rows(await self._ask(query, nodes, ends)), self.domains, self.priority)
+        return self.merged(_rows(await self._ask(query, nodes, ends)))
 
     async def _ask(
         self, query: Query | Callable[[Node], Query], nodes: Sequence[Node], ends: float | None = None
@@ -139,14 +139,10 @@ class Federation:
         """
 
         async def ask(node: Node) -> tuple[tuple[Row, ...], list[Issue]]:
-            budget = Budget(node.id, node.config.descent_parents, node.config.descent_seconds)
-            seconds = node.config.search_deadline
-            search = NodeSearch(node, self.answers, budget, ends=asyncio.get_running_loop().time() + min(seconds, left))
-            try:
-                async with asyncio.timeout(seconds):
-                    return await search.rows(query if isinstance(query, Query) else query(node)), search.issues
-            except TimeoutError:
-                raise node.guard.gave_up(seconds) from None
+            seconds = min(node.config.search_deadline, left)
+            search = NodeSearch(node, self.answers, ends=asyncio.get_running_loop().time() + seconds)
+            async with node.guard.in_time():
+                return await search.rows(query if isinstance(query, Query) else query(node)), search.issues
 
         left = self.deadline if ends is None else max(0.0, ends - asyncio.get_running_loop().time())
         return await ask_all(nodes, ask, deadline=left)
@@ -207,7 +203,7 @@ class Federation:
     async def _below(self, found: Found, query: Query, ends: float | None) -> Answer[Found]:
         outcomes = await self._ask(query, [self.nodes[name] for name in found.holders], ends)
         rows = [row for row in _rows(outcomes) if row.patient in found.patients]
-        return Answer(tuple(merge(rows, self.domains, self.priority)), tuple(_issues(outcomes)))
+        return Answer(tuple(self.merged(rows)), tuple(_issues(outcomes)))
 
     async def studies(self, study: str, nodes: Sequence[Node]) -> Answer[Found]:
         """The studies of this UID, at least one; one per patient. The issues are the silent nodes.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 from gateway.cache.client import Cache
-from gateway.cache.keys import FEDERATED, key
+from gateway.cache.keys import federated_key
 from gateway.federation.page import Position
 from gateway.model.query import Query
 
@@ -26,7 +26,7 @@ class Walked:
     def of(caller: object, view: str, query: Query, nodes: Sequence[str]) -> Walked:
         """`caller` is whatever tells callers apart, its rights included; the order of keys and of nodes does not matter."""
         asked = replace(query, matches=tuple(sorted(query.matches, key=lambda match: match.path)))
-        return Walked(key("offsets", FEDERATED, caller, view, asked, sorted(nodes)))
+        return Walked(federated_key("offsets", view, caller, asked, sorted(nodes)))
 
 
 @dataclass(slots=True)

@@ -139,7 +139,7 @@ class Page:
     """A slice of the ordered results. `issues` empty means that nothing is missing from it.
 
     `more` says that results follow, or may; the next page is behind `last`. `beyond` of them are known already; `total`
-    is the number of all results, None while not every one was looked at. `fetched` is the rows that the nodes gave for it.
+    is the number of all results, None while not every one was looked at.
     """
 
     items: tuple[Found, ...] = ()
@@ -148,7 +148,6 @@ class Page:
     last: Position | None = None
     beyond: int = 0
     total: int | None = 0
-    fetched: int = 0
 
     @property
     def complete(self) -> bool:

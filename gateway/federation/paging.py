@@ -55,8 +55,7 @@ class Paging:
             items, gaps = await self.federation.with_all_holders(items, search.rows(), nodes, ends)
             issues += gaps
         items = await self.federation.count_shared(items, issues, ends)
-        fetched = sum(walk.fetched for walk in search.walks)
-        page = replace(page, items=tuple(items), issues=tuple(dict.fromkeys(issues)), fetched=fetched)
+        page = replace(page, items=tuple(items), issues=tuple(dict.fromkeys(issues)))
         return replace(page, more=True, total=None) if search.is_cut else page
 
 
@@ -168,12 +167,8 @@ class _Search:
 
 async def _advance(walks: Mapping[str, Walk], node: Node) -> None:
     """The node's walk goes on, within the node's own deadline. Raises NodeError."""
-    seconds = node.config.search_deadline
-    try:
-        async with asyncio.timeout(seconds):
-            await walks[node.id].advance()
-    except TimeoutError:
-        raise node.guard.gave_up(seconds) from None
+    async with node.guard.in_time():
+        await walks[node.id].advance()
 
 
 def _wanted(found: Sequence[Found], reach: Reach) -> list[Found]:

@@ -161,6 +161,16 @@ class Guard:
         self.breaker.answered(one)
         self._answered_at = self._clock()
 
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Gives the node its search deadline, whatever is asked of it inside. Raises NodeTimeout."""
+        seconds = self.config.search_deadline
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise self.gave_up(seconds) from None
+
     def gave_up(self, seconds: float) -> NodeTimeout:
         """A search went on without the node after so many seconds. A node that answered others meanwhile is just busy."""
         error = NodeTimeout(self.node, f"did not answer within {seconds:g} s")

@@ -69,14 +69,18 @@ class NodeSearch:
 
     node: Node
     answers: Answers
-    budget: Budget
     limit: int | None = None
     tells_truncation: bool = True
     issues: list[Issue] = field(default_factory=list)
     truncated: bool = False
     fetched: int = 0
     ends: float | None = None
+    budget: Budget = field(init=False)
     _stale_for: float = 0.0
+
+    def __post_init__(self) -> None:
+        config = self.node.config
+        self.budget = Budget(self.node.id, config.descent_parents, config.descent_seconds)
 
     async def rows(self, query: Query) -> tuple[Row, ...]:
         """The rows of `query`'s level that answer every key. Raises NodeError."""

@@ -10,7 +10,7 @@ from gateway.errors import BudgetExceeded, NodeError
 from gateway.federation.fanout import in_parallel
 from gateway.federation.node import Node
 from gateway.federation.page import UNDATED, Sort, moment_of
-from gateway.federation.search import Budget, NodeSearch
+from gateway.federation.search import NodeSearch
 from gateway.federation.segments import END, Cutter, Segment, can_be_cut
 from gateway.model.answer import Issue
 from gateway.model.dataset import text
@@ -19,7 +19,6 @@ from gateway.model.query import Query
 from gateway.model.study import Row
 from gateway.model.vocabulary import STUDY_DATE
 
-AT_ONCE = 4
 _STEPS, _STRIDE, _MOST_STEPS, _DEEP_PARTS = 2, 3, 8, 32
 MOST_DEEP_QUESTIONS = 400
 """Parts below a day that one walk may ask a node for; what they do not cover is declared incomplete."""
@@ -46,7 +45,6 @@ class Walk:
     issues: list[Issue] = field(default_factory=list)
     failure: NodeError | None = None
     has_answered: bool = False
-    fetched: int = 0
     _pending: list[Segment] = field(default_factory=lambda: [Segment()])
     _steps: int = _STEPS
     _deep_questions: int = 0
@@ -69,7 +67,7 @@ class Walk:
         """Opens the next parts. Raises NodeError."""
         batch = self._next()
         before = len(self.rows)
-        cut = await in_parallel(batch, self._open, at_once=AT_ONCE)
+        cut = await in_parallel(batch, self._open)
         self._pending[: len(batch)] = [part for parts in cut for part in parts if self._is_wanted(part)]
         self.has_answered = True
         self._steps = self._stride(is_empty=len(self.rows) == before, is_dense=any(cut))
@@ -102,8 +100,7 @@ class Walk:
 
     async def _open(self, part: Segment) -> list[Segment]:
         """Asks for a part. Gives the smaller ones that stand for it where it was too large; [] when it is done."""
-        limit = self._limit(part)
-        search = self._search(limit)
+        search = NodeSearch(self.node, self.answers, self._limit(part), tells_truncation=False)
         try:
             rows = [row for row in await search.rows(part.narrowed(self.query)) if part.holds(row)]
         except BudgetExceeded:
@@ -112,7 +109,6 @@ class Walk:
             self._declare(part)  # the node does not know the key that cuts it: nothing else is lost with it
             return []
         finally:
-            self.fetched += search.fetched
             self._deep_questions += part.is_deep
         self._note(search.issues)
         too_large = search.truncated or self._is_suspicious(search.fetched)
@@ -124,11 +120,6 @@ class Walk:
         if search.truncated and not smaller:
             self._declare(part)
         return smaller
-
-    def _search(self, limit: int | None) -> NodeSearch:
-        config = self.node.config
-        budget = Budget(self.node.id, config.descent_parents, config.descent_seconds)
-        return NodeSearch(self.node, self.answers, budget, limit, tells_truncation=False)
 
     def _limit(self, part: Segment) -> int | None:
         """A first look costs little; what has to be had whole is asked for whole."""
