@@ -30,6 +30,7 @@ from gateway.model.query import Query
 from gateway.model.vocabulary import Level
 from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
 from gateway.simulators.dimse import DimseOptions, DimseSimulator
+from tests.faults.leftovers import eventually
 
 STUDY = uid("s")
 SERIES, INSTANCE = uid("s", "1"), uid("s", "1", 1)
@@ -58,15 +59,6 @@ def node_of(gateway: Gateway, name: str) -> Node:
 def shown(gateway: Gateway, name: str) -> dict[str, Any]:
     [found] = [one for one in gateway.get("/nodes").json()["nodes"] if one["id"] == name]
     return found
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
-    ends = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def searched(web: DicomwebSimulator) -> int:
@@ -249,7 +241,7 @@ def test_a_node_is_itself_again_one_probe_after_it_is_well(tmp_path: Path, here:
         with Gateway([here, one], find_ttl=0) as gateway:
             ask_until_it_opens(gateway, "a")
             web.options = DicomwebOptions()
-            assert eventually(lambda: "warning" not in gateway.get("/dicom-web/studies").headers)
+            assert eventually(lambda: "warning" not in gateway.get("/dicom-web/studies").headers, 10.0)
             assert shown(gateway, "a")["state"] == "up"
             assert shown(gateway, "a")["search_seconds"]["p95"] > 0
             assert metric(gateway, "gateway_node_breaker_state", node="a") == 0
@@ -262,7 +254,7 @@ def test_one_probe_goes_out_whoever_else_asks_meanwhile(tmp_path: Path, here: di
         with Gateway([here, one], cache=False) as gateway:
             ask_until_it_opens(gateway, "a")
             asked = searched(web)
-            assert eventually(lambda: node_of(gateway, "a").guard.breaker.seconds_left == 0)
+            assert eventually(lambda: node_of(gateway, "a").guard.breaker.seconds_left == 0, 10.0)
             with ThreadPoolExecutor(12) as callers:
                 paths = [f"/dicom-web/studies?StudyDate=201001{day:02}" for day in range(1, 13)]
                 answers = list(callers.map(gateway.get, paths))
@@ -332,7 +324,7 @@ def test_a_dimse_node_is_asked_as_much_as_it_has_associations_for_and_no_more(tm
             assert {one.json()["code"] for one in answers if one.status_code != 200} <= {"GW203", "GW202"}
             assert any(one.status_code in (200, 204) for one in answers)
             guard = node_of(gateway, "p").guard
-            assert eventually(lambda: guard.in_flight == 0)
+            assert eventually(lambda: guard.in_flight == 0, 10.0)
             assert guard.config.at_once == 1
             assert guard.breaker.is_closed
             assert shown(gateway, "p")["state"] == "up"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus_client import REGISTRY
 
 import gateway.app  # noqa: F401 - with all that it is made of, and so every metric
 from gateway import metrics
 from gateway.edge import routes
+from tests.telemetry.registry import registered
 
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE = yaml.safe_load((DOCKER / "compose.yml").read_text())
@@ -24,12 +24,7 @@ EXPRESSIONS = [(panel["title"], target["expr"]) for panel in PANELS for target i
 
 def known():
     """Each metric, as prometheus_client has it: its kind and its labels."""
-    found = {}
-    for collector in list(REGISTRY._collector_to_names):
-        name, kind = getattr(collector, "_name", ""), getattr(collector, "_type", "")
-        if name.startswith("gateway_"):
-            found[name + ("_total" if kind == "counter" else "")] = (kind, set(collector._labelnames))
-    return found
+    return {name: (kind, set(labels)) for name, (kind, labels) in registered().items()}
 
 
 def metric_of(sample, all_known):

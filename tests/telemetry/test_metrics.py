@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client import REGISTRY, Histogram
+from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import metrics, telemetry
@@ -18,6 +18,7 @@ from gateway.simulators.corpus import Corpus
 from gateway.simulators.dicomweb import DicomwebSimulator
 from gateway.simulators.dimse import DimseSimulator
 from tests.running import Gateway, files_node
+from tests.telemetry.registry import registered
 
 MAP = (Path(__file__).parents[2] / "gateway" / "README.md").read_text(encoding="utf-8")
 ROW = re.compile(r"\| `(gateway_\w+)` \| (counter|gauge|histogram) \| ([\w, -]+) \| ([^|]+) \| ([^|]+) \|")
@@ -30,16 +31,6 @@ def documented() -> dict[str, tuple[str, tuple[str, ...]]]:
     found = [ROW.fullmatch(row) for row in rows]
     assert None not in found, [row for row, match in zip(rows, found, strict=True) if match is None]
     return {m[1]: (m[2], () if m[3] == "-" else tuple(m[3].split(", "))) for m in found if m}
-
-
-def registered() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Each metric of ours in the registry, as documented() has them."""
-    found = {}
-    for collector in list(REGISTRY._collector_to_names):
-        name, kind = getattr(collector, "_name", ""), getattr(collector, "_type", "")
-        if name.startswith("gateway_"):
-            found[name + ("_total" if kind == "counter" else "")] = (kind, tuple(collector._labelnames))
-    return found
 
 
 def test_the_table_and_the_registry_are_equal() -> None:
