@@ -9,14 +9,15 @@ import secrets
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, aclosing, closing, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import uvicorn
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
-from starlette.types import ASGIApp
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -174,17 +175,18 @@ class Peer:
     async def delivered(self, body: Iterable[bytes], framing: Framing) -> AsyncIterator[bytes]:
         """The body in the framing's way: whole, cut in the middle, or silent from somewhere on."""
         sent = 0
-        for chunk in body:
-            if self._stopping.is_set():
-                raise CutShort
-            for limit, cut in ((framing.truncate_after, True), (framing.stall_after, False)):
-                if limit is not None and sent + len(chunk) >= limit:
-                    yield chunk[: limit - sent]
-                    await self._break_off(cut)
-            sent += len(chunk)
-            yield chunk
-            # A send to a caller that has gone does not wait: only here can its disconnection be noticed.
-            await asyncio.sleep(0)
+        with _closing(body):
+            for chunk in body:
+                if self._stopping.is_set():
+                    raise CutShort
+                for limit, cut in ((framing.truncate_after, True), (framing.stall_after, False)):
+                    if limit is not None and sent + len(chunk) >= limit:
+                        yield chunk[: limit - sent]
+                        await self._break_off(cut)
+                sent += len(chunk)
+                yield chunk
+                # A send to a caller that has gone does not wait: only here can its disconnection be noticed.
+                await asyncio.sleep(0)
 
     async def _break_off(self, cut: bool) -> None:
         if not cut:
@@ -192,6 +194,18 @@ class Peer:
         # The bytes before the cut must reach the client first: closing at once may discard what is still buffered.
         await asyncio.sleep(0.05)
         raise CutShort
+
+
+def _closing(body: Iterable[bytes]) -> AbstractContextManager[object]:
+    return closing(body) if isinstance(body, Generator) else nullcontext()
+
+
+class Delivered(StreamingResponse):
+    """What `delivered` gives; the files behind it are closed with the answer, also when the caller leaves in its middle."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(cast(AsyncGenerator[bytes], self.body_iterator)):
+            await super().__call__(scope, receive, send)
 
 
 async def _disconnected(request: Request) -> bool:

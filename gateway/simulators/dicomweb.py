@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 from pydicom.datadict import keyword_for_tag
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.model.vocabulary import Level, vr
@@ -30,7 +30,7 @@ from gateway.simulators._directory import (
     to_json,
 )
 from gateway.simulators._multipart import acceptable, accepted, media_range, multipart, multipart_size, wants_single
-from gateway.simulators._peer import Framing, Handler, Peer, PeerOptions, garbage
+from gateway.simulators._peer import Delivered, Framing, Handler, Peer, PeerOptions, garbage
 from gateway.simulators._qido import BadQuery, Search, matches, not_matchable, parse, rows, shown
 from gateway.simulators._stow import receive, store_response
 from gateway.simulators._values import (
@@ -283,7 +283,7 @@ class DicomwebSimulator(Peer):
         headers = {"Content-Type": content_type}
         if framing.kind == "content-length":
             headers["Content-Length"] = str(size)
-        return StreamingResponse(self.delivered(body, framing), status, headers)
+        return Delivered(self.delivered(body, framing), status, headers)
 
 
 def _options(request: Request) -> DicomwebOptions:
