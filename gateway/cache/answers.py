@@ -11,12 +11,14 @@ import orjson
 
 from gateway.cache import bodies, envelope, freshness, locks, measures
 from gateway.cache.client import Cache
-from gateway.cache.envelope import Entry
+from gateway.cache.envelope import Entry, Mentions
 from gateway.cache.flight import Flights
 from gateway.cache.local import Local
 from gateway.cache.purges import Purge, PurgeLog
-from gateway.cache.tags import Tag
 from gateway.errors import GatewayError, NodeError
+
+_AFTER = 0.05
+"""Seconds that an answer lies in this process before Redis is told of it."""
 
 Load = Callable[[], Awaitable["Loaded"]]
 Decode = Callable[[Any], Any]
@@ -57,7 +59,7 @@ class Loaded:
     value: Any
     cacheable: bool = True
     ttl: float | None = None
-    tags: frozenset[Tag] = frozenset()
+    tags: Mentions = frozenset()
     may_be_stale: bool = True
     to_plain: Callable[[Any], Any] | None = None
 
@@ -98,7 +100,6 @@ class Answers:
 
     def __init__(self, cache: Cache, stale: Stale | None = None, local_bytes: int = 32 * 1024**2) -> None:
         self._cache, self._stale = cache, stale or Stale()
-        self._lookups: Flights[Entry | None] = Flights()
         self._loads: Flights[_Landed] = Flights()
         self._local, self._log = Local(local_bytes), PurgeLog()
         cache.on_purge(self._purged)
@@ -138,7 +139,7 @@ class Answers:
         # Noted here and not by the load: that runs for whoever came first, and these are for whoever asks.
         making = bodies.current()
         if making is not None:
-            making.uses(asked.key, entry.tags)
+            making.uses(asked.key, entry)
         freshness.current().note(entry.age, 0.0 if is_stale else entry.remaining, stale=is_stale)
         return entry, is_stale
 
@@ -149,7 +150,7 @@ class Answers:
             measures.lookups.labels("local", "hit").inc()
             return here
         # What has been loaded meanwhile is here before it is in Redis.
-        return await self._lookups.fetch(key, lambda: self._look_up(key)) or self._here(key)
+        return await self._look_up(key) or self._here(key)
 
     def _here(self, key: str) -> Entry | None:
         entry = self._local.get(key) if self._cache.is_coherent else None
@@ -177,10 +178,10 @@ class Answers:
         except TimeoutError:
             if stand_in is None or not limit.expired():
                 raise
-            if self._log.has_touched(asked.key, stand_in.tags, since):
+            if self._is_touched(asked.key, stand_in, since):
                 return await self._shared(asked, detached), False
         except NodeError as error:
-            if stand_in is None or not error.transient or self._log.has_touched(asked.key, stand_in.tags, since):
+            if stand_in is None or not error.transient or self._is_touched(asked.key, stand_in, since):
                 raise
         measures.lookups.labels("redis", "stale_if_error").inc()
         return stand_in, True
@@ -195,7 +196,7 @@ class Answers:
                 afterwards=lambda *it: self._keep(asked.key, *it),
                 detached=detached,
             )
-            if not self._log.has_touched(asked.key, landed.entry.tags, landed.since, until):
+            if not self._is_touched(asked.key, landed.entry, landed.since, until):
                 return landed.entry
             self._loads.forget(asked.key.__eq__)
 
@@ -248,7 +249,7 @@ class Answers:
         entry = landed.entry
 
         def may_keep() -> bool:
-            return is_wanted() and not self._log.has_touched(key, entry.tags, landed.since)
+            return is_wanted() and not self._is_touched(key, entry, landed.since)
 
         try:
             await asyncio.sleep(0)  # first those who wait
@@ -257,7 +258,10 @@ class Answers:
             elif landed.is_new and may_keep():
                 measures.loads.labels("kept").inc()
                 self._put(key, entry, landed.since)
-                await self._cache.set(key, envelope.sealed(entry), entry.kept_for, entry.tags)
+                # And what they make of it, with what else they wait for; without Redis it is not to be given any longer.
+                await asyncio.sleep(_AFTER if self._cache.state == "up" else 0)
+                if may_keep():
+                    await self._cache.set(key, envelope.sealed(entry), entry.kept_for, entry.tags)
                 # Forgotten while it was being written: the delete may have overtaken the write on another connection.
                 if not may_keep():
                     self._local.drop(key)
@@ -266,8 +270,12 @@ class Answers:
             if landed.lock is not None:
                 await landed.lock.release()
 
+    def _is_touched(self, key: str, entry: Entry, since: int, until: int | None = None) -> bool:
+        """Whether a purge since that position (before `until`) drops the entry."""
+        return self._log.position > since and self._log.has_touched(key, entry.tags, since, until)
+
     def _put(self, key: str, entry: Entry, since: int) -> None:
-        if self._cache.is_coherent and not self._log.has_touched(key, entry.tags, since):
+        if self._cache.is_coherent and not self._is_touched(key, entry, since):
             self._local.put(key, entry)
 
     def _purged(self, purge: Purge) -> None:
@@ -277,8 +285,6 @@ class Answers:
         self._log.add(purge)
         self._local.drop_where(lambda key, borne: bool(borne & tags) or purge.drops_key(key))
         self._loads.forget(purge.drops_key)
-        # Which look-ups find what a tag drops is not known before they do.
-        self._lookups.forget(lambda key: bool(tags) or purge.drops_key(key))
 
     async def forget(self, *keys: str) -> None:
         """Drops the entries on every replica, and keeps what is being loaded for them right now from being kept."""
@@ -289,5 +295,4 @@ class Answers:
         return await self._cache.purge_node(node)
 
     async def close(self) -> None:
-        await self._lookups.close()
         await self._loads.close()

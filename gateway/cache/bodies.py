@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.cache import measures
+from gateway.cache.envelope import Entry
 from gateway.cache.purges import Purge
 from gateway.cache.tags import Tag
 
@@ -178,16 +179,21 @@ class Making:
 
     generation: int
     keys: set[str] = field(default_factory=set)
-    tags: set[Tag] = field(default_factory=set)
+    parts: list[Entry] = field(default_factory=list)
     grounds: Grounds | None = None
     whole: tuple[int, RawHeaders, bytes] | None = None
     then: Then | None = None
     _refused: bool = False
 
-    def uses(self, key: str, tags: frozenset[Tag]) -> None:
+    def uses(self, key: str, part: Entry) -> None:
         """One node answer is part of it."""
         self.keys.add(key)
-        self.tags.update(tags)
+        self.parts.append(part)
+
+    @property
+    def tags(self) -> frozenset[Tag]:
+        """The tags of all node answers it was made from."""
+        return frozenset().union(*(part.tags for part in self.parts))
 
     def give_grounds(self, grounds: Grounds) -> None:
         """An answer with grounds of two kinds is not kept: which of them to ask again would be unclear."""

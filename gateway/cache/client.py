@@ -19,6 +19,7 @@ from gateway.cache.purges import Purge, Step, carry_out
 from gateway.cache.sealing import Seal
 from gateway.cache.session import Session, Unanswered, end
 from gateway.cache.tags import Tag, index_key
+from gateway.cache.together import Together
 from gateway.cache.values import pack, unpack
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class Cache(Session):
         super().__init__(url, server, timeout, retry_after)
         self.hits = self.misses = 0
         self.is_shared = url is not None and server is None
+        self._together = Together(self.get_many)
         self._seal = seal
         self._name = secrets.token_hex(8)
         self._told: list[Callable[[Purge], None]] = []
@@ -80,6 +82,7 @@ class Cache(Session):
 
     async def close(self) -> None:
         await end(self._listening)
+        await self._together.close()
         await super().close()
 
     @property
@@ -88,7 +91,8 @@ class Cache(Session):
         return self._server is not None or (self.state == "up" and self._listener.hears)
 
     async def get(self, key: str) -> bytes | None:
-        return (await self.get_many([key]))[0]
+        """The value; None when it is not there. What one turn of the event loop asks for is one round trip."""
+        return await self._together.get(key)
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """The values in the order of the keys, in one round trip; None for each that is not there."""

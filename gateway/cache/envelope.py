@@ -16,6 +16,9 @@ _VERSION = 1
 _HEADER = struct.Struct(">BddddI")
 _UNREAD = object()
 
+Mentions = frozenset[Tag] | Callable[[], frozenset[Tag]]
+"""The tags of an entry, or what tells them."""
+
 now: Callable[[], float] = time.time
 """Seconds since the epoch. Replicas read each other's envelopes, so their clocks must agree, as NTP keeps them."""
 
@@ -33,8 +36,15 @@ class Entry:
     ttl: float
     while_revalidate: float = 0.0
     if_error: float = 0.0
-    tags: frozenset[Tag] = frozenset()
+    mentions: Mentions = frozenset()
     made: Any = field(default=_UNREAD, repr=False)
+
+    @property
+    def tags(self) -> frozenset[Tag]:
+        """What it mentions; told for the first time, that takes its time, so whoever answers somebody does not ask."""
+        if not isinstance(self.mentions, frozenset):
+            self.mentions = self.mentions()
+        return self.mentions
 
     @property
     def age(self) -> float:

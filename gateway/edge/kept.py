@@ -129,7 +129,7 @@ def _kept(making: Making, fresh: Freshness, longest: float, route: object, now: 
         route,
         making.grounds,
         frozenset(making.keys),
-        frozenset(making.tags),
+        making.tags,
         now,
         now + (fresh.remaining if isfinite(fresh.remaining) else longest),
         fresh.age,

@@ -78,6 +78,9 @@ def _outcome(node: Node, task: asyncio.Task[R], deadline: float) -> Outcome[R]:
 
 async def in_parallel(items: Iterable[T], work: Callable[[T], Awaitable[R]], *, at_once: int = 4) -> list[R]:
     """`work` on each item, `at_once` at a time, results in order; the first failure cancels the rest and is raised."""
+    items = list(items)
+    if len(items) <= 1:  # as most are
+        return [await work(item) for item in items]
     permits = asyncio.Semaphore(at_once)
 
     async def one(item: T) -> R:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from gateway.model.answer import Found
-from gateway.model.dataset import Dataset, attribute, text, texts, whole_number
+from gateway.model.dataset import Attribute, Dataset, attribute, text, texts, whole_number
 from gateway.model.patient import PatientKey
 from gateway.model.study import Row
 from gateway.model.vocabulary import (
@@ -151,9 +152,15 @@ def _found(cluster: list[Row], ambiguous: str, in_node: bool, priority: Mapping[
 
 def _alone(row: Row, ambiguous: str, in_node: bool) -> Found:
     """One holder's row as a result: most are, so this is what a search of many costs."""
-    attributes = {**row.attributes, RETRIEVE_AE_TITLE: attribute(RETRIEVE_AE_TITLE, [row.node])}
-    known = frozenset((row.patient,))
-    return Found(row.level, row.patient, *row.uids, attributes, (row,), ambiguous, in_node, patients=known)
+    attributes = {**row.attributes, RETRIEVE_AE_TITLE: _held_by(row.node)}
+    known, patient = frozenset((row.patient,)), row.patient
+    return Found(row.level, patient, *row.uids, attributes, (row,), ambiguous, in_node, True, known)
+
+
+@lru_cache(1024)
+def _held_by(node: str) -> Attribute:
+    """Shared by its results: attributes are frozen."""
+    return attribute(RETRIEVE_AE_TITLE, [node])
 
 
 def _also_known(kept: Row, other: Row) -> Row:

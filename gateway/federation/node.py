@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from gateway import metrics
@@ -141,7 +142,7 @@ class Node:
         ttl = self.ttl.of(_kind(query))
         if not answer.rows:
             ttl = min(ttl, self.ttl.negative)
-        tags = of_rows(answer.rows, query) if ttl else frozenset()
+        tags = partial(of_rows, answer.rows, query)
         return Loaded(answer, ttl=ttl, tags=tags, may_be_stale=bool(answer.rows), to_plain=_answer_to_plain)
 
     async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
@@ -158,9 +159,10 @@ class Node:
                 except Unmappable:
                     unreadable += 1
                     continue
-                for row in found:
-                    self._check_place(row, query)
-                rows.extend(found)
+                if query.study or query.series:
+                    for row in found:
+                        self._check_place(row, query)
+                rows += found
         if report is None:
             raise NodeProtocolError(self.id, "broke off in the middle of its answer")
         self._check_asked(rows, asked, report)

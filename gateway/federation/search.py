@@ -18,7 +18,7 @@ from gateway.federation.fanout import in_parallel
 from gateway.federation.node import Node, NodeAnswer
 from gateway.model.answer import STALE, Issue, stale_issue
 from gateway.model.dataset import Dataset, attribute
-from gateway.model.matching import decide, matches
+from gateway.model.matching import Verdict, decider, matches
 from gateway.model.query import Match, Operator, Query
 from gateway.model.study import Row
 from gateway.model.vocabulary import (
@@ -98,7 +98,8 @@ class NodeSearch:
             uids = await self._studies_with(upper, lower)
             return await self._studies_by_uid(upper, uids)
         answer = await self._ask(upper)
-        decided = [(row, self._decided(row, upper, lower, answer.complete_rows)) for row in answer.rows]
+        decide = decider(upper)
+        decided = [(row, self._decided(decide(row), lower, answer.complete_rows)) for row in answer.rows]
         unsure = [(row, keys) for row, keys in decided if keys]
         verdicts = await in_parallel(unsure, lambda one: self._all_exist_below(*one))
         found = {id(row) for (row, _), verdict in zip(unsure, verdicts, strict=True) if verdict}
@@ -129,11 +130,12 @@ class NodeSearch:
             kept = tuple(match for match in upper.matches if match.path != (STUDY_UID,))
             listed = Match((STUDY_UID,), Operator.LIST if len(some) > 1 else Operator.EXACT, some)
             rows += await self._studies(replace(upper, matches=(*kept, listed)))
-        return tuple(row for row in rows if decide(upper, row)[0] is not False)
+        decide = decider(upper)
+        return tuple(row for row in rows if decide(row)[0] is not False)
 
-    def _decided(self, row: Row, upper: Query, lower: Sequence[Match], complete_rows: bool) -> list[Match] | None:
-        """The keys that only rows below can decide, [] when it answers all; None when it does not answer."""
-        verdict, undecided = decide(upper, row)
+    def _decided(self, decided: Verdict, lower: Sequence[Match], complete_rows: bool) -> list[Match] | None:
+        """The keys that only rows below can decide, [] when the row answers all; None when it does not answer."""
+        verdict, undecided = decided
         if verdict is False or any(self.node.says_all_of(match.path, complete_rows) for match in undecided):
             return None
         return [*undecided, *lower]
@@ -213,7 +215,7 @@ class NodeSearch:
     async def _relational(self, query: Query) -> tuple[Row, ...]:
         """One question at the level itself; the studies are asked for where a row does not name its patient."""
         answer = await self._ask(query)
-        kept = [row for row in answer.rows if self._row_answers(query, row, answer)]
+        kept = self._answering(query, answer)
         unnamed = frozenset(row.study for row in kept if not row.patient.is_named)
         by_uid = _by_uid(await self._studies_by_uid(Query(Level.STUDY), unnamed) if unnamed else ())
         return tuple(self._completed(kept, by_uid))
@@ -242,10 +244,14 @@ class NodeSearch:
 
     async def _one_level(self, query: Query) -> list[Row]:
         answer = await self._ask(query)
-        return [row for row in answer.rows if self._row_answers(query, row, answer)]
+        return self._answering(query, answer)
 
-    def _row_answers(self, query: Query, row: Row, answer: NodeAnswer) -> bool:
-        verdict, undecided = decide(query, row)
+    def _answering(self, query: Query, answer: NodeAnswer) -> list[Row]:
+        decide = decider(query)
+        return [row for row in answer.rows if self._row_answers(decide(row), answer)]
+
+    def _row_answers(self, decided: Verdict, answer: NodeAnswer) -> bool:
+        verdict, undecided = decided
         for match in undecided:
             if not self.node.says_all_of(match.path, answer.complete_rows):
                 self._undecided(match)

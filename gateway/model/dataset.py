@@ -30,8 +30,12 @@ def texts(dataset: Dataset, tag: str) -> list[str]:
 
 def text(dataset: Dataset, tag: str) -> str:
     """The first non-empty value as text, or ''."""
-    found = texts(dataset, tag)
-    return found[0] if found else ""
+    found = dataset.get(tag)
+    for value in found.get("Value", ()) if found else ():
+        told = value if type(value) is str else as_text(value)
+        if told:
+            return told
+    return ""
 
 
 def whole_number(dataset: Dataset, tag: str) -> int | None:

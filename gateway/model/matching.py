@@ -21,25 +21,38 @@ _DATE_TIME_PAIRS = {
     tag(f"{name}Date"): tag(f"{name}Time")
     for name in ("Study", "Series", "Acquisition", "Content", "PerformedProcedureStepStart", "PatientBirth")
 }
+Verdict = tuple[bool | None, list[Match]]
 _LEADING_SPACE_COUNTS = frozenset({"LT", "ST", "UT", "UC", "UR"})  # PS3.5 Table 6.2-1
 
 
-def decide(query: Query, row: Row) -> tuple[bool | None, list[Match]]:
+def decider(query: Query) -> Callable[[Row], Verdict]:
     """Whether a row answers the whole query, and the keys it leaves undecided (empty unless the answer is None)."""
-    if (query.study and row.study != query.study) or (query.series and row.series and row.series != query.series):
-        return False, []
-    undecided: list[Match] = []
     pairs = dict(_combined(query))
-    for match in query.matches:
-        if match in pairs.values():
-            continue
-        time_match = pairs.get(match)
-        verdict = matches_span(match, time_match, row.attributes) if time_match else matches(match, row.attributes)
-        if verdict is False:
+    keys = [(key, pairs.get(key)) for key in query.matches if key not in pairs.values()]
+    tests = [(key, clock, _on_dataset(key, clock)) for key, clock in keys]
+
+    def decided(row: Row) -> Verdict:
+        if (query.study and row.study != query.study) or (query.series and row.series and row.series != query.series):
             return False, []
-        if verdict is None:
-            undecided.extend(filter(None, (match, time_match)))
-    return (None if undecided else True), undecided
+        undecided: list[Match] = []
+        for key, clock, test in tests:
+            verdict = test(row.attributes)
+            if verdict is False:
+                return False, []
+            if verdict is None:
+                undecided.extend(filter(None, (key, clock)))
+        return (None if undecided else True), undecided
+
+    return decided
+
+
+def _on_dataset(match: Match, time_match: Match | None) -> Callable[[Dataset], bool | None]:
+    if time_match:
+        return lambda dataset: matches_span(match, time_match, dataset)
+    if _is_universal(match):
+        return lambda dataset: True
+    path, test = match.path, _test_of(match)
+    return lambda dataset: _at(path, dataset, test)
 
 
 def matches(match: Match, dataset: Dataset) -> bool | None:
@@ -47,9 +60,11 @@ def matches(match: Match, dataset: Dataset) -> bool | None:
 
     A sequence matches if any of its items does (C.2.2.2.6); a multi-valued attribute if any value does.
     """
-    if match.operator is Operator.WILDCARD and not match.values[0].strip("*"):
-        return True
-    return _at(match.path, dataset, _test_of(match))
+    return _is_universal(match) or _at(match.path, dataset, _test_of(match))
+
+
+def _is_universal(match: Match) -> bool:
+    return match.operator is Operator.WILDCARD and not match.values[0].strip("*")
 
 
 def matches_span(date_match: Match, time_match: Match, dataset: Dataset) -> bool | None:

@@ -40,7 +40,8 @@ def patient_of(dataset: Dataset, default_issuer: str) -> PatientKey:
     An id with letters that could not be decoded names nobody: two such ids may differ in just those letters.
     """
     identifier = text(dataset, PATIENT_ID).strip()
-    return PatientKey(issuer_of(dataset, default_issuer), "" if "\ufffd" in identifier else identifier)
+    issuer = issuer_of(dataset, default_issuer) if ISSUER in dataset or ISSUER_QUALIFIERS in dataset else default_issuer
+    return PatientKey(issuer, "" if "\ufffd" in identifier else identifier)
 
 
 def other_keys(dataset: Dataset) -> frozenset[PatientKey]:

@@ -88,8 +88,8 @@ class Ref:
     @property
     def path(self) -> str:
         """The WADO-RS path below the service root: 'studies/1.2/series/3.4'."""
-        steps = [("studies", self.study), ("series", self.series), ("instances", self.instance)]
-        return "/".join(f"{name}/{uid}" for name, uid in steps if uid)
+        series = f"/series/{self.series}" if self.series else ""
+        return f"studies/{self.study}{series}" + (f"/instances/{self.instance}" if self.instance else "")
 
 
 def check_uid(uid: str, parameter: str) -> str:

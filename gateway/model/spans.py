@@ -34,7 +34,7 @@ def lies_within(moment: datetime, low: Span | None, high: Span | None) -> bool:
 
 def _compare(one: datetime, other: datetime) -> int:
     """By the offsets where both have one, else by the clocks."""
-    if one.tzinfo is None or other.tzinfo is None:
+    if (one.tzinfo is None) is not (other.tzinfo is None):
         one, other = one.replace(tzinfo=None), other.replace(tzinfo=None)
     return (one > other) - (one < other)
 

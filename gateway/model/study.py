@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from gateway.errors import Unmappable
-from gateway.model.dataset import Dataset, attribute, text
+from gateway.model.dataset import Attribute, Dataset, attribute, text
 from gateway.model.patient import PatientKey, other_keys, patient_of
-from gateway.model.vocabulary import INSTANCE_UID, ISSUER, SERIES_UID, STUDY_UID, Level, keyword
+from gateway.model.vocabulary import INSTANCE_UID, ISSUER, OTHER_PATIENT_IDS, SERIES_UID, STUDY_UID, Level, keyword
 
+_UID_TAGS = (STUDY_UID, SERIES_UID, INSTANCE_UID)
 _UID = re.compile(r"[0-9.]{1,64}")  # components with a leading zero are wrong, and in the archives
 
 
@@ -62,28 +64,35 @@ def row_of(
     """
     patient = patient_of(attributes, issuer)
     uids = _uids(level, attributes, study, series)
-    given = {ISSUER: patient.issuer, STUDY_UID: uids[0], SERIES_UID: uids[1], INSTANCE_UID: uids[2]}
-    missing = {tag: attribute(tag, [value]) for tag, value in given.items() if value and text(attributes, tag) != value}
-    if missing:
-        attributes = {**attributes, **missing}
-    linked = other_keys(attributes)
-    return Row(level, node, patient, *uids, attributes=attributes, linked=linked - {patient}, children=children)
+    attributes = {**attributes, ISSUER: _single(ISSUER, patient.issuer)}
+    for tag, uid in zip(_UID_TAGS, uids, strict=True):
+        if uid and text(attributes, tag) != uid:
+            attributes[tag] = _single(tag, uid)
+    linked = other_keys(attributes) - {patient} if OTHER_PATIENT_IDS in attributes else frozenset()
+    return Row(level, node, patient, *uids, attributes, linked, children)
+
+
+@lru_cache(1024)
+def _single(tag: str, value: str) -> Attribute:
+    """Shared by the rows of a node, which mostly lack the issuer: attributes are frozen."""
+    return attribute(tag, [value])
 
 
 def _uids(level: Level, attributes: Dataset, study: str, series: str) -> tuple[str, str, str]:
-    found = [text(attributes, STUDY_UID) or study, "", ""]
-    needed = [STUDY_UID]
-    if level is not Level.STUDY:
-        found[1] = text(attributes, SERIES_UID) or series
-        needed.append(SERIES_UID)
-    if level is Level.IMAGE:
-        found[2] = text(attributes, INSTANCE_UID)
-        needed.append(INSTANCE_UID)
-    for position, tag in enumerate(needed):
-        uid = found[position] = found[position].rstrip(" \0")
-        if not _UID.fullmatch(uid):
-            raise Unmappable(f"a {level} record has no {keyword(tag)}" + (" that is a UID" if uid else ""))
-    return found[0], found[1], found[2]
+    if level is Level.STUDY:
+        return _checked(level, STUDY_UID, text(attributes, STUDY_UID) or study), "", ""
+    return (
+        _checked(level, STUDY_UID, text(attributes, STUDY_UID) or study),
+        _checked(level, SERIES_UID, text(attributes, SERIES_UID) or series),
+        _checked(level, INSTANCE_UID, text(attributes, INSTANCE_UID)) if level is Level.IMAGE else "",
+    )
+
+
+def _checked(level: Level, tag: str, uid: str) -> str:
+    uid = uid.rstrip(" \0")
+    if not _UID.fullmatch(uid):
+        raise Unmappable(f"a {level} record has no {keyword(tag)}" + (" that is a UID" if uid else ""))
+    return uid
 
 
 def to_plain(row: Row) -> dict[str, Any]:

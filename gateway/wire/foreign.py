@@ -52,13 +52,15 @@ def _tag(name: object) -> str:
 
 
 def _is_sound(tag: str, attribute: object) -> bool:
-    """Whether it is one plain text or number in its place, as most are: there is nothing to mend then."""
+    """Whether there is nothing to mend, as mostly: a VR and one value that goes as it is, a text, a name or a number."""
     if type(attribute) is not dict or len(attribute) != 2:
         return False
     vr, content = attribute.get("vr"), attribute.get("Value")
-    if type(content) is not list or len(content) != 1 or type(vr) is not str:
+    if type(vr) is not str or type(content) is not list or len(content) != 1:
         return False
     value, kind = content[0], _kind(tag, vr)
+    if type(value) is dict and kind == "name" and len(value) == 1:
+        value, kind = value.get("Alphabetic"), "text"
     if type(value) is str:
         return kind == "text" and value != "" and value[0] not in _PADDING and value[-1] not in _PADDING
     if type(value) is int:
@@ -68,10 +70,10 @@ def _is_sound(tag: str, attribute: object) -> bool:
 
 @lru_cache(maxsize=8192)
 def _kind(tag: str, sent: str) -> str:
-    """'text' or 'number' where the VR sent is the one that counts and values of that kind go as they are."""
-    if sent in _NO_TEXT or sent not in VRS or _vr(tag, sent) != sent:
+    """'text', 'name' or 'number' where the VR sent is the one that counts and values of that kind go as they are."""
+    if sent not in VRS or _vr(tag, sent) != sent or (sent in _NO_TEXT and sent != "PN"):
         return ""
-    return "number" if sent in NUMERIC_VRS else "text"
+    return "name" if sent == "PN" else "number" if sent in NUMERIC_VRS else "text"
 
 
 def _attribute(tag: str, attribute: object) -> Attribute:

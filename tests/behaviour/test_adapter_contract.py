@@ -18,7 +18,7 @@ from pydicom.uid import JPEG2000, UID, generate_uid
 
 from gateway.errors import InvalidQuery, NodeProtocolError, NodeTimeout, NodeUnreachable
 from gateway.model.dataset import text
-from gateway.model.matching import decide
+from gateway.model.matching import decider
 from gateway.model.query import Match, Operator, Query, Ref
 from gateway.model.seam import (
     Adapter,
@@ -147,7 +147,7 @@ async def _found(
     query, held = Query(Level.STUDY, matches), {study.uid for study in shelf.studies}
     kept, unsure = [], set()
     for row in rows:
-        verdict, undecided = decide(query, row)
+        verdict, undecided = decider(query)(row)
         if row.study in held and (verdict or (verdict is None and not report.complete_rows)):
             kept.append(row.study)
             unsure |= {match.name for match in undecided}
@@ -183,7 +183,7 @@ async def test_series_are_found_by_their_modality(subject: Subject, shelf: Shelf
     async with subject.open() as adapter:
         rows, _ = await subject.ask(adapter, Level.SERIES, wanted, study=study.uid)
     [right] = [uid for uid, files in study.series.items() if files[0].dataset.Modality == "SEG"]
-    assert [row.series for row in rows if decide(Query(Level.SERIES, (wanted,)), row)[0]] == [right]
+    assert [row.series for row in rows if decider(Query(Level.SERIES, (wanted,)))(row)[0]] == [right]
 
 
 @on(Finds)

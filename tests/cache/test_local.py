@@ -19,7 +19,7 @@ K = key("find", "de-1", "question")
 
 
 def entry(size=10, tags=()):
-    return Entry(b"1" * size, 0, 30, tags=frozenset(tags))
+    return Entry(b"1" * size, 0, 30, mentions=frozenset(tags))
 
 
 def test_the_least_recently_used_goes_first_and_the_bytes_add_up():

@@ -61,11 +61,13 @@ async def test_a_cluster_keeps_gives_and_purges_over_all_its_servers(cluster: Se
 async def test_replicas_on_a_cluster_load_once_and_hear_each_others_purges(cluster: Servers) -> None:
     caches = [await opened(cluster.url) for _ in range(2)]
     replicas, source = [Answers(cache) for cache in caches], Source(Loaded(["row"], tags=TAGS))
-    for n in range(20):
-        k = key("find", "de-1", "cluster", n)
+    keys = [key("find", "de-1", "cluster", n) for n in range(20)]
+    for k in keys:
         await asyncio.gather(*(answers.rows(k, 60, source) for answers in replicas for _ in range(5)))
     assert source.asked == 20
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):
+        while None in await caches[0].get_many(keys):
+            await asyncio.sleep(0.02)
     heard: list[object] = []
     caches[1].on_purge(heard.append)
     assert await caches[0].purge_study("1.2") == 20

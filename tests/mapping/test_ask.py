@@ -8,9 +8,10 @@ from gateway.mapping.ask import Asker
 from gateway.mapping.load import load_all
 from gateway.mapping.read import Reader
 from gateway.model.dataset import attribute
-from gateway.model.matching import decide
+from gateway.model.matching import decider
 from gateway.model.query import Match, Operator, Query, parse_match
 from gateway.model.seam import NativeMatch
+from gateway.model.study import Row
 from gateway.model.vocabulary import ISSUER, Level, path, tag
 from gateway.wire.dicomjson import DicomRecord
 
@@ -189,13 +190,13 @@ def test_a_node_that_matches_what_it_is_asked_never_withholds_a_row_that_answers
     row = reader.row(DicomRecord(raw), Level.STUDY)
     asked = query(**keys)
     native = asker.ask(asked)
-    verdict = decide(asker.canonical(asked), row)[0]
+    verdict = decider(asker.canonical(asked))(row)[0]
     if native is None:
         assert verdict is False
         return
     native_keys = tuple(Match(path(match.path), match.operator, match.values) for match in native.match)
-    played = decide(Query(Level.STUDY, native_keys), reader.row(DicomRecord(raw), Level.STUDY).__class__(
-        Level.STUDY, "n", row.patient, "1.2", attributes=raw))[0]  # fmt: skip
+    as_held = Row(Level.STUDY, "n", row.patient, "1.2", attributes=raw)
+    played = decider(Query(Level.STUDY, native_keys))(as_held)[0]
     if played is False:
         assert verdict is not True
 

@@ -10,7 +10,7 @@ from gateway.mapping.load import load_all
 from gateway.mapping.read import Reader
 from gateway.mapping.schema import Issuer
 from gateway.model.dataset import attribute, items, text, texts
-from gateway.model.matching import decide
+from gateway.model.matching import decider
 from gateway.model.patient import PatientKey
 from gateway.model.query import Query, parse_match
 from gateway.model.vocabulary import ISSUER, Level, path, tag
@@ -55,8 +55,8 @@ def test_a_source_that_is_empty_gives_an_empty_attribute_and_one_that_is_absent_
     assert empty.attributes[ACCESSION] == {"vr": "SH"}
     assert ACCESSION not in absent.attributes
     query = Query(Level.STUDY, (parse_match(path("AccessionNumber"), "x"),))
-    assert decide(query, empty)[0] is False
-    assert decide(query, absent)[0] is None
+    assert decider(query)(empty)[0] is False
+    assert decider(query)(absent)[0] is None
 
 
 def test_an_attribute_may_lie_in_a_sequence_of_a_lower_level(mapping):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.model.dataset import Dataset, attribute
 from gateway.model.folding import fold_name
-from gateway.model.matching import decide, matches, wildcard
+from gateway.model.matching import decider, matches, wildcard
 from gateway.model.query import Match, Operator, Query, parse_match
 from gateway.model.study import row_of
 from gateway.model.vocabulary import Level, path, tag
@@ -169,37 +169,37 @@ def span_query(dates: str, times: str, combined: bool = True) -> Query:
 )
 def test_a_date_range_and_a_time_range_can_mean_one_span(day: str, clock: str | None, expected: bool | None):
     row = study(StudyDate=day, **({"StudyTime": clock} if clock else {}))
-    verdict, undecided = decide(span_query("20060705-20060707", "1000-1800"), row)
+    verdict, undecided = decider(span_query("20060705-20060707", "1000-1800"))(row)
     assert verdict is expected
     assert bool(undecided) is (expected is None)
 
 
 def test_without_the_combination_the_time_range_holds_on_every_day():
     row = study(StudyDate="20060706", StudyTime="0300")
-    assert decide(span_query("20060705-20060707", "1000-1800", combined=False), row) == (False, [])
+    assert decider(span_query("20060705-20060707", "1000-1800", combined=False))(row) == (False, [])
 
 
 def test_an_open_span_has_no_time_at_its_open_end():
     row = study(StudyDate="20060101", StudyTime="0300")
-    assert decide(span_query("-20060707", "1000-1800"), row)[0] is True
+    assert decider(span_query("-20060707", "1000-1800"))(row)[0] is True
 
 
 def test_a_row_is_undecided_only_by_the_keys_it_does_not_hold():
     keys = parse_match(path("PatientID"), "7"), parse_match(path("ModalitiesInStudy"), "MG")
     query = Query(Level.STUDY, matches=keys)
-    assert decide(query, study()) == (None, [keys[1]])
-    assert decide(query, study(ModalitiesInStudy=["MG"])) == (True, [])
+    assert decider(query)(study()) == (None, [keys[1]])
+    assert decider(query)(study(ModalitiesInStudy=["MG"])) == (True, [])
 
 
 def test_one_key_that_fails_decides_whatever_else_is_open():
     query = Query(
         Level.STUDY, matches=(parse_match(path("ModalitiesInStudy"), "MG"), parse_match(path("PatientID"), "8"))
     )
-    assert decide(query, study()) == (False, [])
+    assert decider(query)(study()) == (False, [])
 
 
 def test_a_row_of_another_study_than_asked_is_no_answer():
-    assert decide(Query(Level.STUDY, study="1.3"), study()) == (False, [])
+    assert decider(Query(Level.STUDY, study="1.3"))(study()) == (False, [])
 
 
 def test_the_wildcard_star_alone_is_universal_even_for_an_absent_attribute():

@@ -1,19 +1,17 @@
-"""The HTTP connections to one node: TLS, URLs as built, library failures in our words. Nothing else knows httpx."""
+"""The HTTP connections to one node: TLS, URLs as built, library failures in our words. Nothing else knows aiohttp."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import httpx
 import yarl
-from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport
 
 from gateway.errors import (
     GatewayError,
@@ -25,6 +23,10 @@ from gateway.errors import (
     SettingsError,
 )
 
+# What needs no encoding anywhere in a URL (RFC 3986), after a name or an address that needs none either.
+_PLAIN = re.compile(
+    r"https?://[a-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~%/:@!$&'()*+,;=-]*(\?[A-Za-z0-9._~%/:@!$&'()*+,;=?-]*)?)?"
+)
 _READ_SIZE = 64 * 1024  # also bounds what one compressed chunk can swell to
 
 Content = bytes | AsyncIterator[bytes] | None
@@ -42,18 +44,48 @@ class TlsOptions:
 class Reply:
     """The head of one answer, whatever its status. aclose() in every case: it frees or breaks the connection."""
 
-    def __init__(self, node: str, response: httpx.Response) -> None:
-        self.status = response.status_code
-        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
-        self._node, self._response, self._pieces = node, response, response.aiter_bytes()
+    def __init__(self, node: str, response: aiohttp.ClientResponse) -> None:
+        self.status = response.status
+        self.headers: Mapping[str, str] = _joined(response.raw_headers)
+        self._node, self._response = node, response
+        self._decoded = _decoded(response, self.headers) if "content-encoding" in self.headers else None
 
     async def piece(self) -> bytes | None:
         """The next bytes of the body, decompressed; None at its end. Raises NodeProtocolError when it is cut short."""
         with _translated(self._node, in_body=True):
-            return await anext(self._pieces, None)
+            if self._decoded is not None:
+                return await anext(self._decoded, None)
+            return await self._response.content.readany() or None
 
     async def aclose(self) -> None:
-        await self._response.aclose()
+        """Drops what has come and was not read: whoever remembers why it was not would remember that with it."""
+        with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError):
+            self._response.content.read_nowait()
+        if self._decoded is not None:
+            await self._decoded.aclose()
+        self._response.release()
+        await self._response.wait_for_close()
+
+
+def _joined(pairs: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Names in lower case; what comes several times as one list (RFC 9110 5.3)."""
+    joined: dict[str, str] = {}
+    for raw_name, raw_value in pairs:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined
+
+
+async def _decoded(response: aiohttp.ClientResponse, headers: Mapping[str, str]) -> AsyncGenerator[bytes]:
+    """A compressed body as it was before."""
+
+    async def pieces() -> AsyncGenerator[bytes]:
+        while piece := await response.content.read(_READ_SIZE):
+            yield piece
+
+    told = {"content-encoding": headers["content-encoding"]}
+    async for piece in httpx.Response(response.status, headers=told, content=pieces()).aiter_bytes():
+        yield piece
 
 
 class Connections:
@@ -61,28 +93,50 @@ class Connections:
 
     def __init__(self, node: str, tls: TlsOptions, connect_timeout: float, max_connections: int) -> None:
         self._node, self._tls = node, tls
-        self._connect_timeout, self._max_connections = connect_timeout, max_connections
-        self._client: httpx.AsyncClient | None = None
+        self._timeout = aiohttp.ClientTimeout(sock_connect=connect_timeout)
+        self._max_connections = max_connections
+        self._context: ssl.SSLContext | None = None
+        self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
         """Reads the certificates; connects to nobody yet. Raises SettingsError for certificates that cannot be read."""
-        if self._client is None:
-            transport = _Transport(_tls_context(self._tls), self._max_connections)
-            timeout = httpx.Timeout(None, connect=self._connect_timeout)
-            no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-            self._client = httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=no_cookies)
+        self._context = self._context or _tls_context(self._tls)
 
     async def close(self) -> None:
-        if self._client is not None:
-            client, self._client = self._client, None
-            await client.aclose()
+        session, self._session, self._context = self._session, None, None
+        if session is not None:
+            await session.close()
 
     async def send(self, method: str, url: str, headers: Mapping[str, str], content: Content) -> Reply:
         """Sends one request as it is and waits for the head of the answer."""
-        assert self._client is not None, "open() comes first"
         with _translated(self._node):
-            request = self._client.build_request(method, httpx.URL(url), headers=dict(headers), content=content)
-            return Reply(self._node, await self._client.send(request, stream=True))
+            response = await self._opened().request(
+                method,
+                _exactly(url),
+                headers=headers,
+                data=content or None,
+                allow_redirects=False,
+                timeout=self._timeout,
+            )
+        return Reply(self._node, response)
+
+    def _opened(self) -> aiohttp.ClientSession:
+        """Made where it is used first: it belongs to the event loop that runs then. No cookies are kept."""
+        if self._session is None:
+            assert self._context is not None, "open() comes first"
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self._context, limit=self._max_connections),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                read_bufsize=2 * _READ_SIZE,
+            )
+        return self._session
+
+
+def _exactly(url: str) -> yarl.URL:
+    """The URL goes out as it was built: yarl's percent-encoding decides whether some nodes find anything at all. What no
+    URL may hold is encoded. Raises httpx.InvalidURL."""
+    return yarl.URL(url if _PLAIN.fullmatch(url) else str(httpx.URL(url)), encoded=True)
 
 
 def _tls_context(tls: TlsOptions) -> ssl.SSLContext:
@@ -95,54 +149,6 @@ def _tls_context(tls: TlsOptions) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise SettingsError("tls: the CA bundle, certificate or key is not a readable PEM file") from error
     return context
-
-
-class _Body(AiohttpResponseStream):
-    CHUNK_SIZE = _READ_SIZE
-
-    async def aclose(self) -> None:
-        """Drops what has come and was not read: whoever remembers why it was not would remember that with it."""
-        with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError):
-            self._aiohttp_response.content.read_nowait()
-        await super().aclose()
-
-
-class _Transport(AiohttpTransport):
-    """aiohttp under httpx, with two differences: the URL goes out exactly as built, and no cookies are kept.
-
-    The stock transport lets yarl rewrite percent-encoding, which decides whether some nodes find anything at all.
-    """
-
-    def __init__(self, context: ssl.SSLContext, max_connections: int) -> None:
-        self._context, self._most = context, max_connections
-        super().__init__(verify=context, client=self._session)
-
-    def _session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=self._context, limit=self._most)
-        return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, read_bufsize=2 * _READ_SIZE
-        )
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if not isinstance(self.client, aiohttp.ClientSession):
-            self.client = self.get_client()
-        connect = request.extensions.get("timeout", {}).get("connect")
-        response = await self.client.request(
-            request.method,
-            yarl.URL(str(request.url), encoded=True),
-            headers=[(k, v) for k, v in request.headers.multi_items() if k != "transfer-encoding"],
-            data=_request_body(request),
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(sock_connect=connect),
-        )
-        return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response), request=request)
-
-
-def _request_body(request: httpx.Request) -> Any:
-    try:
-        return request.content or None
-    except httpx.RequestNotRead:
-        return request.stream
 
 
 # The most specific class of an error's ancestry decides.
