@@ -108,7 +108,8 @@ class DicomwebAdapter:
             offset += len(rows)
             truncated = query.limit is not None and len(seen) > query.limit
             has_more = (query.limit is None or len(seen) <= query.limit) and _goes_on(answer, len(rows))
-            if has_more and (not fresh or qido.IGNORES_OFFSET in quirks):
+            is_repetition = bool(rows) and not fresh
+            if is_repetition or (has_more and qido.IGNORES_OFFSET in quirks):
                 truncated, has_more = True, False
         yield search.report(truncated=truncated)
 
