@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 
 from gateway.edge import negotiation
 from gateway.edge.identifiers import DICOM_UID, uid_of_id
@@ -223,7 +223,7 @@ async def _started(search: StudySearch, values: list[str]) -> None:
     low = min(low for low in lows if low) if all(lows) else None
     high = max(high for high in highs if high) if all(highs) else None
     if (low or high) and not any(match.path == (STUDY_DATE,) for match in search.matches):
-        search.matches.append(Match((STUDY_DATE,), Operator.RANGE, (_day(low, -1), _day(high, 1))))
+        search.matches.append(Match((STUDY_DATE,), Operator.RANGE, (_day(low), _day(high))))
     elif low or high:
         _narrow(search, low, high)
 
@@ -237,19 +237,14 @@ async def _started(search: StudySearch, values: list[str]) -> None:
 def _narrow(search: StudySearch, low: date | None, high: date | None) -> None:
     """A second `started` narrows the days already asked for."""
     position, match = next((i, m) for i, m in enumerate(search.matches) if m.path == (STUDY_DATE,))
-    lows = [text for text in (match.values[0], _day(low, -1)) if text]
-    highs = [text for text in (match.values[1], _day(high, 1)) if text]
+    lows = [text for text in (match.values[0], _day(low)) if text]
+    highs = [text for text in (match.values[1], _day(high)) if text]
     search.matches[position] = Match((STUDY_DATE,), Operator.RANGE, (max(lows, default=""), min(highs, default="")))
 
 
-def _day(day: date | None, shift: int) -> str:
-    """The day moved by one, so that no time zone loses a study."""
-    if day is None:
-        return ""
-    try:
-        return (day + timedelta(days=shift)).strftime("%Y%m%d").zfill(8)
-    except OverflowError:
-        return ""
+def _day(day: date | None) -> str:
+    """A DA; '' for an open end."""
+    return f"{day:%Y%m%d}".zfill(8) if day else ""
 
 
 async def _modality(search: StudySearch, values: list[str]) -> None:

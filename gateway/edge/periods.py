@@ -14,6 +14,7 @@ _MOMENT = re.compile(
     r"(\d{4})(?:-(\d{2})(?:-(\d{2})(?:T(\d{2}):(\d{2})(?::(\d{2})(?:\.(\d{1,9}))?)?(Z|[+-]\d{2}:\d{2})?)?)?)?"
 )
 _DAY = timedelta(days=1)
+_FIRST = datetime.min.replace(tzinfo=UTC)
 # A date without an offset may be anywhere on earth: UTC-12 to UTC+14.
 _EARLIEST, _LATEST = timedelta(hours=14), timedelta(hours=12)
 
@@ -45,12 +46,25 @@ class Period:
         return Period(prefix, span)
 
     def days(self) -> tuple[date | None, date | None]:
-        """The first and last day that can hold a match, None for an open end; both None for `ne`."""
-        low, high = self.span.low.date(), (self.span.high - timedelta(microseconds=1)).date()
-        if self.prefix in ("gt", "ge", "sa"):
-            return low, None
-        if self.prefix in ("lt", "le", "eb"):
-            return None, high
+        """The first and last StudyDate that can hold a match, None for an open end; both None for `ne`.
+
+        Without an offset the days are those of the study's own calendar; else a day more, so that no time zone loses one.
+        """
+        first, last = self._days()
+        if self.span.floating:
+            return first, last
+        return first and _shifted(first, -1), last and _shifted(last, 1)
+
+    def _days(self) -> tuple[date | None, date | None]:
+        low, high, before = self.span.low.date(), _last_day(self.span.high), _last_day(self.span.low)
+        # A study that begins within a span is also said to be before the end, or after the beginning, of it.
+        near = not self.span.floating
+        if self.prefix in ("gt", "sa"):
+            return (low if near else self.span.high.date()), None
+        if self.prefix in ("lt", "eb"):
+            return None, (high if near else before)
+        if self.prefix in ("ge", "le"):
+            return (low, None) if self.prefix == "ge" else (None, high)
         if self.prefix == "ne":
             return None, None
         if self.prefix == "ap":
@@ -150,6 +164,11 @@ def _approximately(value: Span, period: Period) -> bool:
 def _margin(span: Span) -> int:
     """Ten per cent of the distance to today, as FHIR suggests, in days; at least one."""
     return max(1, abs((datetime.now(UTC) - span.low).days) // 10)
+
+
+def _last_day(end: datetime) -> date:
+    """The day of the moment just before an end; the first day that there is has none before it."""
+    return (end - timedelta(microseconds=1)).date() if end > _FIRST else _FIRST.date()
 
 
 def _shifted(day: date, days: int) -> date | None:

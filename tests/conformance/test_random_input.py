@@ -204,13 +204,34 @@ def test_dates_compare_as_an_oracle_over_seconds_does(one: Any, other: Any, pref
 @quick
 @given(dated(), dated(), st.sampled_from(["eq", "gt", "lt", "ge", "le", "sa", "eb", "ap"]))
 def test_the_days_asked_of_the_nodes_hold_every_match(one: Any, other: Any, prefix: str) -> None:
-    """What compare accepts lies, by its own local date, within a day of the range that the nodes are asked for."""
+    """What compare accepts lies, by its own local date, within the range that the nodes are asked for."""
     period = periods.Period.parse(prefix + other[0], "started")
     if periods.compare(one[0], period):
         first, last = period.days()
         day = datetime.fromisoformat(one[0].replace("Z", "+00:00")).date()
-        assert first is None or day >= first - timedelta(days=1)
-        assert last is None or day <= last + timedelta(days=1)
+        assert first is None or day >= first
+        assert last is None or day <= last
+
+
+@quick
+@given(
+    st.datetimes(datetime(2025, 2, 26), datetime(2025, 3, 3)),
+    st.datetimes(datetime(2025, 2, 26), datetime(2025, 3, 3)),
+    st.sampled_from(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S+14:00", "%Y-%m-%dT%H:%M:%S-12:00"]),
+    st.sampled_from(["%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT00:00:00", "%Y-%m-%dT%H:%M:%S.%f"]),
+    st.sampled_from(["eq", "gt", "lt", "ge", "le", "sa", "eb", "ap"]),
+)
+def test_the_days_of_a_date_without_an_offset_hold_every_match(
+    one: datetime, other: datetime, form: str, searched: str, prefix: str
+) -> None:
+    """Compared on the study's own calendar, so not a day more is asked for: a crowded one may lie there."""
+    period = periods.Period.parse(prefix + other.strftime(searched), "started")
+    first, last = period.days()
+    if periods.compare(one.strftime(form), period):
+        assert first is None or one.date() >= first
+        assert last is None or one.date() <= last
+    if prefix == "lt" and searched == "%Y-%m-%d":
+        assert last == other.date() - timedelta(days=1)
 
 
 @quick
