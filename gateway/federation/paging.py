@@ -22,7 +22,7 @@ from gateway.model.study import Row
 from gateway.model.vocabulary import Level
 from gateway.wire.threads import apart
 
-_SMALLEST_CEILING = 128
+_SMALLEST_CEILING = 64
 _CROWDED = 2000
 
 
@@ -60,10 +60,16 @@ class Paging:
 
 
 def _walks(federation: Federation, query: Query, nodes: Sequence[Node], reach: Reach, in_parts: bool) -> list[Walk]:
-    cutter = Cutter(query, reach.sort, datetime.now(UTC).date())
-    ceiling = _ceiling(reach.skip + (reach.size or 0), len(nodes)) if in_parts else None
+    results = reach.skip + (reach.size or 0)
+    cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), _share(results, len(nodes)))
+    ceiling = _ceiling(results, len(nodes)) if in_parts else None
     start = reach.after.moment if reach.after else ""
     return [Walk(node, federation.answers, query, cutter, ceiling, start) for node in nodes]
+
+
+def _share(results: int, nodes: int) -> int:
+    """The results that one node may give for a page, with a margin: some give more than others. Even, as the ceiling is."""
+    return 1 << (max(1, 3 * results // (2 * max(1, nodes))) - 1).bit_length()
 
 
 def _ceiling(results: int, nodes: int) -> int:

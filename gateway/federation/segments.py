@@ -9,8 +9,9 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from operator import itemgetter
 
-from gateway.federation.page import UNDATED, Sort, moment
+from gateway.federation.page import UNDATED, Sort, moment, moment_of
 from gateway.model.dataset import text, texts
 from gateway.model.moments import parse_date
 from gateway.model.query import Match, Operator, Query
@@ -29,8 +30,8 @@ END = "\x7f"
 """The frontier of what was looked at to its end: behind every moment, that of undated studies included."""
 _SELECTIVE = frozenset({STUDY_UID, PATIENT_ID, OTHER_PATIENT_IDS, tag("AccessionNumber"), tag("StudyID")})
 _LADDER_YEARS = (1, 4, 10, 25, 60)
-_PARTS = 8
-_FIRST_DAY = date(1800, 1, 1)
+_PARTS, _MOST_SAMPLES = 8, 2
+_FIRST_DAY, _DAY = date(1800, 1, 1), timedelta(days=1)
 _CLOCKS = (6 * 3600, 3600, 600, 60)
 _LONGEST_PREFIX = 4
 _PREFIXES = sorted(set(string.printable) - set(string.whitespace) - set("*?\\"))
@@ -49,7 +50,8 @@ _MODALITIES = (
 class Segment:
     """`low` and `high` are StudyDates, '' open, both included; neither and not `undated` is everything.
 
-    `clock` is a range of StudyTime within one day. `growth` counts how often a ceiling on its rows was too low.
+    `clock` is a range of StudyTime within one day. `growth` counts how often a ceiling on its rows was too low. A
+    `crowded` one holds so much that it is not asked for before it is needed.
     """
 
     low: str = ""
@@ -60,6 +62,7 @@ class Segment:
     modality: str = ""
     prefix: str = ""
     growth: int = 0
+    crowded: bool = False
 
     @property
     def is_day(self) -> bool:
@@ -154,31 +157,70 @@ def _means_one_span(query: Query) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Cutter:
-    """Cuts what is too large, in the order of `sort`. `today` anchors the first cut: most searches want what is recent."""
+    """Cuts what is too large, in the order of `sort`. `today` anchors the first cut: most searches want what is recent.
+
+    `share` is how many results a page takes from one node.
+    """
 
     query: Query
     sort: Sort
     today: date
+    share: int = 1
 
     def cut(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
         """The parts of a segment; [] when it cannot be cut further. `rows` is what the node gave of it."""
         if segment.is_everything:
-            return self._by_ladder()
+            asked = _asked_days(self.query.match_on(STUDY_DATE))
+            return self._by_sample(segment, rows) or self._by_ladder(*asked)
         if segment.undated:
             return []
-        parts = _equal_parts(segment, self.today) if segment.dated and not segment.is_day else []
-        if len(parts) > 1:
-            return self._in_order(parts)
+        if segment.dated and not segment.is_day:
+            parts = self._by_sample(segment, rows) or self._in_order(_equal_parts(segment, self.today))
+            if len(parts) > 1:
+                return parts
         return self._by_clock(segment, rows) or self._by_modality(segment, rows) or self._by_prefix(segment, rows)
 
-    def _by_ladder(self) -> list[Segment]:
-        """The dated part in steps that grow into the past, within the dates that the search names; undated studies last."""
+    def _by_sample(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
+        """The part up to where the rows show a page's `share` of one node, and the rest. [] where that is no cut.
+
+        Of n rows out of N, in no order, the first j show where about j N / n lie: mostly what a page needs, in one question.
+        A day that holds most of the rows is a part of its own.
+        """
+        day, is_crowded = self._shown(rows)
+        if day is None or segment.growth > _MOST_SAMPLES:
+            return []
+        low, high = (segment.low, segment.high) if segment.dated else _asked_days(self.query.match_on(STUDY_DATE))
+        if (low and _da(day) < low) or (high and _da(day) > high):
+            return []
+        part = Segment(dated=True, growth=segment.growth + 1)
+        older, newer = (low, _da(day - _DAY)), (_da(day + _DAY), high)
+        if self.sort is Sort.NEWEST:
+            near, rest = newer if is_crowded else (_da(day), high), older
+        else:
+            near, rest = older if is_crowded else (low, _da(day)), newer
+        own = [replace(part, low=_da(day), high=_da(day), crowded=True)] if is_crowded else []
+        behind = self._by_ladder(*rest) if segment.is_everything else _within(segment, *rest)
+        parts = [*_within(part, *near), *own, *behind]
+        return parts if len(parts) > 1 else []
+
+    def _shown(self, rows: Sequence[Row]) -> tuple[date | None, bool]:
+        """The day up to which rows show a page's share of one node, and whether most of them lie on it; None for no such day."""
+        moments = ((moment_of(row.attributes, self.sort), row) for row in rows)
+        dated = sorted(((at, row) for at, row in moments if at < UNDATED), key=itemgetter(0))
+        if self.sort is Sort.ID or not dated:
+            return None, False
+        days = [parse_date(text(row.attributes, STUDY_DATE)) for _, row in dated]
+        day = days[min(self.share, len(days)) - 1]
+        return (None if day in (date.min, date.max) else day), 2 * days.count(day) > len(days)
+
+    def _by_ladder(self, low: str, high: str) -> list[Segment]:
+        """The dated part in steps that grow into the past, within two dates, '' being open; undated studies last, where the
+        search names no dates."""
         asked = self.query.match_on(STUDY_DATE)
-        low, high = _asked_days(asked)
         month = (self.today.replace(day=1) - timedelta(days=1)).replace(day=1)
         edges = [month, *(date(self.today.year - years, 1, 1) for years in _LADDER_YEARS)]
-        starts = [f"{edge:%Y%m%d}" for edge in edges] + [""]
-        ends = ["", *(f"{edge - timedelta(days=1):%Y%m%d}" for edge in edges)]
+        starts = [*map(_da, edges), ""]
+        ends = ["", *(_da(edge - _DAY) for edge in edges)]
         steps = [
             _clipped(Segment(start, end, dated=True, growth=1), low, high)
             for start, end in zip(starts, ends, strict=True)
@@ -204,14 +246,14 @@ class Cutter:
             return []
         first = _second(segment.clock[0]) if segment.clock else 0
         clocks = [(_clock(at), _clock(at + step - 1)) for at in range(first, first + seconds, step)]
-        return self._in_order(replace(segment, clock=clock, growth=0) for clock in clocks)
+        return self._in_order(replace(segment, clock=clock, growth=0, crowded=False) for clock in clocks)
 
     def _by_modality(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
         shown = [set(texts(row.attributes, MODALITIES_IN_STUDY)) for row in rows]
         if segment.modality or segment.prefix or not all(shown) or self.query.match_on(MODALITIES_IN_STUDY):
             return []
         codes = sorted({*_MODALITIES, *(code for codes in shown for code in codes)})
-        return [replace(segment, modality=code, growth=0) for code in codes]
+        return [replace(segment, modality=code, growth=0, crowded=False) for code in codes]
 
     def _by_prefix(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
         """One letter more of the PatientID; where they all go on alike, that letter at once."""
@@ -220,7 +262,7 @@ class Cutter:
         if length >= _LONGEST_PREFIX or not all(len(each) > length for each in ids) or self._names_patients():
             return []
         letters = sorted({*_PREFIXES, *(each[length] for each in ids)} - set("*?\\"))
-        return [replace(segment, prefix=segment.prefix + letter, growth=0) for letter in letters]
+        return [replace(segment, prefix=segment.prefix + letter, growth=0, crowded=False) for letter in letters]
 
     def _names_patients(self) -> bool:
         return any(match.path[0] in (PATIENT_ID, OTHER_PATIENT_IDS) for match in self.query.matches)
@@ -239,6 +281,11 @@ def _clipped(segment: Segment, low: str, high: str) -> Segment | None:
     return None if first and last and first > last else replace(segment, low=first, high=last)
 
 
+def _within(segment: Segment, low: str, high: str) -> list[Segment]:
+    """The segment between two dates; none where it would end before it begins."""
+    return [] if low and high and low > high else [replace(segment, low=low, high=high)]
+
+
 def _equal_parts(segment: Segment, today: date) -> list[Segment]:
     """Oldest first. Open ends stay open at the outermost parts."""
     first = parse_date(segment.low) or min(_FIRST_DAY, parse_date(segment.high) or _FIRST_DAY)
@@ -246,12 +293,14 @@ def _equal_parts(segment: Segment, today: date) -> list[Segment]:
     days = (last - first).days + 1
     edges = sorted({first + timedelta(days=days * part // _PARTS) for part in range(_PARTS)})
     ends = [*(edge - timedelta(days=1) for edge in edges[1:]), last]
-    parts = [
-        Segment(f"{a:%Y%m%d}".zfill(8), f"{b:%Y%m%d}".zfill(8), dated=True) for a, b in zip(edges, ends, strict=True)
-    ]
+    parts = [Segment(_da(a), _da(b), dated=True) for a, b in zip(edges, ends, strict=True)]
     parts[0] = replace(parts[0], low=segment.low)
     parts[-1] = replace(parts[-1], high=segment.high)
     return [replace(part, growth=segment.growth + 1) for part in parts]
+
+
+def _da(day: date) -> str:
+    return f"{day:%Y%m%d}".zfill(8)
 
 
 def _seconds(clock: tuple[str, str] | None) -> int:

@@ -156,4 +156,4 @@ class Walk:
 
 
 def _are_alike(one: Segment, other: Segment) -> bool:
-    return one.dated == other.dated and one.is_deep == other.is_deep and not other.undated
+    return one.dated == other.dated and one.is_deep == other.is_deep and not (other.undated or other.crowded)

@@ -70,6 +70,30 @@ def test_cutting_days_loses_none_and_doubles_none(
     assert starts == sorted(starts)
 
 
+@given(
+    st.lists(days, min_size=1, max_size=12), st.integers(1, 8), days, st.sampled_from(["all", "asked", "dated"]), sorts
+)
+def test_cutting_where_the_rows_show_a_page_loses_no_day_and_doubles_none(
+    shown: list[str], share: int, day: str, whole: str, sort: Sort
+) -> None:
+    low, high = min(*shown, day), max(*shown, day)
+    query = studies(between(low, high)) if whole == "asked" else studies()
+    segment = Segment(low, high, dated=True) if whole == "dated" else Segment()
+    parts = Cutter(query, sort, TODAY, share).cut(segment, [row(one) for one in shown])
+    assert len(holding(parts, day)) == 1
+    starts = [part.start(sort) for part in parts]
+    assert starts == sorted(starts)
+    assert parts[-1].undated == (whole == "all")
+    assert segment not in parts
+
+
+def test_a_day_that_holds_most_of_what_is_shown_is_a_part_of_its_own_asked_for_when_it_is_needed() -> None:
+    shown = [row(day) for day in ("20010101", *["20000601"] * 8, "19990101")]
+    first, crowded, *_ = Cutter(studies(), Sort.NEWEST, TODAY, 4).cut(Segment(), shown)
+    assert (first.low, first.high) == ("20000602", "")
+    assert (crowded.low, crowded.high, crowded.crowded) == ("20000601", "20000601", True)
+
+
 @given(sorts, st.integers(0, 86_399))
 def test_a_day_is_cut_by_its_clock_down_to_the_minute(sort: Sort, second: int) -> None:
     clock = f"{second // 3600:02}{second // 60 % 60:02}{second % 60:02}"
