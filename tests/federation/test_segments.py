@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway.federation.page import Sort, moment
@@ -77,6 +77,7 @@ def test_cutting_where_the_rows_show_a_page_loses_no_day_and_doubles_none(
     shown: list[str], share: int, day: str, whole: str, sort: Sort
 ) -> None:
     low, high = min(*shown, day), max(*shown, day)
+    assume(whole != "dated" or low < high)  # one day is cut by other keys
     query = studies(between(low, high)) if whole == "asked" else studies()
     segment = Segment(low, high, dated=True) if whole == "dated" else Segment()
     parts = Cutter(query, sort, TODAY, share).cut(segment, [row(one) for one in shown])
