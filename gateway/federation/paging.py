@@ -61,7 +61,9 @@ class Paging:
 
 def _walks(federation: Federation, query: Query, nodes: Sequence[Node], reach: Reach, in_parts: bool) -> list[Walk]:
     results = reach.skip + (reach.size or 0)
-    cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), _share(results, len(nodes)))
+    # What a sample shows first is the first page; a later one is found by cutting into equal parts.
+    share = 0 if reach.after else _share(results, len(nodes))
+    cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), share)
     ceiling = _ceiling(results, len(nodes)) if in_parts else None
     start = reach.after.moment if reach.after else ""
     return [Walk(node, federation.answers, query, cutter, ceiling, start) for node in nodes]

@@ -159,13 +159,13 @@ def _means_one_span(query: Query) -> bool:
 class Cutter:
     """Cuts what is too large, in the order of `sort`. `today` anchors the first cut: most searches want what is recent.
 
-    `share` is how many results a page takes from one node.
+    `share` is how many results a first page takes from one node; 0 for a later page.
     """
 
     query: Query
     sort: Sort
     today: date
-    share: int = 1
+    share: int = 0
 
     def cut(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
         """The parts of a segment; [] when it cannot be cut further. `rows` is what the node gave of it."""
@@ -207,7 +207,7 @@ class Cutter:
         """The day up to which rows show a page's share of one node, and whether most of them lie on it; None for no such day."""
         moments = ((moment_of(row.attributes, self.sort), row) for row in rows)
         dated = sorted(((at, row) for at, row in moments if at < UNDATED), key=itemgetter(0))
-        if self.sort is Sort.ID or not dated:
+        if self.sort is Sort.ID or not dated or not self.share:
             return None, False
         days = [parse_date(text(row.attributes, STUDY_DATE)) for _, row in dated]
         day = days[min(self.share, len(days)) - 1]
