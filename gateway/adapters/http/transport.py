@@ -23,10 +23,9 @@ from gateway.errors import (
     SettingsError,
 )
 
-# What needs no encoding anywhere in a URL (RFC 3986), after a name or an address that needs none either.
-_PLAIN = re.compile(
-    r"https?://[a-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~%/:@!$&'()*+,;=-]*(\?[A-Za-z0-9._~%/:@!$&'()*+,;=?-]*)?)?"
-)
+# An address that is sent as it stands: nothing in it needs encoding (RFC 3986), no step of its path leads upwards.
+_SAFE = r"(?:[A-Za-z0-9._~/:@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
+_PLAIN = re.compile(rf"(?!.*/\.)https?://[a-z0-9.-]+(?::[0-9]+)?(?:/{_SAFE}(?:\?{_SAFE})?)?")
 _READ_SIZE = 64 * 1024  # also bounds what one compressed chunk can swell to
 
 Content = bytes | AsyncIterator[bytes] | None
