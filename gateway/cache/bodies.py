@@ -187,8 +187,9 @@ class Making:
 
     def uses(self, key: str, part: Entry) -> None:
         """One node answer is part of it."""
-        self.keys.add(key)
-        self.parts.append(part)
+        if not self._refused:
+            self.keys.add(key)
+            self.parts.append(part)
 
     @property
     def tags(self) -> frozenset[Tag]:
@@ -204,6 +205,13 @@ class Making:
     def refuse(self) -> None:
         """This answer is not to be kept, whatever else is said of it."""
         self._refused = True
+
+    def end(self) -> None:
+        """Lets go of everything: a connection that was opened meanwhile keeps this context, and with it this, for its life."""
+        self.refuse()
+        self.keys.clear()
+        self.parts.clear()
+        self.grounds = self.whole = self.then = None
 
     @property
     def may_be_kept(self) -> bool:

@@ -74,10 +74,13 @@ class KeptAnswers:
                 return
             self._bodies.forget(key)
         fresh, making = freshness.begin(), bodies.begin(self._bodies.generation)
-        await self._app(scope, receive, send)
-        if making.may_be_kept and not asked.not_kept and not fresh.stale:
-            kept = _kept(making, fresh, self._longest, scope.get("route"), self._bodies.now())
-            self._bodies.keep(key, kept, making.generation)
+        try:
+            await self._app(scope, receive, send)
+            if making.may_be_kept and not asked.not_kept and not fresh.stale:
+                kept = _kept(making, fresh, self._longest, scope.get("route"), self._bodies.now())
+                self._bodies.keep(key, kept, making.generation)
+        finally:
+            making.end()
 
 
 def _asked(scope: Scope) -> _Asked:

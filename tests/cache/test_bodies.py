@@ -4,6 +4,7 @@ import pytest
 
 from gateway.cache import bodies
 from gateway.cache.bodies import Bodies, Grounds, Kept
+from gateway.cache.envelope import Entry
 from gateway.cache.purges import Purge
 from gateway.cache.tags import patient_tag, study_tag
 
@@ -146,3 +147,15 @@ def test_an_answer_is_kept_only_when_all_is_known_of_it():
     assert not making.may_be_kept
     bodies.keep_nothing()
     assert bodies.current() is None
+
+
+def test_an_answer_that_has_ended_holds_nothing_and_is_not_kept():
+    """Whoever opened a connection for it keeps its context: the rows of a large archive must not stay with that."""
+    making = bodies.begin(0)
+    making.uses("key", Entry(b"[]", 0, 30))
+    making.give_grounds(GROUNDS)
+    making.whole = (200, (), b"[]")
+    assert making.may_be_kept
+    making.end()
+    making.uses("later", Entry(b"[]", 0, 30))
+    assert (making.keys, making.parts, making.whole, making.may_be_kept) == (set(), [], None, False)
