@@ -16,6 +16,7 @@ from gateway.federation.page import Sort
 from gateway.model.anatomy import BODY_PARTS
 from gateway.model.answer import Found
 from gateway.model.matching import matches
+from gateway.model.moments import da
 from gateway.model.patient import PatientKey
 from gateway.model.query import Match, Operator, Query, check_uid
 from gateway.model.vocabulary import (
@@ -244,7 +245,7 @@ def _narrow(search: StudySearch, low: date | None, high: date | None) -> None:
 
 def _day(day: date | None) -> str:
     """A DA; '' for an open end."""
-    return f"{day:%Y%m%d}".zfill(8) if day else ""
+    return da(day) if day else ""
 
 
 async def _modality(search: StudySearch, values: list[str]) -> None:

@@ -56,15 +56,15 @@ class Period:
         return first and _shifted(first, -1), last and _shifted(last, 1)
 
     def _days(self) -> tuple[date | None, date | None]:
-        low, high, before = self.span.low.date(), _last_day(self.span.high), _last_day(self.span.low)
-        # A study that begins within a span is also said to be before the end, or after the beginning, of it.
-        near = not self.span.floating
+        low, high = self.span.low.date(), _last_day(self.span.high)
         if self.prefix in ("gt", "sa"):
-            return (low if near else self.span.high.date()), None
+            return self.span.high.date(), None
         if self.prefix in ("lt", "eb"):
-            return None, (high if near else before)
-        if self.prefix in ("ge", "le"):
-            return (low, None) if self.prefix == "ge" else (None, high)
+            return None, _last_day(self.span.low)
+        if self.prefix == "ge":
+            return low, None
+        if self.prefix == "le":
+            return None, high
         if self.prefix == "ne":
             return None, None
         if self.prefix == "ap":

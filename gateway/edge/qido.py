@@ -229,7 +229,7 @@ def render(found: Found, wanted: frozenset[str] | None, root: str) -> Dataset:
     ref = Ref(found.study, found.series or None, found.instance or None)
     attributes[SPECIFIC_CHARACTER_SET] = _UNICODE
     attributes[RETRIEVE_URL] = {"vr": "UR", "Value": [f"{root}/{ref.path}"]}
-    attributes[RETRIEVE_AE_TITLE] = {"vr": "AE", "Value": [row.node for row in found.rows]}
+    attributes[RETRIEVE_AE_TITLE] = {"vr": "AE", "Value": list(found.holders)}
     return {tag: attributes[tag] for tag in sorted(attributes)}
 
 

@@ -153,8 +153,8 @@ def _found(cluster: list[Row], ambiguous: str, in_node: bool, priority: Mapping[
 def _alone(row: Row, ambiguous: str, in_node: bool) -> Found:
     """One holder's row as a result: most are, so this is what a search of many costs."""
     attributes = {**row.attributes, RETRIEVE_AE_TITLE: _held_by(row.node)}
-    known, patient = frozenset((row.patient,)), row.patient
-    return Found(row.level, patient, *row.uids, attributes, (row,), ambiguous, in_node, True, known)
+    known = frozenset((row.patient,))
+    return Found(row.level, row.patient, *row.uids, attributes, (row,), ambiguous, in_node, patients=known)
 
 
 @lru_cache(1024)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from gateway.errors import InvalidQuery
 from gateway.model.answer import Found, Issue
 from gateway.model.dataset import Dataset, text, whole_number
-from gateway.model.moments import parse_date, parse_time
+from gateway.model.moments import da, parse_date, parse_time
 from gateway.model.study import Row
 from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME, Level, tag
 
@@ -67,7 +67,7 @@ def moment_of(attributes: Dataset, sort: Sort) -> str:
 @lru_cache(10_000)
 def _moment_of(date_: str, time_: str, sort: Sort) -> str:
     day, clock = parse_date(date_), parse_time(time_)
-    return moment(f"{day:%Y%m%d}".zfill(8), f"{clock or time.min:%H%M%S}", sort) if day else UNDATED
+    return moment(da(day), f"{clock or time.min:%H%M%S}", sort) if day else UNDATED
 
 
 def moment(day: str, clock: str, sort: Sort) -> str:

@@ -65,6 +65,11 @@ def parse_date(value: str) -> date | None:
         return None
 
 
+def da(day: date) -> str:
+    """A date as a DA value; a year has four digits, also an early one."""
+    return f"{day:%Y%m%d}".zfill(8)
+
+
 def parse_time(value: str) -> time | None:
     """A TM value; components left out are zero and a leap second counts as 59. None when it is none."""
     found = _TM.fullmatch(value.strip())
