@@ -488,6 +488,7 @@ async def test_leaving_early_or_being_cancelled_frees_every_file_and_cursor(arch
             await asyncio.sleep(0.001)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        del task  # a task that has ended still holds what it waited for
         for _ in range(50):
             await asyncio.sleep(0.02)
             if not open_files(archive) and not open_files(tmp_path):
