@@ -41,6 +41,7 @@ from gateway.model.vocabulary import PATIENT_NAME, Level
 from gateway.simulators.dimse import DimseOptions, DimseSimulator
 from gateway.wire.charset import codec_of
 from gateway.wire.filemeta import file_meta
+from tests import peers
 
 FILES = ["CT_small.dcm", "MR_small.dcm", "JPEG2000.dcm", "SC_rgb_rle_2frame.dcm", "rtplan.dcm", "test-SR.dcm"]
 
@@ -533,6 +534,24 @@ async def test_an_instance_that_the_node_lists_and_cannot_send_raises_after_the_
                 assert [chunk async for chunk in (await anext(parts)).body]
             with pytest.raises(NodeProtocolError, match="1 sub-operations"):
                 await anext(parts)
+
+
+@pytest.mark.parametrize("product", ["simulator", "orthanc"])
+async def test_an_instance_of_a_class_that_its_modality_does_not_suggest_comes_too(tmp_path, product):
+    study = generate_uid()[:50]
+    classes = ["1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.66"]
+    for number, sop_class in enumerate(classes):
+        dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        dataset.StudyInstanceUID, dataset.SOPInstanceUID = study, f"{study}.{number}"
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = sop_class
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.save_as(tmp_path / f"{number}.dcm")
+    files = sorted(tmp_path.glob("*.dcm"))
+    served = DimseSimulator(tmp_path) if product == "simulator" else peers.orthanc(files)
+    with served as node:
+        async with adapter_of(node) as adapter:
+            assert len(await parts_of(adapter, Ref(study))) == 3
+            assert list(await parts_of(adapter, Ref(study, None, f"{study}.2"))) == [f"{study}.2"]
 
 
 async def test_leaving_a_retrieve_in_the_middle_of_an_instance_aborts_it(dcmtk, big):

@@ -19,6 +19,7 @@ from gateway.model.query import Ref
 
 _ROOM = MAX_CONTEXTS - 1  # one is for the retrieve itself
 _ASKED_AGAIN = 5
+_OF_INSTANCES = ("SOPClassUID", "AvailableTransferSyntaxUID")
 _OUT_OF_RESOURCES = (0xA701, 0xA702)
 _SOP_CLASS_NOT_SUPPORTED = (0x0122, 0x0112, 0x0211)
 _MOVE_DESTINATION_UNKNOWN = 0xA801
@@ -41,6 +42,11 @@ class Holdings:
     series_of: dict[str, str] | None = field(default_factory=dict)
     classes: dict[str, list[str]] = field(default_factory=dict)
     classes_by_series: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether all classes fit into one association's contexts."""
+        return need_of(self.classes) <= _ROOM
 
     def add(self, series: str, sop_class: str, modality: str, syntaxes: list[str]) -> None:
         for uid in (sop_class,) if sop_class else classes_of(modality):
@@ -93,13 +99,17 @@ class Retrieving:
 
     # What is there
 
-    def _holdings(self, operation: Operation[Event]) -> Holdings:
-        """By C-FIND at SERIES and IMAGE level; a node that refuses those is asked blindly."""
+    def _holdings(self, operation: Operation[Event], *, by_class: bool = False) -> Holdings:
+        """By C-FIND at SERIES and IMAGE level; a node that refuses those is asked blindly.
+
+        The SOP classes are those of each series' modality; `by_class` those that the node tells of each instance, for
+        which some read every file (Orthanc).
+        """
         holdings = Holdings()
         try:
             with self._associations.searching(operation) as association:
                 for series, modality in self._series(association):
-                    self._add_instances(association, holdings, series, modality)
+                    self._add_instances(association, holdings, series, modality, by_class)
         except (NodeRefused, Unsupported):
             blind = Holdings(series_of=None)
             blind.add("", "", "", [])
@@ -116,8 +126,10 @@ class Retrieving:
         modalities = {str(row.get("SeriesInstanceUID") or ""): str(row.get("Modality") or "").strip() for row in rows}
         yield from ((series, modality) for series, modality in modalities.items() if series)
 
-    def _add_instances(self, association: NodeAssociation, holdings: Holdings, series: str, modality: str) -> None:
-        wanted = ("SOPClassUID", "AvailableTransferSyntaxUID", "SeriesInstanceUID", "Modality")
+    def _add_instances(
+        self, association: NodeAssociation, holdings: Holdings, series: str, modality: str, by_class: bool
+    ) -> None:
+        wanted = ("SeriesInstanceUID", "Modality", *(_OF_INSTANCES if by_class else ()))
         instance = self._ref.instance or ""
         identifier = _identifier("IMAGE", study=self._ref.study, series=series, instance=instance, wanted=wanted)
         for row in self._rows(association, identifier):
@@ -146,11 +158,34 @@ class Retrieving:
     def _get(self, operation: Operation[Event], holdings: Holdings) -> None:
         if holdings.series_of == {}:
             return
+        if holdings.series_of is not None and not holdings.fits and not self._ref.series:
+            holdings = self._holdings(operation, by_class=True)
         intake = Intake(operation.channel, holdings.series_of, operation.stop)
-        found = [self._get_round(operation, intake, ref, classes) for ref, classes in self._rounds(holdings)]
+        found = self._get_guessed(operation, intake, holdings)
+        if intake.missing and not intake.broken:
+            self._get_by_class(operation, intake, holdings)
         if intake.missing and not intake.broken:
             self._get_by_syntax(operation, intake, holdings)
         self._conclude(intake, found)
+
+    def _get_guessed(self, operation: Operation[Event], intake: Intake, holdings: Holdings) -> list[NodeError | None]:
+        """What was wrong with each round. Orthanc goes out of protocol over an instance of a class that was not proposed."""
+        found: list[NodeError | None] = []
+        try:
+            for ref, classes in self._rounds(holdings):
+                found.append(self._get_round(operation, intake, ref, classes))
+        except NodeProtocolError as error:
+            found.append(error)
+        return found
+
+    def _get_by_class(self, operation: Operation[Event], intake: Intake, holdings: Holdings) -> None:
+        """What did not come is asked for again where it is of a class that its series' modality does not suggest."""
+        told = self._holdings(operation, by_class=True).classes_by_series
+        for ref in list(self._lacking(intake)):
+            guessed, classes = holdings.classes_by_series[ref.series or ""], told.get(ref.series or "", {})
+            if not classes.keys() <= guessed.keys():
+                self._get_round(operation, intake, ref, classes)
+        holdings.classes_by_series |= told
 
     def _rounds(self, holdings: Holdings) -> Iterator[tuple[Ref, Mapping[str, list[str]]]]:
         """One C-GET for all, or one per series where all classes do not fit into one association's contexts."""
