@@ -92,9 +92,20 @@ async def http_error(request: Request, error: Exception) -> Response:
     return render(request, error.status_code, kind.code, kind.title, detail, None, dict(error.headers or {}))
 
 
+class BrokenOff(Exception):
+    """Ends a streamed answer without its closing delimiter, so that no client takes it for whole. Its text is the class of
+    the failure behind it."""
+
+
 async def fault(request: Request, error: Exception) -> Response:
-    """A fault of ours: the caller gets the request id, the log gets the class and the place, nobody gets the text."""
-    log().error("fault", kind=type(error).__name__, reason=place_of(error))
+    """A fault of ours: the caller gets the request id, the log gets the class and the place, nobody gets the text.
+
+    An answer that had to be broken off is none.
+    """
+    if isinstance(error, BrokenOff):
+        log().warning("broken off", kind=str(error))
+    else:
+        log().error("fault", kind=type(error).__name__, reason=place_of(error))
     detail = f"the gateway failed; report the request id {request_id.get()}"
     return render(request, 500, "GW000", "Internal error", detail, None, {})
 

@@ -29,10 +29,6 @@ _BULKDATA = re.compile(r"[0-9A-Fa-f]{8}(\.[1-9][0-9]{0,8}\.[0-9A-Fa-f]{8}){0,16}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class BrokenOff(Exception):
-    """Ends a streamed answer without its closing delimiter, so that no client takes it for whole."""
-
-
 class CallerLeft(Exception):
     """The caller went away before the last byte: whoever keeps an account of the answer does not write it down as whole."""
 
@@ -130,7 +126,7 @@ async def _alone(one: OutgoingInstance, rest: AsyncIterator[OutgoingInstance]) -
         async for chunk in body:
             yield chunk
     async for _ in rest:
-        raise BrokenOff("a single part cannot hold a second instance")
+        raise problems.BrokenOff("a single part cannot hold a second instance")
 
 
 async def _parts(
@@ -170,7 +166,7 @@ async def _guarded(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             async for chunk in chunks:
                 yield chunk
     except (GatewayError, ValueError) as error:
-        raise BrokenOff(type(error).__name__) from None
+        raise problems.BrokenOff(type(error).__name__) from None
 
 
 async def frames(request: Request) -> Response:

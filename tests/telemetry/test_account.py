@@ -6,11 +6,14 @@ import asyncio
 import contextvars
 import io
 import json
+import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from gateway import telemetry
@@ -244,3 +247,22 @@ def test_a_line_is_written_though_the_loop_that_was_to_write_it_has_ended() -> N
 
     asyncio.run(goes_on())
     assert file.getvalue() == b"first\nsecond\n"
+
+
+def test_a_transfer_that_its_node_breaks_is_no_fault_of_ours_in_the_log(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "big" / "one.dcm"
+    uid = large_multiframe(file, 100)
+    with (
+        Gateway([files_node("disk", file.parent)], log_level="INFO") as gateway,
+        gateway.client.stream("GET", f"/dicom-web/studies/{uid}") as answer,
+    ):
+        pieces = answer.iter_raw()
+        next(pieces)
+        os.truncate(file, 60_000_000)
+        with pytest.raises(httpx.RemoteProtocolError):
+            deque(pieces, maxlen=0)
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["kind"] for line in told if line["event"] == "broken off"] == ["NodeProtocolError"]
+    assert not [line for line in told if line["event"] == "fault"]
