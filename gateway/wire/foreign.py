@@ -15,6 +15,7 @@ from gateway.wire.valuefields import BINARY_VRS, VRS, dictionary_vr, number, per
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _PADDING = " \x00"
 _NO_TEXT = frozenset({"SQ", "PN", "AT", "UN"}) | BINARY_VRS
+_MOST_LOOKS = 8192
 _WORDS = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
@@ -35,9 +36,13 @@ def _dataset(dataset: object) -> Dataset:
         raise ValueError("a data set is not a JSON object")
     mended: Dataset = {}
     for name, attribute in dataset.items():
-        tag = _tag(name)
+        tag = _sound_tag(name, attribute)
         if tag:
-            mended[tag] = attribute if _is_sound(tag, attribute) else _attribute(tag, attribute)
+            mended[tag] = attribute
+        elif tag := _tag(name):
+            mended[tag] = _attribute(tag, attribute)
+            if type(attribute) is dict:
+                _learn(name, attribute)
     if SPECIFIC_CHARACTER_SET in mended:
         mended[SPECIFIC_CHARACTER_SET] = {"vr": "CS", "Value": [UTF_8]}
     return mended
@@ -51,29 +56,46 @@ def _tag(name: object) -> str:
     return "" if name.endswith("0000") else name.upper()
 
 
-def _is_sound(tag: str, attribute: object) -> bool:
-    """Whether there is nothing to mend, as mostly: a VR and one value that goes as it is, a text, a name or a number."""
-    if type(attribute) is not dict or len(attribute) != 2:
-        return False
-    vr, content = attribute.get("vr"), attribute.get("Value")
-    if type(vr) is not str or type(content) is not list or len(content) != 1:
-        return False
-    value, kind = content[0], _kind(tag, vr)
-    if type(value) is dict and kind == "name" and len(value) == 1:
-        value, kind = value.get("Alphabetic"), "text"
-    if type(value) is str:
-        return kind == "text" and value != "" and value[0] not in _PADDING and value[-1] not in _PADDING
-    if type(value) is int:
-        return kind == "number" and -(2**63) <= value < 2**64
-    return type(value) is float and kind == "number" and isfinite(value)
+_looks: dict[tuple[object, object, type], tuple[str, type | None]] = {}
+"""By a name, a VR and the type of a value, all as sent: the tag, and what the value is then looked at as; None where it
+never goes as it is."""
 
 
-@lru_cache(maxsize=8192)
-def _kind(tag: str, sent: str) -> str:
-    """'text', 'name' or 'number' where the VR sent is the one that counts and values of that kind go as they are."""
-    if sent not in VRS or _vr(tag, sent) != sent or (sent in _NO_TEXT and sent != "PN"):
+def _learn(name: object, attribute: Any) -> None:
+    """Lets the next one of this kind go as it is, if it may."""
+    content, vr = attribute.get("Value"), attribute.get("vr")
+    if type(content) is list and len(content) == 1 and type(vr) is str and len(_looks) < _MOST_LOOKS:
+        tag, kind = _tag(name), type(content[0])
+        _looks[name, vr, kind] = tag, _looked_at_as(vr, kind) if vr in VRS and _vr(tag, vr) == vr else None
+
+
+def _looked_at_as(vr: str, kind: type) -> type | None:
+    if vr in NUMERIC_VRS:
+        return kind if kind in (int, float) else None
+    if vr == "PN":
+        return dict if kind is dict else None
+    return str if kind is str and vr not in _NO_TEXT else None
+
+
+def _sound_tag(name: object, attribute: Any) -> str:
+    """Its tag where there is nothing to mend, as mostly: a VR and one value that goes as it is, a text, a name or a number.
+    Else ''."""
+    try:
+        content = attribute["Value"]
+        value = content[0]
+        tag, looked_at_as = _looks[name, attribute["vr"], type(value)]
+    except (LookupError, TypeError):
         return ""
-    return "name" if sent == "PN" else "number" if sent in NUMERIC_VRS else "text"
+    if len(attribute) != 2 or len(content) != 1 or type(content) is not list:
+        return ""
+    if looked_at_as is dict:
+        value = value.get("Alphabetic") if len(value) == 1 else None
+        looked_at_as = str if type(value) is str else None
+    if looked_at_as is str:
+        return tag if value and value[0] not in _PADDING and value[-1] not in _PADDING else ""
+    if looked_at_as is int:
+        return tag if -(2**63) <= value < 2**64 else ""
+    return tag if looked_at_as is float and isfinite(value) else ""
 
 
 def _attribute(tag: str, attribute: object) -> Attribute:
