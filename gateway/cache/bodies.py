@@ -23,6 +23,8 @@ _PER_NAME = 100
 _AGAIN, _MOST_DONE = 60.0, 1000
 _LARGEST_SHARE = 8
 """No single answer takes more than this part of all the room."""
+_MOST_PARTS_BYTES = 16 * 1024**2
+"""JSON text of the node answers that a kept answer may be made from: with more it is not kept, and they are let go of."""
 
 _HIT, _MISS = (measures.lookups.labels("whole", outcome) for outcome in ("hit", "miss"))
 
@@ -183,10 +185,14 @@ class Making:
     grounds: Grounds | None = None
     whole: tuple[int, RawHeaders, bytes] | None = None
     then: Then | None = None
+    _bytes: int = 0
     _refused: bool = False
 
     def uses(self, key: str, part: Entry) -> None:
         """One node answer is part of it."""
+        self._bytes += len(part.body)
+        if self._bytes > _MOST_PARTS_BYTES:
+            self.refuse()
         if not self._refused:
             self.keys.add(key)
             self.parts.append(part)
@@ -205,12 +211,12 @@ class Making:
     def refuse(self) -> None:
         """This answer is not to be kept, whatever else is said of it."""
         self._refused = True
+        self.keys.clear()
+        self.parts.clear()
 
     def end(self) -> None:
         """Lets go of everything: a connection that was opened meanwhile keeps this context, and with it this, for its life."""
         self.refuse()
-        self.keys.clear()
-        self.parts.clear()
         self.grounds = self.whole = self.then = None
 
     @property

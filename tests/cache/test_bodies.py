@@ -159,3 +159,13 @@ def test_an_answer_that_has_ended_holds_nothing_and_is_not_kept():
     making.end()
     making.uses("later", Entry(b"[]", 0, 30))
     assert (making.keys, making.parts, making.whole, making.may_be_kept) == (set(), [], None, False)
+
+
+def test_an_answer_made_from_very_much_is_not_kept_and_holds_none_of_it():
+    making = bodies.begin(0)
+    making.give_grounds(GROUNDS)
+    making.whole = (200, (), b"[]")
+    for number in range(5):
+        making.uses(f"key {number}", Entry(bytes(4 * 1024**2), 0, 30))
+        assert sum(len(part.body) for part in making.parts) <= 16 * 1024**2
+    assert (making.parts, making.may_be_kept) == ([], False)
