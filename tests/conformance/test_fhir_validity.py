@@ -14,6 +14,7 @@ import fhirkit
 import pytest
 from fhir.resources import get_fhir_model_class as r5_class
 from fhir.resources.R4B import get_fhir_model_class as r4b_class
+from fhir_rules import faults
 from national_nodes import Demo
 from pyfhircheck import Validator
 from pyfhircheck.config import ValidatorConfig
@@ -73,6 +74,10 @@ SEARCHES = (
     "?node=ee-tartu",
     "?node=ee-tartu&_count=5&_include=ImagingStudy:subject",
     "?_id=1.2.3.4.5",
+    "?modality:not=CT&_elements=identifier,series",
+    "?_summary=data&_sort=_id&_include=*&_include:iterate=Endpoint:organization",
+    "?bodysite:missing=false&_total=accurate&_count=3",
+    "?_sort=_id&_count=11",
 )
 ERRORS = (
     ("/ImagingStudy?foo=bar", 400),
@@ -98,12 +103,15 @@ def crawl(request: pytest.FixtureRequest, demo: Demo) -> Crawl:
     crawled.get(f"{crawled.root}/metadata")
     for query in SEARCHES:
         list(crawled.pages(query))
+    for query in ("Patient?birthdate=ge1900&_count=4", "Endpoint?_count=2", "Organization?_summary=true"):
+        crawled.get(f"{crawled.root}/{query}")
     for path, status in ERRORS:
         crawled.get(crawled.root + path, status)
     clash = demo.corpus.case("uid-clash").study_uid
     crawled.get(f"{crawled.root}/ImagingStudy/{clash}", 409)
     bundles = [body for body in crawled.bodies.values() if body["resourceType"] == "Bundle"]
-    for identifier in sorted({resource["id"] for bundle in bundles for resource in resources(bundle)}):
+    found = [one for bundle in bundles for one in resources(bundle) if one["resourceType"] == "ImagingStudy"]
+    for identifier in sorted({resource["id"] for resource in found}):
         crawled.get(f"{crawled.root}/ImagingStudy/{identifier}")
     seen: set[str] = set()
     while more := references(list(crawled.bodies.values())) - seen:
@@ -142,6 +150,18 @@ def test_fhir_resources_accepts_every_body(crawl: Crawl) -> None:
             find(body["resourceType"]).model_validate(body)
         except ValueError as error:
             pytest.fail(f"{path}: {error}")
+
+
+def test_our_own_rules_hold_for_every_body(crawl: Crawl) -> None:
+    for path, body in crawl.bodies.items():
+        assert faults(body) == [], path
+
+
+def test_the_crawl_is_of_more_than_500_studies(crawl: Crawl) -> None:
+    bundles = [body for body in crawl.bodies.values() if body["resourceType"] == "Bundle"]
+    searched = [one for bundle in bundles for one in resources(bundle) if one["resourceType"] == "ImagingStudy"]
+    read = [body for body in crawl.bodies.values() if body["resourceType"] == "ImagingStudy"]
+    assert len(searched) + len(read) > 500
 
 
 @pytest.mark.parametrize("crawl", [fhirkit.FHIR_VERSION[:3]], indirect=True)
