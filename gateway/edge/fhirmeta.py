@@ -1,24 +1,35 @@
-"""The CapabilityStatement: made from the tables that the routes and the search itself use, so that it tells the truth."""
+"""The CapabilityStatement: made from the tables that the routes and the searches themselves use, so that it tells the truth."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from gateway import __version__
-from gateway.edge.fhirsearch import TYPES
+from gateway.edge import directory, fhirsearch, patientkeys, studykeys
+from gateway.edge.fhirformat import FORMATS
 
-_CREATED = "2026-11-23"
-_DOCUMENTATION = {
-    "identifier": "urn:dicom:uid|urn:oid:<StudyInstanceUID>, or an accession number with or without its issuer's system",
-    "started": "prefixes eq ne gt lt ge le sa eb ap; compared with the study's own offset",
-    "bodysite": "a SNOMED CT concept or a DICOM Body Part Examined term; R5 clients may say body-site",
-    "endpoint": "Endpoint/<node id>",
-    "patient": "Patient/<id>; patient.identifier=<system>|<value> finds by business identifier",
-}
+_CREATED = "2026-11-26"
+_RENAMED = {"bodysite": "body-site", "basedon": "based-on"}
+"""R4 spellings of parameters that R5 writes otherwise; both are understood in both."""
+
+
+class _Key(Protocol):
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def all_modifiers(self) -> list[str]: ...
 
 
 def capability_statement(*, is_r5: bool, root: str) -> dict[str, Any]:
     """What this root serves, in its own version."""
+    resources = [
+        _resource("ImagingStudy", _study_keys(is_r5), includes=[*fhirsearch.INCLUDES]),
+        _resource("Patient", patientkeys.KEYS),
+        _resource("Endpoint", directory.ENDPOINT),
+        _resource("Organization", directory.ORGANIZATION),
+    ]
     return {
         "resourceType": "CapabilityStatement",
         "status": "active",
@@ -28,28 +39,39 @@ def capability_statement(*, is_r5: bool, root: str) -> dict[str, Any]:
         "software": {"name": "imaging-gateway", "version": __version__},
         "implementation": {"description": "Federated imaging look-ups", "url": root},
         "fhirVersion": "5.0.0" if is_r5 else "4.0.1",
-        "format": ["json"],
-        "rest": [{"mode": "server", "resource": [_imaging_study(is_r5), *_readable()]}],
+        "format": list(FORMATS),
+        "rest": [{"mode": "server", "documentation": _documentation(), "resource": resources}],
     }
 
 
-def _imaging_study(is_r5: bool) -> dict[str, Any]:
-    parameters = [
-        _parameter("body-site" if is_r5 and name == "bodysite" else name, type_) for name, type_ in TYPES.items()
-    ]
-    return {
-        "type": "ImagingStudy",
-        "interaction": [{"code": "read"}, {"code": "search-type"}],
-        "versioning": "no-version",
-        "searchInclude": ["ImagingStudy:endpoint", "ImagingStudy:patient", "ImagingStudy:subject"],
-        "searchParam": parameters,
-    }
+def _study_keys(is_r5: bool) -> dict[str, _Key]:
+    """Each parameter once, as this version spells it."""
+    other = _RENAMED if is_r5 else set(_RENAMED.values())
+    return {name: key for name, key in studykeys.KEYS.items() if name not in other}
 
 
-def _parameter(name: str, type_: str) -> dict[str, str]:
-    documentation = _DOCUMENTATION.get("bodysite" if name == "body-site" else name)
-    return {"name": name, "type": type_} | ({"documentation": documentation} if documentation else {})
+def _resource(kind: str, keys: Mapping[str, _Key], *, includes: list[str] | None = None) -> dict[str, Any]:
+    resource: dict[str, Any] = {"type": kind, "interaction": [{"code": "read"}, {"code": "search-type"}]}
+    resource["versioning"] = "no-version"
+    if includes:
+        resource["searchInclude"] = includes
+    resource["searchParam"] = [_parameter(name, key) for name, key in keys.items()]
+    return resource
 
 
-def _readable() -> list[dict[str, Any]]:
-    return [{"type": each, "interaction": [{"code": "read"}]} for each in ("Patient", "Endpoint", "Organization")]
+def _parameter(name: str, key: _Key) -> dict[str, str]:
+    parts = [getattr(key, "documentation", "")]
+    if key.all_modifiers:
+        parts.append("modifiers " + " ".join(f":{each}" for each in key.all_modifiers))
+    documentation = "; ".join(filter(None, parts))
+    return {"name": name, "type": key.type} | ({"documentation": documentation} if documentation else {})
+
+
+def _documentation() -> str:
+    """What is not in the table of parameters: how results are given, and what is refused with its reason."""
+    results = ", ".join(fhirsearch.RESULTS)
+    refused = "; ".join(f"{name}: {reason}" for name, reason in studykeys.REFUSED.items())
+    return (
+        f"ImagingStudy searches take {results} as well; every search can be POSTed to _search. Prefer: handling=lenient leaves "
+        f"out what is not supported and says so; else it is refused. Not supported: {refused}."
+    )

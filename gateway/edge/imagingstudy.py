@@ -47,7 +47,7 @@ _STATUS = {
 }
 _AVAILABILITY = "http://hl7.org/fhir/3.0/StructureDefinition/extension-ImagingStudy.availability"
 _NOT_AT_HAND = ("NEARLINE", "OFFLINE", "UNAVAILABLE")
-_GENDER = {"M": "male", "F": "female", "O": "other"}
+GENDERS = {"M": "male", "F": "female", "O": "other"}
 
 ACCESSION, ACCESSION_ISSUER = tag("AccessionNumber"), tag("IssuerOfAccessionNumberSequence")
 UNIVERSAL_ID, LOCAL_ID = tag("UniversalEntityID"), tag("LocalNamespaceEntityID")
@@ -195,7 +195,7 @@ class Renderer:
         name = human_name(one.attributes)
         if name:
             resource["name"] = [name]
-        _put(resource, "gender", _GENDER.get(text(one.attributes, SEX)))
+        _put(resource, "gender", GENDERS.get(text(one.attributes, SEX)))
         birth = parse_date(text(one.attributes, BIRTH_DATE))
         _put(resource, "birthDate", birth and birth.isoformat())
         return resource

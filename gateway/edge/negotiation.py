@@ -115,22 +115,6 @@ def _transfer_syntax(range_: MediaType) -> str:
     return asked if asked in ("", "*") else check_uid(asked, "transfer-syntax")
 
 
-def fhir_version(request: Request, path_version: str | None) -> str:
-    """'4.0' or '5.0': the path's own, else fhirVersion in Accept or `_format`, else '4.0'. Raises NotAcceptable for another."""
-    for range_ in accepted(request, strict=False):
-        if range_.essence not in ("*/*", "application/*", JSON, "application/fhir+json", "text/json"):
-            continue
-        asked = range_.parameters.get("fhirversion", "")[:3]
-        if not asked:
-            return path_version or "4.0"
-        if asked not in ("4.0", "5.0") or (path_version and asked != path_version):
-            raise NotAcceptable("fhirVersion 4.0 and 5.0 are served, each under its own path too", parameter="Accept")
-        return asked
-    if request.query_params.get("_format") in ("json", JSON, "application/fhir+json"):
-        return path_version or "4.0"
-    raise NotAcceptable("FHIR resources are available as application/fhir+json", parameter="Accept")
-
-
 def count(text: str, parameter: str, *, least: int = 0, most: int = 2**31) -> int:
     """A non-negative whole number from a parameter. Raises InvalidQuery naming it."""
     if not text.isascii() or not text.isdecimal() or not least <= int(text[:12]) <= most:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import errors
+from gateway.edge import fhirformat
 from gateway.errors import GatewayError, NodeError, NoNodeAnswered
 from gateway.model.answer import Issue
 from gateway.telemetry import log, place_of, request_id
@@ -124,15 +125,16 @@ def render(
     if is_fhir(request):
         issue = outcome_issue("error", _ISSUE_TYPES.get(status, "exception"), code, detail, parameter)
         body: dict[str, object] = {"resourceType": "OperationOutcome", "issue": [issue, *map(issue_of_node, issues)]}
-        media_type = "application/fhir+json"
+        form = fhirformat.of_error(request)
+        media_type, content = form.essence, form.encode(body)
     else:
         body = {"type": f"urn:imaging-gateway:error:{code}", "title": title, "status": status, "detail": detail}
         body |= {"code": code, "request_id": request_id.get()}
         body |= {"parameter": parameter} if parameter else {}
         body |= {"nodes": [{"node": i.node, "code": i.code, "detail": i.text} for i in issues]} if issues else {}
-        media_type = "application/problem+json"
+        media_type, content = "application/problem+json", orjson.dumps(body)
     headers = {"Cache-Control": "no-store", **headers}
-    return Response(orjson.dumps(body), status, headers, media_type)
+    return Response(content, status, headers, media_type)
 
 
 def outcome_issue(severity: str, type_: str, code: str, text: str, parameter: str | None = None) -> dict[str, object]:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also starts as a script
 
-from tests.bench import catalogue, chart, fanout, lookups, metadata, streaming, workers
+from tests.bench import catalogue, chart, fanout, lookups, metadata, rendering, streaming, workers
 from tests.bench.identity import identity
 from tests.bench.measuring import Bench, Result, say
 from tests.bench.processes import ROOT
@@ -31,6 +31,7 @@ GROUPS = {
     "fanout": fanout.run,
     "streaming": streaming.run,
     "metadata": metadata.run,
+    "rendering": rendering.run,
     "catalogue": catalogue.run,
     "workers": workers.run,
 }

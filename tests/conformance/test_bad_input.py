@@ -104,7 +104,7 @@ NOT_ACCEPTABLE = [
     ("{instance}/frames/1", "text/plain"),
     ("{instance}/frames/1", 'multipart/related; type="image/jpeg"'),
     ("{instance}/frames/1,2", "application/octet-stream"),
-    ("/fhir/ImagingStudy", "application/fhir+xml"),
+    ("/fhir/ImagingStudy", "application/fhir+turtle"),
     ("/fhir/ImagingStudy", "application/fhir+json; fhirVersion=3.0"),
     ("/fhir/r4/ImagingStudy", "application/fhir+json; fhirVersion=5.0"),
 ]

@@ -340,10 +340,10 @@ BAD = [
     ("_count=5&_count=6", "_count"),
     ("_sort=_id&_sort=started", "_sort"),
     ("series=1.2&series=1.3", "series"),
-    ("modality:not=CT", "modality:not"),
-    ("patient.name=x", "patient.name"),
+    ("modality:above=CT", "modality:above"),
+    ("patient.telecom=x", "patient.telecom"),
     ("_revinclude=Patient:x", "_revinclude"),
-    ("_elements=id", "_elements"),
+    ("_elements=nothing", "_elements"),
 ]
 
 

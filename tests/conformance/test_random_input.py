@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from national_nodes import Demo
 from starlette.requests import Request
 
-from gateway.edge import identifiers, negotiation, periods, qido, wado
+from gateway.edge import fhirformat, identifiers, negotiation, periods, qido, wado
 from gateway.edge.fhirsearch import PARAMETERS, parse
 from gateway.edge.imagingstudy import Renderer
+from gateway.edge.searchgrammar import name_of
 from gateway.errors import InvalidQuery, NotAcceptable
 from gateway.federation.page import Cursor
 from gateway.model.patient import PatientKey
@@ -64,7 +65,11 @@ FHIR_VALUES = (
 fhir_texts = st.one_of(
     st.sampled_from(FHIR_VALUES), texts, st.lists(st.sampled_from(FHIR_VALUES), max_size=3).map(",".join)
 )
-fhir_pairs = st.lists(st.tuples(st.one_of(st.sampled_from(sorted(PARAMETERS)), texts), fhir_texts), max_size=5)
+modifiers = st.sampled_from(
+    ["", ":missing", ":not", ":exact", ":contains", ":of-type", ":identifier", ":Patient", ":x"]
+)
+fhir_names = st.tuples(st.sampled_from(sorted(PARAMETERS)), modifiers).map("".join)
+fhir_pairs = st.lists(st.tuples(st.one_of(fhir_names, texts), fhir_texts), max_size=5)
 renderer = Renderer(False, "http://gateway", identifiers.Issuers({}), PatientIds(b"secret"), {})
 
 
@@ -80,7 +85,7 @@ def test_fhir_parameters_are_understood_or_refused(pairs: list[tuple[str, str]],
     except InvalidQuery:
         return
     assert lenient or not search.ignored
-    assert {name for name, _ in search.used} <= set(PARAMETERS)
+    assert {name_of(name).key for name, _ in search.used} <= {name_of(name).key for name in PARAMETERS}
     assert len({match.path for match in query.matches}) == len(query.matches)
 
 
@@ -108,8 +113,8 @@ def test_an_accept_header_is_met_or_refused(accept: str, strict: bool) -> None:
         lambda: negotiation.json_type(request, strict=strict),
         lambda: negotiation.instances(request, strict=strict, one_instance=strict),
         lambda: negotiation.octets(request, strict=strict, single=strict),
-        lambda: negotiation.fhir_version(request, None),
-        lambda: negotiation.fhir_version(request, "5.0"),
+        lambda: fhirformat.negotiated(request, None),
+        lambda: fhirformat.negotiated(request, "5.0"),
     ):
         with contextlib.suppress(NotAcceptable, InvalidQuery):
             assert negotiate()
