@@ -11,8 +11,9 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.edge import negotiation, problems
+from gateway.edge import negotiation, problems, representations
 from gateway.edge.context import Context, context_of
+from gateway.edge.representations import Representation
 from gateway.errors import InvalidQuery
 from gateway.federation.page import Page
 from gateway.model.answer import Found, Issue
@@ -73,7 +74,7 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
         if plain in _PARAMETERS:
             _once(plain, seen)
             _PARAMETERS[plain](search, value)
-        elif plain not in ("node", "accept"):
+        elif plain not in ("node", "accept", "charset"):
             _add_match(matches, name, value)
     if everything and returned:
         raise InvalidQuery("includefield is either 'all' or a list of attributes", parameter="includefield")
@@ -167,14 +168,14 @@ def endpoint(level: Level):  # type: ignore[no-untyped-def]
 
     async def search(request: Request) -> Response:
         context = context_of(request)
-        media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
+        representation = representations.chosen(request, strict=context.settings.strict_accept)
         asked = parse(level, query_pairs(request), *parents_of(request))
         page, is_rebuilt = await context.pipeline.search_by_offset(
             context.caller, asked.query, context.nodes, asked.offset, asked.limit
         )
         if is_rebuilt:
             asked.warnings.append(_REBUILT_WARNING)
-        return await apart(len(page.items), respond, request, context, asked, page, media_type)
+        return await apart(len(page.items), respond, request, context, asked, page, representation)
 
     return search
 
@@ -203,10 +204,14 @@ def parents_of(request: Request) -> tuple[str | None, str | None]:
 
 
 @stage("render")
-def respond(request: Request, context: Context, asked: Search, page: Page, media_type: str) -> Response:
+def respond(request: Request, context: Context, asked: Search, page: Page, representation: Representation) -> Response:
     """One page of results. Partial answers are not stored by anyone and carry one Warning per issue."""
     wanted = None if asked.query.all_attributes else wanted_tags(asked.query)
-    body = orjson.dumps([render(found, wanted, context.root_of(found)) for found in page.items])
+    rows = [render(found, wanted, context.root_of(found)) for found in page.items]
+    if representation.is_xml:
+        body, media_type = representations.xml_whole(rows)
+    else:
+        body, media_type = orjson.dumps(rows), representation.type
     notes = [*asked.warnings, *_additional(page)]
     issues = [*(Issue("", "", note) for note in notes), *page.issues]
     return context.json_response(

@@ -95,7 +95,7 @@ def test_an_unknown_node_is_404_and_the_list_is_pointed_to(demo: Demo, path: str
 
 NOT_ACCEPTABLE = [
     ("/dicom-web/studies", "text/html"),
-    ("/dicom-web/studies", 'multipart/related; type="application/dicom+xml"'),
+    ("/dicom-web/studies", "application/dicom+xml"),
     ("{study}", "application/json"),
     ("{study}", "image/jpeg"),
     ("{study}", "application/dicom"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from national_nodes import Demo
 from starlette.requests import Request
 
-from gateway.edge import identifiers, negotiation, periods, qido, wado
+from gateway.edge import identifiers, negotiation, periods, qido, representations, wado
 from gateway.edge.fhirsearch import PARAMETERS, parse
 from gateway.edge.imagingstudy import Renderer
 from gateway.errors import InvalidQuery, NotAcceptable
@@ -105,7 +105,7 @@ def request_with(accept: str) -> Request:
 def test_an_accept_header_is_met_or_refused(accept: str, strict: bool) -> None:
     request = request_with(accept)
     for negotiate in (
-        lambda: negotiation.json_type(request, strict=strict),
+        lambda: representations.chosen(request, strict=strict, alone=strict),
         lambda: negotiation.instances(request, strict=strict, one_instance=strict),
         lambda: negotiation.octets(request, strict=strict, single=strict),
         lambda: negotiation.fhir_version(request, None),
