@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.model.dataset import PN_GROUPS, Attribute, Dataset, as_text
-from gateway.model.vocabulary import keyword
+from gateway.model.vocabulary import creator_tag, is_private, keyword
 
 MEDIA_TYPE = "application/dicom+xml"
 
@@ -41,7 +41,7 @@ def _attributes(dataset: Dataset) -> Iterator[str]:
 
 def _naming(tag: str, dataset: Dataset) -> str:
     """The tag, and the keyword of PS3.6; a private one without its block, which its creator stands for (Table A.1.5-2)."""
-    if int(tag[3], 16) % 2:
+    if is_private(tag):
         creator = creator_of(tag, dataset)
         return f'tag="{tag[:4]}00{tag[6:]}" privateCreator={_quoted(creator)} ' if creator else f'tag="{tag}" '
     name = keyword(tag)
@@ -50,9 +50,9 @@ def _naming(tag: str, dataset: Dataset) -> str:
 
 def creator_of(tag: str, dataset: Dataset) -> str:
     """The private creator of a private data element (PS3.5 7.8.1): '' where there is none, and for the creator itself."""
-    if tag[4:6] == "00":
+    if creator_tag(tag) == tag:
         return ""
-    values = dataset.get(tag[:4] + "00" + tag[4:6], {}).get("Value") or [""]
+    values = dataset.get(creator_tag(tag), {}).get("Value") or [""]
     return as_text(values[0]).strip()
 
 
