@@ -137,13 +137,19 @@ class Pipeline:
             return replace(page, items=items, issues=_view_issues(view, page.issues))
 
     async def search_by_offset(
-        self, caller: Caller, query: Query, names: Sequence[str], offset: int, size: int | None
+        self,
+        caller: Caller,
+        query: Query,
+        names: Sequence[str],
+        offset: int,
+        size: int | None,
+        accepts: Callable[[Found], bool] | None = None,
     ) -> tuple[Page, bool]:
         """As `search`, for results counted from the first; and whether the places of this caller's pages were lost, so that
-        rows may come twice or not at all."""
+        rows may come twice or not at all. What `accepts` takes must follow from the query."""
         after = await self.offsets.place(self._walked(caller, query, names), offset) if offset else None
         skip = 0 if after else offset
-        page = await self.search(caller, query, names, Reach(size=size, after=after, skip=skip))
+        page = await self.search(caller, query, names, Reach(size=size, after=after, skip=skip, accepts=accepts))
         behind, end = page.last if page.items and page.more else None, offset + len(page.items)
 
         async def remember(walker: Caller) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.datastructures import URL, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from gateway.cache import bodies, freshness
 from gateway.edge.estate import Estate
@@ -91,7 +91,8 @@ def revalidated(request: Request, response: Response) -> Response:
 def _offer(response: Response) -> None:
     """Tells who keeps answers what the whole one is, also where only a 304 goes out."""
     making = bodies.current()
-    if making is not None and response.status_code == 200 and "etag" in response.headers:
+    is_whole = not isinstance(response, StreamingResponse)
+    if making is not None and is_whole and response.status_code == 200 and "etag" in response.headers:
         making.whole = response.status_code, tuple(response.raw_headers), bytes(response.body)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -16,6 +17,8 @@ JSON = "application/json"
 OCTETS = "application/octet-stream"
 MULTIPART = "multipart/related"
 IMAGE_TYPES = ("image/jpeg", "image/jls", "image/jp2", "image/jpx", "image/jphc", "image/jxl", "image/dicom-rle")
+_CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "*"})
+_PLUS = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
 FRAME_TYPES = (OCTETS, *IMAGE_TYPES, "video/mpeg", "video/mp4", "video/mpeg2")
 
 
@@ -28,23 +31,34 @@ class DicomAccept:
 
 
 def accepted(request: Request, *, strict: bool) -> list[MediaType]:
-    """The ranges asked for, best first; the `accept` query parameter wins over the header. Raises NotAcceptable when strict."""
-    text = request.query_params.get("accept") or request.headers.get("accept", "")
-    if not text.strip():
-        if strict:
-            raise NotAcceptable("an Accept header is required (PS3.18 8.7.5)", parameter="Accept")
-        return [parse_media_type("*/*")]
-    return [range_ for range_ in parse_accept(text) if range_.quality > 0]
+    """The ranges asked for, best first, without those refused (q=0). Raises NotAcceptable when strict."""
+    return [range_ for range_ in ranges(request, strict=strict) if range_.quality > 0]
 
 
-def json_type(request: Request, *, strict: bool) -> str:
-    """application/dicom+json, or application/json for a client that asks for that only. Raises NotAcceptable."""
-    for range_ in accepted(request, strict=strict):
-        if range_.accepts(DICOM_JSON):
-            return DICOM_JSON
-        if range_.essence == JSON:
-            return JSON
-    raise NotAcceptable(f"this resource is available as {DICOM_JSON}", parameter="Accept")
+def ranges(request: Request, *, strict: bool) -> list[MediaType]:
+    """The ranges of all Accept headers, best first, also those refused (q=0). Raises NotAcceptable when strict.
+
+    The `accept` query parameter wins over the headers (PS3.18 8.3.3.1). It takes no wildcards: those in it are as if they
+    were not there. A plus sign in it that was not encoded has become a space.
+    """
+    asked = _PLUS.sub("+", ",".join(request.query_params.getlist("accept")))
+    named = [range_ for range_ in parse_accept(asked) if "*" not in range_.essence]
+    if named:
+        return named
+    text = ",".join(request.headers.getlist("accept"))
+    if text.strip():
+        return parse_accept(text)
+    if strict:
+        raise NotAcceptable("an Accept header is required (PS3.18 8.7.5)", parameter="Accept")
+    return [parse_media_type("*/*")]
+
+
+def check_charset(request: Request) -> None:
+    """Texts go out in UTF-8 only. Raises InvalidQuery where the `charset` query parameter has no place for it (PS3.18
+    8.3.3.2, 8.8.1)."""
+    for listed in request.query_params.getlist("charset"):
+        if not {one.partition(";")[0].strip().lower() for one in listed.split(",")} & _CHARSETS:
+            raise InvalidQuery("charset: texts are written in UTF-8", parameter="charset")
 
 
 def instances(request: Request, *, strict: bool, one_instance: bool) -> DicomAccept:

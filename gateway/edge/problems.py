@@ -50,7 +50,10 @@ _REFUSALS: dict[int, tuple[type[GatewayError], str]] = {
 
 
 def status_of(error: GatewayError) -> int:
-    """The status of the nearest class in the error's own line of ancestors."""
+    """The status of the nearest class in the error's own line of ancestors; where a search was too broad for every node, that
+    of one for which it was."""
+    if isinstance(error, NoNodeAnswered) and {status_of(failure) for failure in error.failures} == {413}:
+        return 413
     for kind in type(error).__mro__:
         if kind in STATUS:
             return STATUS[kind]

@@ -2,164 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from urllib.parse import unquote_plus
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.edge import negotiation, problems
+from gateway.edge import problems, representations
 from gateway.edge.context import Context, context_of
+from gateway.edge.qidoquery import NAME, Search, parse, shown
+from gateway.edge.representations import Representation
 from gateway.errors import InvalidQuery
 from gateway.federation.page import Page
+from gateway.model import zoned
 from gateway.model.answer import Found, Issue
 from gateway.model.dataset import Dataset, attribute
-from gateway.model.query import Match, Query, Ref, check_uid, parse_match
-from gateway.model.vocabulary import (
-    ISSUER,
-    PATIENT_ID,
-    RETRIEVE_AE_TITLE,
-    RETRIEVE_URL,
-    RETURNED,
-    SERIES_UID,
-    SPECIFIC_CHARACTER_SET,
-    STUDY_UID,
-    Level,
-    level_of,
-    path,
-    path_name,
-)
+from gateway.model.query import Ref
+from gateway.model.vocabulary import RETRIEVE_AE_TITLE, RETRIEVE_URL, SPECIFIC_CHARACTER_SET, Level
 from gateway.telemetry import stage
 from gateway.wire.threads import apart
 
-_FUZZY_WARNING = (
-    "The fuzzymatching parameter is not supported. Only literal matching has been performed."  # PS3.18 8.3.4.2
-)
 _UNICODE = attribute(SPECIFIC_CHARACTER_SET, ["ISO_IR 192"])
 _REBUILT_WARNING = (
     "the places of this search's pages are not known here: rows may repeat or be left out; begin at offset 0"
 )
-_NAME = re.compile(r"[A-Za-z0-9.:_-]{1,128}")
-_UNSUPPORTED_SWITCHES = {"emptyvaluematching", "multiplevaluematching"}
-
-
-@dataclass(slots=True)
-class Search:
-    """One parsed QIDO-RS request: the query, its page, and the Warnings that the parameters alone call for."""
-
-    query: Query
-    limit: int | None = None
-    offset: int = 0
-    warnings: list[str] = field(default_factory=list)
-
-
-@stage("plan")
-def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, series: str | None) -> Search:
-    """A search from its parameters (PS3.18 8.3.4). Raises InvalidQuery naming the parameter for whatever is not understood."""
-    search = Search(Query(level))
-    matches: dict[tuple[str, ...], Match | None] = {}
-    returned: list[tuple[str, ...]] = []
-    seen: set[str] = set()
-    everything = False
-    for name, value in pairs:
-        plain = name.lower()
-        if plain == "includefield":
-            everything |= value.lower() == "all"
-            returned += _included(value)
-            continue
-        if plain in _PARAMETERS:
-            _once(plain, seen)
-            _PARAMETERS[plain](search, value)
-        elif plain not in ("node", "accept"):
-            _add_match(matches, name, value)
-    if everything and returned:
-        raise InvalidQuery("includefield is either 'all' or a list of attributes", parameter="includefield")
-    search.query = Query(
-        level,
-        tuple(match for match in matches.values() if match),
-        study=study and check_uid(study, "StudyInstanceUID"),
-        series=series and check_uid(series, "SeriesInstanceUID"),
-        return_=tuple(dict.fromkeys(returned)),
-        all_attributes=everything,
-        combined_datetime=True,
-    )
-    _check_parents(search.query)
-    return search
-
-
-def _included(value: str) -> list[tuple[str, ...]]:
-    """The attributes of one includefield. What could not be the name of one is not repeated, as in `query_pairs`."""
-    names = [each.strip() for each in value.split(",") if each.strip() and each.strip().lower() != "all"]
-    if not all(map(_NAME.fullmatch, names)):
-        raise InvalidQuery("includefield takes keywords and tags", parameter="includefield")
-    return [path(name) for name in names]
-
-
-def _once(name: str, seen: set[str]) -> None:
-    if name in seen:
-        raise InvalidQuery(f"{name} is given twice", parameter=name)
-    seen.add(name)
-
-
-def _add_match(matches: dict[tuple[str, ...], Match | None], name: str, value: str) -> None:
-    path_ = path(name)
-    if path_ in matches:
-        raise InvalidQuery(f"{path_name(path_)} is given twice", parameter=name)
-    if level_of(path_) is Level.IMAGE and path_name(path_) not in _INSTANCE_KEYS:
-        raise InvalidQuery(f"{path_name(path_)} is not a key that can be searched by", parameter=name)
-    matches[path_] = parse_match(path_, value)
-
-
-def _check_parents(query: Query) -> None:
-    """A UID in the path and another in the query contradict each other; the path's own is already the restriction."""
-    for tag, uid in ((STUDY_UID, query.study), (SERIES_UID, query.series)):
-        match = query.match_on(tag)
-        if uid and match:
-            raise InvalidQuery(f"{match.name} is already in the path", parameter=match.name)
-
-
-def _set_limit(search: Search, value: str) -> None:
-    search.limit = negotiation.count(value, "limit")
-
-
-def _set_offset(search: Search, value: str) -> None:
-    search.offset = negotiation.count(value, "offset")
-
-
-def _set_fuzzy(search: Search, value: str) -> None:
-    if value.lower() not in ("true", "false"):
-        raise InvalidQuery("fuzzymatching is true or false", parameter="fuzzymatching")
-    if value.lower() == "true":
-        search.warnings.append(_FUZZY_WARNING)
-
-
-def _set_unsupported(name: str):  # type: ignore[no-untyped-def]
-    def note(search: Search, value: str) -> None:
-        if value.lower() not in ("true", "false"):
-            raise InvalidQuery(f"{name} is true or false", parameter=name)
-        if value.lower() == "true":
-            search.warnings.append(f"The {name} parameter is not supported.")
-
-    return note
-
-
-_PARAMETERS = {
-    "limit": _set_limit,
-    "offset": _set_offset,
-    "fuzzymatching": _set_fuzzy,
-    **{name: _set_unsupported(name) for name in _UNSUPPORTED_SWITCHES},
-}
-_INSTANCE_KEYS = frozenset(
-    {
-        "SOPClassUID", "SOPInstanceUID", "InstanceNumber", "Rows", "Columns", "BitsAllocated", "NumberOfFrames",
-        "ContentDate", "ContentTime", "AcquisitionDate", "AcquisitionTime", "AcquisitionNumber", "ImageType",
-        "ContentLabel", "ContentDescription", "PhotometricInterpretation", "SamplesPerPixel", "ViewPosition",
-        "ImageLaterality", "ConceptNameCodeSequence.CodeValue", "CompletionFlag", "VerificationFlag",
-    }
-)  # fmt: skip
 
 
 def endpoint(level: Level):  # type: ignore[no-untyped-def]
@@ -167,14 +34,15 @@ def endpoint(level: Level):  # type: ignore[no-untyped-def]
 
     async def search(request: Request) -> Response:
         context = context_of(request)
-        media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
-        asked = parse(level, query_pairs(request), *parents_of(request))
+        representation = representations.chosen(request, strict=context.settings.strict_accept)
+        with stage("plan"):
+            asked = parse(level, query_pairs(request), *parents_of(request))
+        accepts = zoned.condition(asked.query, request.scope["estate"].time_zones)
         page, is_rebuilt = await context.pipeline.search_by_offset(
-            context.caller, asked.query, context.nodes, asked.offset, asked.limit
+            context.caller, asked.query, context.nodes, asked.offset, asked.limit, accepts
         )
-        if is_rebuilt:
-            asked.warnings.append(_REBUILT_WARNING)
-        return await apart(len(page.items), respond, request, context, asked, page, media_type)
+        notes = [_REBUILT_WARNING] if is_rebuilt else []
+        return await apart(len(page.items), respond, request, context, asked, page, representation, notes)
 
     return search
 
@@ -188,7 +56,7 @@ def query_pairs(request: Request) -> list[tuple[str, str]]:
     for piece in filter(None, request.url.query.split("&")):
         raw_name, _, value = piece.partition("=")
         name = unquote_plus(raw_name)
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise InvalidQuery("the name of a parameter is at most 128 letters, digits and any of . : _ -")
         try:
             pairs.append((name, unquote_plus(value, errors="strict")))
@@ -203,12 +71,22 @@ def parents_of(request: Request) -> tuple[str | None, str | None]:
 
 
 @stage("render")
-def respond(request: Request, context: Context, asked: Search, page: Page, media_type: str) -> Response:
+def respond(
+    request: Request,
+    context: Context,
+    asked: Search,
+    page: Page,
+    representation: Representation,
+    notes: Sequence[str],
+) -> Response:
     """One page of results. Partial answers are not stored by anyone and carry one Warning per issue."""
-    wanted = None if asked.query.all_attributes else wanted_tags(asked.query)
-    body = orjson.dumps([render(found, wanted, context.root_of(found)) for found in page.items])
-    notes = [*asked.warnings, *_additional(page)]
-    issues = [*(Issue("", "", note) for note in notes), *page.issues]
+    is_shown = shown(asked.query)
+    rows = [render(found, is_shown, context.root_of(found)) for found in page.items]
+    if representation.is_xml:
+        body, media_type = representations.xml_whole(rows)
+    else:
+        body, media_type = orjson.dumps(rows), representation.type
+    issues = [*(Issue("", "", note) for note in (*notes, *_additional(page))), *page.issues]
     return context.json_response(
         request, body, media_type, problems.warnings(request, issues, context.root), page.complete
     )
@@ -222,29 +100,11 @@ def _additional(page: Page) -> list[str]:
     return [f"There are {known} additional results that can be requested"]
 
 
-def render(found: Found, wanted: frozenset[str] | None, root: str) -> Dataset:
-    """A result as PS3.18 10.6.3.3 wants it: the attributes that are `wanted` (all for None), and where to retrieve it."""
-    given = found.attributes.items()
-    attributes = {tag: value for tag, value in given if len(value) > 1 and (wanted is None or tag in wanted)}
+def render(found: Found, is_shown: Callable[[str], bool], root: str) -> Dataset:
+    """A result as PS3.18 10.6.3.3 wants it: the attributes that are shown and have a value, and where to retrieve it."""
+    attributes = {tag: value for tag, value in found.attributes.items() if len(value) > 1 and is_shown(tag)}
     ref = Ref(found.study, found.series or None, found.instance or None)
     attributes[SPECIFIC_CHARACTER_SET] = _UNICODE
     attributes[RETRIEVE_URL] = {"vr": "UR", "Value": [f"{root}/{ref.path}"]}
     attributes[RETRIEVE_AE_TITLE] = {"vr": "AE", "Value": list(found.holders)}
     return {tag: attributes[tag] for tag in sorted(attributes)}
-
-
-def wanted_tags(query: Query) -> frozenset[str]:
-    """The tags of the level asked for; of the levels above too where the path does not name them (PS3.18 Table 10.6.3-2)."""
-    levels = [query.level]
-    if query.level is not Level.STUDY and not query.study:
-        levels.append(Level.STUDY)
-    if query.level is Level.IMAGE and not query.series:
-        levels.append(Level.SERIES)
-    always = {STUDY_UID, PATIENT_ID, ISSUER}
-    always |= {SERIES_UID} if query.level is not Level.STUDY else set()
-    asked = {path_[0] for path_ in query.return_} | {match.path[0] for match in query.matches}
-    return frozenset(always | asked | _tags_of(levels))
-
-
-def _tags_of(levels: Iterable[Level]) -> set[str]:
-    return {tag for level in levels for tag in RETURNED[level]}

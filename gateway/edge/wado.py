@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import TypeVar
 
@@ -11,17 +12,20 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from gateway.edge import negotiation, problems
-from gateway.edge.context import Context, context_of
+from gateway.edge import negotiation, problems, representations
+from gateway.edge.context import Context, context_of, mark_cacheable, revalidated
 from gateway.edge.negotiation import DICOM, OCTETS, DicomAccept, OctetAccept
+from gateway.edge.representations import DICOM_XML, Representation
 from gateway.errors import GatewayError, InvalidQuery, NotAcceptable
 from gateway.federation.node import aclosing_iterator
 from gateway.model.answer import Issue
+from gateway.model.dataset import text
 from gateway.model.query import Ref, check_uid
 from gateway.model.seam import FramePart
-from gateway.pipeline import Outgoing, OutgoingInstance
+from gateway.model.vocabulary import RETRIEVE_URL
+from gateway.pipeline import Metadata, Outgoing, OutgoingInstance
 from gateway.telemetry import stage
-from gateway.wire import multipart
+from gateway.wire import dicomxml, multipart
 
 T = TypeVar("T")
 _MOST_FRAMES = 10_000
@@ -275,15 +279,50 @@ async def _octet_parts(
 async def metadata(request: Request) -> Response:
     """`/metadata` at all three levels: every attribute, bulk data by our own addresses (PS3.18 10.4.1.1.2)."""
     context, ref = context_of(request), ref_of(request)
-    media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
+    alone = ref.instance is not None
+    representation = representations.chosen(request, strict=context.settings.strict_accept, alone=alone)
     found = await context.pipeline.metadata(context.caller, ref, context.nodes)
     with stage("render"):
-        body = b"[" + b",".join(piece.at(context.root) for piece in found.pieces) + b"]"
         identity = "".join((context.root, *(piece.digest for piece in found.pieces))).encode()
         warnings = problems.warnings(request, found.issues, context.root)
-        response = context.json_response(
-            request, body, media_type, warnings, complete=not found.issues, identity=identity
-        )
-    if found.partial:
+        if representation.is_xml:
+            response = _metadata_in_xml(request, context, representation, found, identity, warnings)
+        else:
+            body = b"[" + b",".join(piece.at(context.root) for piece in found.pieces) + b"]"
+            response = context.json_response(
+                request, body, representation.type, warnings, complete=not found.issues, identity=identity
+            )
+    if found.partial and response.status_code == 200:
         response.status_code = 206
     return response
+
+
+def _metadata_in_xml(
+    request: Request,
+    context: Context,
+    representation: Representation,
+    found: Metadata,
+    identity: bytes,
+    warnings: Sequence[str],
+) -> Response:
+    """One document an instance, written one after the other while they are sent: XML is large and slow to write."""
+    documents = (instance for piece in found.pieces for instance in piece.each(context.root))
+    identity += representation.name.encode()
+    if representation.inner:
+        boundary = representations.boundary_of(identity)
+        located = ((dicomxml.write(each), f"{text(each, RETRIEVE_URL)}/metadata") for each in documents)
+        body, media_type = representations.xml_parts(boundary, located), multipart.content_type(boundary, DICOM_XML)
+    else:
+        body, media_type = map(dicomxml.write, documents), DICOM_XML
+    response = OpenStream(AsyncExitStack(), _one_by_one(body), media_type, {})
+    mark_cacheable(response.headers, None if found.issues else identity)
+    for warning in warnings:
+        response.headers.append("Warning", warning)
+    return revalidated(request, response)
+
+
+async def _one_by_one(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Each piece is made when the one before it has left; others have their turn between them."""
+    for piece in pieces:
+        yield piece
+        await asyncio.sleep(0)

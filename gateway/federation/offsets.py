@@ -25,7 +25,7 @@ class Walked:
     @staticmethod
     def of(caller: object, view: str, query: Query, nodes: Sequence[str]) -> Walked:
         """`caller` is whatever tells callers apart, its rights included; the order of keys and of nodes does not matter."""
-        asked = replace(query, matches=tuple(sorted(query.matches, key=lambda match: match.path)))
+        asked = replace(query, matches=tuple(sorted(query.matches, key=lambda match: (match.path, match.values))))
         return Walked(federated_key("offsets", view, caller, asked, sorted(nodes)))
 
 

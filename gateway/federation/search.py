@@ -117,10 +117,16 @@ class NodeSearch:
         return found or frozenset()
 
     def _says(self, match: Match, row: Row, answer: NodeAnswer) -> bool:
-        verdict = matches(match, row.attributes)
+        verdict = self._verdict(match, row, answer.complete_rows)
         if verdict is None and not self.node.says_all_of(match.path, answer.complete_rows):
             self._undecided(match)
         return bool(verdict)
+
+    def _verdict(self, match: Match, row: Row, complete_rows: bool) -> bool | None:
+        """As `matches`; where the node tells all it has, an absent attribute is one without a value."""
+        verdict = matches(match, row.attributes)
+        is_empty = verdict is None and match.operator is Operator.EMPTY
+        return True if is_empty and self.node.says_all_of(match.path, complete_rows) else verdict
 
     async def _studies_by_uid(self, upper: Query, uids: frozenset[str]) -> tuple[Row, ...]:
         rows: list[Row] = []
@@ -136,9 +142,26 @@ class NodeSearch:
     def _decided(self, decided: Verdict, lower: Sequence[Match], complete_rows: bool) -> list[Match] | None:
         """The keys that only rows below can decide, [] when the row answers all; None when it does not answer."""
         verdict, undecided = decided
+        undecided = self._without_empty(undecided, complete_rows)
         if verdict is False or any(self.node.says_all_of(match.path, complete_rows) for match in undecided):
             return None
+        if any(match.operator is Operator.EMPTY for match in undecided):
+            self._note_undecided(undecided)
+            return None
         return [*undecided, *lower]
+
+    def _without_empty(self, undecided: Iterable[Match], complete_rows: bool) -> list[Match]:
+        """Less the keys for attributes without a value that the node would have told, did they have one."""
+        return [
+            match
+            for match in undecided
+            if match.operator is not Operator.EMPTY or not self.node.says_all_of(match.path, complete_rows)
+        ]
+
+    def _note_undecided(self, matches_: Iterable[Match]) -> None:
+        for match in matches_:
+            if match.operator is Operator.EMPTY:
+                self._undecided(match)
 
     async def _all_exist_below(self, row: Row, keys: Iterable[Match]) -> bool:
         for match in keys:
@@ -150,14 +173,15 @@ class NodeSearch:
         """Whether a row below `row` answers the key: series first, then instances, within the budget."""
         level, below = DECIDED_BELOW.get(match.path[0], (None, None))
         wanted = replace(match, path=(below, *match.path[1:])) if below else match
-        children = row.children
+        children, complete_rows = row.children, False
         start = Level.IMAGE if level_of(wanted.path) is Level.IMAGE or level is Level.IMAGE else Level.SERIES
         if not children or start is Level.IMAGE:
             self.budget.spend(1, match.name)
             query = Query(Level.SERIES, study=row.study, return_=(wanted.path,))
-            children = (await self._ask(query)).rows
+            answer = await self._ask(query)
+            children, complete_rows = answer.rows, answer.complete_rows
         children = tuple(child for child in children if _is_patient_of(child, row, self.node))
-        verdicts = [matches(wanted, child.attributes) for child in children]
+        verdicts = [self._verdict(wanted, child, complete_rows) for child in children]
         if True in verdicts:
             return True
         if None not in verdicts and children:
@@ -171,7 +195,7 @@ class NodeSearch:
             query = Query(Level.IMAGE, study=row.study, series=one.series, return_=(wanted.path,))
             answer = await self._ask(query)
             mine = [instance for instance in answer.rows if _is_patient_of(instance, row, self.node)]
-            verdicts = [matches(wanted, instance.attributes) for instance in mine]
+            verdicts = [self._verdict(wanted, instance, answer.complete_rows) for instance in mine]
             if True in verdicts:
                 return True
             undecided |= None in verdicts and not self.node.says_all_of(wanted.path, answer.complete_rows)
@@ -252,7 +276,10 @@ class NodeSearch:
 
     def _row_answers(self, decided: Verdict, answer: NodeAnswer) -> bool:
         verdict, undecided = decided
-        for match in undecided:
+        rest = self._without_empty(undecided, answer.complete_rows)
+        if undecided and not rest:
+            return True
+        for match in rest:
             if not self.node.says_all_of(match.path, answer.complete_rows):
                 self._undecided(match)
         return bool(verdict)

@@ -151,8 +151,11 @@ def is_broad(query: Query) -> bool:
 
 
 def can_be_cut(query: Query) -> bool:
-    """Whether parts can be asked for by StudyDate at all: not where date and time together mean one span."""
-    return not query.match_on(STUDY_UID) and not _means_one_span(query)
+    """Whether parts can be asked for by StudyDate at all: not where date and time together mean one span, nor where what
+    has no date is asked for."""
+    day = query.match_on(STUDY_DATE)
+    is_empty = day is not None and day.operator is Operator.EMPTY
+    return not query.match_on(STUDY_UID) and not is_empty and not _means_one_span(query)
 
 
 def _means_one_span(query: Query) -> bool:

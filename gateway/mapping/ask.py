@@ -112,7 +112,10 @@ class Asker:
         return replace(match, values=tuple(self.mapping.canonical_issuer(value) for value in match.values))
 
     def _native(self, match: Match, source: _Source | None) -> NativeMatch | None:
-        """The key in the node's words; None where it has none for it."""
+        """The key in the node's words; None where it has none for it. That there is no value is asked of nobody: nodes take
+        the key of PS3.4 C.2.2.2.7 for a text, or for nothing."""
+        if match.operator is Operator.EMPTY or (match.operator is Operator.FUZZY and not self._is_plain(source)):
+            return None
         if match.path[-1] == ISSUER:
             asked = self._issuer(match) if source else None
         elif source is None:
@@ -122,6 +125,11 @@ class Asker:
         if asked is None:
             return None
         return NativeMatch(source.path if source else match.name, *asked, of=match.path)
+
+    def _is_plain(self, source: _Source | None) -> bool:
+        """Whether a name is what DICOM says, so that its words can be looked for anywhere in it: FHIR's search strings are
+        beginnings, and a transform's inverse is made for whole names."""
+        return self.mapping.protocol == "dicom" and not (source and (source.entry.using or source.entry.codes))
 
     def _issuer(self, match: Match) -> Asked | None:
         """The issuer as FHIR identifier systems.

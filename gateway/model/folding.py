@@ -29,3 +29,12 @@ def fold_name(text: str) -> str:
         return text.lower()
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return unicodedata.normalize("NFC", _ACCENTS.sub("", plain).translate(_PLAIN))
+
+
+_BETWEEN_WORDS = re.compile(r"[\s^=,.;'\u2019\u30fb-]+")
+
+
+def name_words(name: str) -> tuple[str, ...]:
+    """The words of a person's name, or of a key for one, as written and in order: of all components of all groups, and
+    the halves of a double name ('García-López^María=...' has three)."""
+    return tuple(word for word in _BETWEEN_WORDS.split(name) if word.strip("*?"))

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
 from gateway.model.dataset import NUMERIC_VRS, PN_GROUPS, Dataset, as_text, items, texts
-from gateway.model.folding import fold, fold_name
+from gateway.model.folding import fold, fold_name, name_words
 from gateway.model.query import Match, Operator, Query
 from gateway.model.spans import Span, lies_within, span
 from gateway.model.study import Row
 from gateway.model.vocabulary import tag
 
-_DATE_TIME_PAIRS = {
+DATE_TIME_PAIRS = {
     tag(f"{name}Date"): tag(f"{name}Time")
     for name in ("Study", "Series", "Acquisition", "Content", "PerformedProcedureStepStart", "PatientBirth")
 }
@@ -51,15 +52,21 @@ def _on_dataset(match: Match, time_match: Match | None) -> Callable[[Dataset], b
         return lambda dataset: matches_span(match, time_match, dataset)
     if _is_universal(match):
         return lambda dataset: True
-    path, test = match.path, _test_of(match)
+    path = match.path
+    if match.operator is Operator.EMPTY:
+        return lambda dataset: _is_empty(path, dataset)
+    test = _test_of(match)
     return lambda dataset: _at(path, dataset, test)
 
 
 def matches(match: Match, dataset: Dataset) -> bool | None:
-    """One key against one data set. An attribute that is present but empty matches nothing but universal matching.
+    """One key against one data set. An attribute that is present but empty matches nothing but universal matching, and
+    empty value matching (C.2.2.2.7).
 
     A sequence matches if any of its items does (C.2.2.2.6); a multi-valued attribute if any value does.
     """
+    if match.operator is Operator.EMPTY:
+        return _is_empty(match.path, dataset)
     return _is_universal(match) or _at(match.path, dataset, _test_of(match))
 
 
@@ -89,8 +96,8 @@ def _combined(query: Query) -> Iterator[tuple[Match, Match]]:
     if not query.combined_datetime:
         return
     for match in query.matches:
-        if match.operator is Operator.RANGE and len(match.path) == 1 and match.path[0] in _DATE_TIME_PAIRS:
-            time_match = query.match_on(_DATE_TIME_PAIRS[match.path[0]])
+        if match.operator is Operator.RANGE and len(match.path) == 1 and match.path[0] in DATE_TIME_PAIRS:
+            time_match = query.match_on(DATE_TIME_PAIRS[match.path[0]])
             if time_match and time_match.operator is Operator.RANGE:
                 yield match, time_match
 
@@ -105,6 +112,18 @@ def _at(path: tuple[str, ...], dataset: Dataset, test: Callable[[Any], bool]) ->
     if True in verdicts:
         return True
     return None if None in verdicts else False
+
+
+def _is_empty(path: tuple[str, ...], dataset: Dataset) -> bool | None:
+    """Whether the attribute has no value. An absent one may have none, or be one that is not told: None."""
+    attribute = dataset.get(path[0])
+    if attribute is None:
+        return None
+    if len(path) == 1:
+        has_value = any(value not in (None, "", {}) for value in attribute.get("Value", ()))
+        return not has_value and not any(attribute.get(key) for key in ("BulkDataURI", "InlineBinary"))
+    verdicts = [_is_empty(path[1:], item) is not False for item in items(dataset, path[0])]
+    return any(verdicts) or not verdicts  # what an item does not have, it has no value for
 
 
 @lru_cache(maxsize=1024)
@@ -147,6 +166,8 @@ def wildcard(pattern: str) -> re.Pattern[str]:
 
 def _name_test(match: Match) -> Callable[[Any], bool]:
     """PN without case and diacritics; a key without '=' may match any component group of the value (C.2.2.2.1)."""
+    if match.operator is Operator.FUZZY:
+        return _fuzzy_test(match)
     if match.operator is Operator.WILDCARD:
         tests = [_wildcard_name_groups(match.values[0])]
     else:
@@ -157,6 +178,31 @@ def _name_test(match: Match) -> Callable[[Any], bool]:
         return any(_match_groups(group_tests, groups) for group_tests in tests)
 
     return test
+
+
+def _fuzzy_test(match: Match) -> Callable[[Any], bool]:
+    """Each word of the key begins a word of the name, in any order and in any component group; case and diacritics do not
+    count. What matches literally matches, too."""
+    key = match.values[0]
+    operator = Operator.WILDCARD if "*" in key or "?" in key else Operator.EXACT
+    literal = _name_test(replace(match, operator=operator))
+    beginnings = [_beginning(word) for word in name_words(key)]
+
+    def test(value: Any) -> bool:
+        if literal(value):
+            return True
+        words = name_words("^".join(_groups(value)))
+        return all(any(begins(word) for word in words) for begins in beginnings)
+
+    return test
+
+
+def _beginning(word: str) -> Callable[[str], bool]:
+    folded = fold_name(word)
+    if "*" not in word and "?" not in word:
+        return lambda other: fold_name(other).startswith(folded)
+    patterns = wildcard(folded + "*"), wildcard(fold(word).lower() + "*")
+    return lambda other: bool(patterns[0].fullmatch(fold_name(other)) or patterns[1].fullmatch(fold(other).lower()))
 
 
 def _match_groups(tests: list[Callable[[str], bool] | None], groups: list[str]) -> bool:

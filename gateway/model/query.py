@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from gateway.errors import InvalidQuery
+from gateway.model.folding import name_words
 from gateway.model.spans import span
-from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level, path_name, vr
+from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level, has_several_values, path_name, vr
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 _FORMS = {
@@ -16,6 +17,9 @@ _FORMS = {
     "TM": re.compile(r"[0-9]{2}([0-9]{2}([0-9]{2}(\.[0-9]{1,6})?)?)?"),
     "DT": re.compile(r"[0-9]{4,14}(\.[0-9]{1,6})?([+-][0-9]{4})?"),
 }
+EMPTY_VALUE = '""'
+"""The key that means an attribute without a value, where that is asked for (PS3.4 C.2.2.2.7)."""
+_MULTIPLE_VRS = frozenset({"AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"})  # PS3.4 C.2.2.2.8
 _WILDCARD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 
 
@@ -26,13 +30,16 @@ class Operator(StrEnum):
     WILDCARD = "wildcard"
     RANGE = "range"
     LIST = "list"
+    FUZZY = "fuzzy"
+    EMPTY = "empty"
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
     """One key. `path` is tags from the root (sequence matching has more than one); `values` by operator:
 
-    EXACT one text; WILDCARD one text with * or ?; RANGE (low, high), either end '' for open; LIST one or more texts, any fits.
+    EXACT one text; WILDCARD one text with * or ?; RANGE (low, high), either end '' for open; LIST one or more texts, any fits;
+    FUZZY one person's name, which is found literally too; EMPTY (''), an attribute without a value.
     """
 
     path: tuple[str, ...]
@@ -50,8 +57,11 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A search. `matches` are ANDed. `parents` restricts by the UIDs above; `return_` are extra attribute paths to give back.
+    """A search. `matches` are ANDed, also several on one path, each of which some value then answers (PS3.4 C.2.2.2.8).
+    `study` and `series` restrict by the UIDs above; `return_` are extra attribute paths to give back.
 
+    `zoned` are keys on dates and times as they are at the offset `zone`, which no node is asked and no row can be matched
+    on without its node's own time zone: whoever asks puts them to the results, and `matches` has wider ones.
     `combined_datetime` says that StudyDate and StudyTime ranges mean one span of time (PS3.4 C.2.2.2.5.4).
     `all_attributes` is `includefield=all`. Paging and sorting are not part of what nodes are asked.
     """
@@ -65,6 +75,8 @@ class Query:
     fuzzy: bool = False
     nodes: tuple[str, ...] = field(default=())
     combined_datetime: bool = False
+    zoned: tuple[Match, ...] = ()
+    zone: str = ""
 
     def match_on(self, *path: str) -> Match | None:
         """The key on exactly this path, if the query has one."""
@@ -110,7 +122,7 @@ def parse_match(path: tuple[str, ...], raw: str) -> Match | None:
         raise InvalidQuery(
             f"{name} is a sequence: match one of its attributes, as in {name}.<attribute>", parameter=name
         )
-    if raw in ("", "*", '""'):
+    if raw in ("", "*", EMPTY_VALUE):
         return None
     if vr_ == "UI":
         uids = tuple(check_uid(uid.strip(), name) for uid in re.split(r"[,\\]", raw))
@@ -122,6 +134,30 @@ def parse_match(path: tuple[str, ...], raw: str) -> Match | None:
     if vr_ in _WILDCARD_VRS and ("*" in raw or "?" in raw):
         return Match(path, Operator.WILDCARD, (raw,))
     return Match(path, Operator.EXACT, (raw,))
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """The kinds of matching that a request asks for besides the usual ones (PS3.18 8.3.4.2, 8.3.4.5, 8.3.4.6)."""
+
+    fuzzy: bool = False
+    empty: bool = False
+    multiple: bool = False
+
+    def parse(self, path: tuple[str, ...], raw: str) -> tuple[Match, ...]:
+        """The keys that one parameter means; none is universal matching. Raises InvalidQuery as `parse_match` does."""
+        last, name = path[-1], path_name(path)
+        if self.empty and raw == EMPTY_VALUE:
+            return (Match(path, Operator.EMPTY, ("",)),)
+        if self.multiple and "\\" in raw and vr(last) in _MULTIPLE_VRS and has_several_values(last):
+            if "*" in raw or "?" in raw:
+                raise InvalidQuery(f"{name}: several values to match take no wildcards", parameter=name)
+            found = (parse_match(path, value) for value in dict.fromkeys(raw.split("\\")))
+            return tuple(match for match in found if match)
+        match = parse_match(path, raw)
+        if match and self.fuzzy and match.vr == "PN" and name_words(match.values[0]):
+            return (replace(match, operator=Operator.FUZZY),)
+        return (match,) if match else ()
 
 
 def _temporal(path: tuple[str, ...], name: str, vr_: str, raw: str) -> Match:

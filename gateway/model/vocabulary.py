@@ -46,11 +46,33 @@ def keyword(tag_: str) -> str:
 
 @cache
 def vr(tag_: str) -> str:
-    """The VR of PS3.6 for an 8-hex tag; the first where it lists several; 'UN' for unknown and private tags."""
+    """The VR of PS3.6 for an 8-hex tag; the first where it lists several; 'UN' for unknown and private tags, 'LO' for private
+    creators (PS3.5 7.8.1)."""
+    if is_private(tag_) and "0010" <= tag_[4:] <= "00FF":
+        return "LO"
     try:
         return datadict.dictionary_VR(int(tag_, 16)).split(" or ")[0]
     except KeyError:
         return "UN"
+
+
+def is_private(tag_: str) -> bool:
+    """Whether the group is odd (PS3.5 7.8)."""
+    return tag_[3] in "13579BDF"
+
+
+def creator_tag(tag_: str) -> str:
+    """The tag of the Private Creator that gives a private tag its meaning: '00091002' -> '00090010'. Its own for a creator."""
+    return tag_ if tag_[4:6] == "00" else f"{tag_[:4]}00{tag_[4:6]}"
+
+
+@cache
+def has_several_values(tag_: str) -> bool:
+    """Whether PS3.6 gives the attribute more than one value (VM 1-n, 2, ...)."""
+    try:
+        return datadict.dictionary_VM(int(tag_, 16)) != "1"
+    except KeyError:
+        return False
 
 
 def path(name: str) -> tuple[str, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_UTF_8 = ("utf-8", "utf8", "*", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,18 @@ class MediaType:
         """Whether this range takes in a type such as 'application/dicom'; parameters are not looked at."""
         type_, _, subtype = essence.lower().partition("/")
         return self.type in ("*", type_) and self.subtype in ("*", subtype)
+
+    def takes(self, offer: MediaType) -> int:
+        """How closely this range describes what is offered: 0 not at all, 1 '*/*', 2 'type/*', 3 the type itself, 4 with
+        the type of its parts. A character set other than UTF-8 is never offered."""
+        if not self.accepts(offer.essence) or self.parameters.get("charset", "utf-8").lower() not in _UTF_8:
+            return 0
+        if "*" in (self.type, self.subtype):
+            return 1 if self.type == "*" else 2
+        inner = self.parameters.get("type", "*/*").lower()
+        if "type" not in offer.parameters or inner == "*/*":
+            return 3
+        return 4 if parse_media_type(inner).accepts(offer.parameters["type"]) else 0
 
     def __str__(self) -> str:
         return "".join([self.essence, *(f"; {name}={quoted(value)}" for name, value in self.parameters.items())])
@@ -88,6 +101,22 @@ def parse_media_type(text: str) -> MediaType:
 def parse_accept(text: str) -> list[MediaType]:
     """The ranges of an Accept header, preferred first; equal weights keep their order, a weight of 0 refuses."""
     return sorted(map(parse_media_type, split_list(text)), key=lambda range_: -range_.quality)
+
+
+def preferred(ranges: Sequence[MediaType], offers: Sequence[MediaType]) -> int | None:
+    """The place of the offer that the ranges (preferred first, as of `parse_accept`) like best; None where they take none.
+
+    An offer has the weight of the range that describes it most closely (RFC 9110 12.5.1). Of equal weights the one of the
+    earlier range counts, then the earlier offer.
+    """
+    weights = [_weight(ranges, offer) for offer in offers]
+    best = max(range(len(offers)), key=lambda place: (weights[place], -place), default=0)
+    return best if weights and weights[best][0] > 0 else None
+
+
+def _weight(ranges: Sequence[MediaType], offer: MediaType) -> tuple[float, int]:
+    closeness, place = max(((one.takes(offer), -place) for place, one in enumerate(ranges)), default=(0, 0))
+    return (ranges[-place].quality, place) if closeness else (0.0, 0)
 
 
 def _parameters(members: list[str]) -> dict[str, str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+
+from gateway.model.folding import name_words
 
 _WILDCARDS = re.compile(r"[*?]*\*[*?]*")
 # No European orthography puts a diacritic on these or folds a ligature into them; every other letter has a variant.
@@ -20,6 +23,16 @@ def widen_name(text: str, *, keep_ascii: bool, case_folded: bool = False) -> str
     widened = "".join(char if _stays(char, keep_ascii, case_folded) else "*" for char in text) + "*"
     widened = _WILDCARDS.sub("*", widened)
     return widened if any(char.isalnum() for char in widened) else None
+
+
+def rarest_word(text: str, widened: Callable[[str], str | None]) -> str | None:
+    """Of the words of a name that is looked for in any order the one that leaves most of itself when it is `widened`, as
+    '*word*'; None where nothing is left of any.
+
+    One pattern holds one word only, since the others may stand before it or behind. Any name that is to be found has it.
+    """
+    asked = [one for word in name_words(text) if (one := widened(f"*{word}*"))]
+    return max(asked, key=lambda one: sum(map(str.isalnum, one)), default=None)
 
 
 def _stays(char: str, keep_ascii: bool, case_folded: bool) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,13 @@ class Written:
     def at(self, root: str) -> bytes:
         """The text with our addresses under this root."""
         return self.text.replace(self.placeholder.encode(), orjson.dumps(root)[1:-1])
+
+    def each(self, root: str) -> Iterator[Dataset]:
+        """The data sets one by one, each parsed when it is asked for, with our addresses under this root."""
+        placeholder, ours, at = self.placeholder.encode(), orjson.dumps(root)[1:-1], 0
+        for length in self.lengths:
+            yield orjson.loads(self.text[at : at + length].replace(placeholder, ours))
+            at += length + 1
 
     def datasets(self) -> list[Dataset]:
         """The data sets, for a view that changes them; their BulkDataURIs only say where such values are."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from national_nodes import Demo
 from starlette.requests import Request
 
-from gateway.edge import fhirformat, identifiers, negotiation, periods, qido, wado
+from gateway.edge import fhirformat, identifiers, negotiation, periods, qidoquery, representations, wado
 from gateway.edge.fhirsearch import PARAMETERS, parse
 from gateway.edge.imagingstudy import Renderer
 from gateway.edge.searchgrammar import name_of
@@ -32,6 +32,7 @@ KEYS = (
     "PatientName", "PatientID", "StudyDate", "StudyTime", "StudyInstanceUID", "ModalitiesInStudy", "AccessionNumber",
     "00100020", "0010002", "00081111.00080050", "OtherPatientIDsSequence.PatientID", "SeriesNumber", "Modality", "Rows",
     "limit", "offset", "includefield", "fuzzymatching", "node", "accept", "emptyvaluematching", "AcquisitionDateTime",
+    "multiplevaluematching", "TimezoneOffsetFromUTC", "00091002", "charset",
 )  # fmt: skip
 FRAGMENTS = (
     "", "*", "?", "-", "20250101", "20250101-", "-20251231", "1030", "1.2.3", "1.2.3,1.2.4", "\\", "^", "=", "all", "true",
@@ -48,11 +49,11 @@ qido_pairs = st.lists(st.tuples(st.one_of(st.sampled_from(KEYS), texts), texts),
 @example(Level.STUDY, [("SeriesNumber", "nan")], None, None)
 def test_a_qido_query_is_understood_or_refused(level: Level, pairs: Any, study: str | None, series: str | None) -> None:
     try:
-        search = qido.parse(level, pairs, study, series)
+        search = qidoquery.parse(level, pairs, study, series)
     except InvalidQuery:
         return
     assert search.query.level is level
-    assert len({match.path for match in search.query.matches}) == len(search.query.matches)
+    assert len(set(search.query.matches)) == len(search.query.matches)
     assert search.offset >= 0
     assert search.limit is None or search.limit >= 0
 
@@ -110,7 +111,7 @@ def request_with(accept: str) -> Request:
 def test_an_accept_header_is_met_or_refused(accept: str, strict: bool) -> None:
     request = request_with(accept)
     for negotiate in (
-        lambda: negotiation.json_type(request, strict=strict),
+        lambda: representations.chosen(request, strict=strict, alone=strict),
         lambda: negotiation.instances(request, strict=strict, one_instance=strict),
         lambda: negotiation.octets(request, strict=strict, single=strict),
         lambda: fhirformat.negotiated(request, None),

@@ -57,11 +57,11 @@ def make_noise() -> None:
 def sabotage() -> None:
     respond, rows, parts = qido.respond, Reader.rows, wado._parts
 
-    def responded(request: Any, context: Any, asked: Any, answer: Any, media_type: str) -> Any:
+    def responded(request: Any, context: Any, asked: Any, answer: Any, *more: Any) -> Any:
         if any(TRIGGER in match.values for match in asked.query.matches):
             make_noise()
             raise ValueError(f"{NAME} {request.url} {answer}")
-        return respond(request, context, asked, answer, media_type)
+        return respond(request, context, asked, answer, *more)
 
     def read(self: Reader, record: Any, *args: Any, **more: Any) -> Any:
         if self.node == "sabotaged":

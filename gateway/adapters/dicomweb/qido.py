@@ -10,7 +10,7 @@ from gateway.errors import InvalidQuery
 from gateway.model.query import Operator
 from gateway.model.seam import NativeMatch, NativeQuery, Report
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level, path, path_name, vr
-from gateway.wire.widen import widen_name
+from gateway.wire.widen import rarest_word, widen_name
 
 NO_PERCENT_DECODING = "no-percent-decoding"
 IGNORES_HEX_TAGS = "ignores-hex-tags"
@@ -20,6 +20,9 @@ IGNORES_KEY = "ignores-"  # followed by a keyword
 NO_RELATIONAL = "no-relational-search"
 FOLDS_NAMES = "folds-names"
 CASE_SENSITIVE_NAMES = "case-sensitive-names"
+FUZZY_NAMES = "fuzzy-names"
+"""Said by an administrator only: with fuzzymatching=true the node finds every name in which each word of the key begins a
+word. What nodes mean by it differs so much (some go by sound) that no few searches could show it."""
 
 _TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})  # wildcards: PS3.4 C.2.2.2.4
 # Legal in a query (RFC 3986 3.4) and taken alike by nodes that decode it and nodes that do not.
@@ -67,7 +70,8 @@ class _Key:
 
 
 def build(query: NativeQuery, quirks: frozenset[str]) -> Search:
-    """The search for a query. fuzzymatching is never asked for: nodes disagree on it, and names are matched here."""
+    """The search for a query. fuzzymatching is asked only of a node that is said to mean by it what we do (FUZZY_NAMES);
+    of any other a broader key is asked, and names are matched here."""
     keys: dict[str, _Key] = {}
     matched, unknown = set(), set()
     for match in (*_parents(query), *query.match):
@@ -83,6 +87,8 @@ def build(query: NativeQuery, quirks: frozenset[str]) -> Search:
             matched.add(match.path)
     asked = {match.path for match in query.match}
     parameters = [f"{key.name}={key.value}" for key in keys.values()] + _include(query)
+    if FUZZY_NAMES in quirks and any(match.operator is Operator.FUZZY for match in query.match):
+        parameters.append("fuzzymatching=true")
     return Search(
         _resource(query),
         "&".join(parameters),
@@ -118,7 +124,12 @@ def _key(match: NativeMatch, quirks: frozenset[str]) -> _Key | None:
     text = _text(match, vr(tags[-1]))
     if text is None or (is_hex and IGNORES_HEX_TAGS in quirks):
         return None
-    asked = _widened(text, vr(tags[-1]), quirks)
+    if match.operator is Operator.FUZZY and FUZZY_NAMES not in quirks:
+        asked = rarest_word(text, lambda word: _widened(word, "PN", quirks))
+    elif match.operator is Operator.FUZZY:
+        asked = text if NO_PERCENT_DECODING not in quirks or set(text) <= _UNDECODED else None
+    else:
+        asked = _widened(text, vr(tags[-1]), quirks)
     if asked is None:
         return None
     value = asked if NO_PERCENT_DECODING in quirks else quote(asked, safe=_PLAIN)

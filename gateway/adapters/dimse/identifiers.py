@@ -37,6 +37,7 @@ from gateway.model.vocabulary import (
     vr,
 )
 from gateway.wire.charset import character_sets, codec_of, encode_key
+from gateway.wire.widen import rarest_word
 
 KEYS_NOT_SUPPORTED = 0xFF01
 _TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"})
@@ -66,6 +67,10 @@ class TextMatching:
         steady = _steady_letters(self.character_set) if self.ignores_case and "=" not in key else frozenset()
         kept = re.sub(r"\*+", "*", "".join(c if c.lower() in steady else "*" for c in f"*{key}*"))
         return kept.strip("*") and kept, False
+
+    def words(self, key: str) -> tuple[str, bool]:
+        """A name that is looked for by the beginnings of its words in any order: one of them, anywhere in the name."""
+        return rarest_word(key, lambda word: self.name(word)[0] or None) or "", False
 
     def text(self, key: str) -> tuple[str, bool]:
         """Any other text key, in the same way; padding does not count (PS3.5 6.2)."""
@@ -170,6 +175,8 @@ def _pushed_value(match: NativeMatch, vr_: str, matching: TextMatching) -> tuple
         return list(match.values), True
     if vr_ == "DA" and match.operator in (Operator.EXACT, Operator.RANGE):
         return "-".join(match.values), True
+    if match.operator is Operator.FUZZY and vr_ == "PN":
+        return matching.words(match.values[0])
     if len(match.values) != 1 or match.operator not in (Operator.EXACT, Operator.WILDCARD):
         return "", False
     if vr_ == "PN":
