@@ -17,8 +17,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from gateway.model import vocabulary
 from gateway.model.dataset import Dataset as Described
+from gateway.model.dataset import text
 from gateway.model.patient import issuer_of
-from gateway.model.vocabulary import PATIENT_ID
+from gateway.model.vocabulary import INSTANCE_UID, PATIENT_ID, SOP_CLASS_UID
 from gateway.wire.elements import (
     ITEM,
     SEQUENCE_DELIMITER,
@@ -28,6 +29,7 @@ from gateway.wire.elements import (
     Part10Error,
     read_header,
 )
+from gateway.wire.filemeta import file_meta
 from gateway.wire.part10 import MAX_HEAD, Part10Stream
 
 SYSTEM = "IMAGING-GATEWAY"
@@ -49,14 +51,29 @@ def with_issuer(issuer: str) -> Coerce:
     def coerce(stream: Part10Stream, found: Described) -> AsyncIterator[bytes] | None:
         if issuer_of(found, "") or PATIENT_ID not in found:
             return None
-        return _written(stream, _splice(stream, issuer))
+        return _written(stream, found, _splice(stream, issuer))
 
     return coerce
 
 
-async def _written(stream: Part10Stream, elements: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+def unchanged(stream: Part10Stream, found: Described) -> AsyncIterator[bytes]:
+    """The file as it came; one that lacks its preamble (fresh data sets of dicomweb-client) gets a File Meta Information of
+    ours before the same data set."""
+    return stream.raw() if stream.has_file_meta else _written(stream, found, _all(stream))
+
+
+async def _all(stream: Part10Stream) -> AsyncIterator[bytes]:
+    yield stream.head
+    async for piece in stream.tail:
+        yield piece
+
+
+async def _written(stream: Part10Stream, found: Described, elements: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The file of these elements, deflated again where it was."""
-    yield stream.before
+    if stream.has_file_meta:
+        yield stream.before
+    else:
+        yield file_meta(text(found, SOP_CLASS_UID), text(found, INSTANCE_UID), stream.transfer_syntax)
     if stream.transfer_syntax != DeflatedExplicitVRLittleEndian:
         async for piece in elements:
             yield piece

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, _TemporaryFileWrapper
 
 from gateway.errors import InvalidQuery
-from gateway.federation.coercion import Coerce, as_it_is
+from gateway.federation.coercion import Coerce, as_it_is, unchanged
 from gateway.model.dataset import Dataset, text
 from gateway.model.query import Ref, check_uid
 from gateway.model.seam import Part, StoreOutcome
@@ -25,8 +25,7 @@ from gateway.wire.part10 import AFTER_UIDS, Part10Error, Part10Stream, identify,
 DICOM = "application/dicom"
 # Failure and Warning Reasons of PS3.18 Tables I.2-1 and I.2-2; of A9xx the last digits are ours.
 OUT_OF_RESOURCES, CANNOT_UNDERSTAND, FAILED = 0xA700, 0xC000, 0x0110
-OTHER_STUDY = OTHER_INSTANCE = 0xA900
-OTHER_PATIENT = 0xA901
+OTHER_STUDY, OTHER_PATIENT = 0xA900, 0xA901
 COERCED = 0xB000
 _AT_ONCE = 512 << 10
 _CHUNK = 512 << 10
@@ -142,9 +141,9 @@ class Intake:
         try:
             found = identify(stream)
             result.sop_class, result.ref = text(found, SOP_CLASS_UID), _ref_of(found)
-            _check(result.ref, found, stream, self.study)
+            _check(result.ref, stream, self.study)
             coerced = self.coerce(stream, found)
-            size = await self._keep(stream.raw() if coerced is None else coerced)
+            size = await self._keep(unchanged(stream, found) if coerced is None else coerced)
         finally:
             await stream.aclose()
         result.warning = COERCED if coerced is not None else 0
@@ -191,16 +190,12 @@ def _ref_of(found: Dataset) -> Ref:
     return Ref(*uids)
 
 
-def _check(ref: Ref, found: Dataset, stream: Part10Stream, study: str | None) -> None:
-    """Raises _Refused for another study than the one asked for, and for a file whose two halves name two instances."""
-    if not stream.has_file_meta:
+def _check(ref: Ref, stream: Part10Stream, study: str | None) -> None:
+    """Raises _Refused for another study than the one asked for, and where nothing says which syntax the data set is in."""
+    if not stream.file_meta.get("TransferSyntaxUID"):
         raise _Refused(CANNOT_UNDERSTAND)
     if study not in (None, ref.study):
         raise _Refused(OTHER_STUDY)
-    meta = stream.file_meta
-    said = (str(meta.get(f"MediaStorage{name}", "")) for name in ("SOPInstanceUID", "SOPClassUID"))
-    if any(given != own for given, own in zip(said, (ref.instance, text(found, SOP_CLASS_UID)), strict=True)):
-        raise _Refused(OTHER_INSTANCE)
 
 
 async def _chunks(file: Path) -> AsyncIterator[bytes]:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
-from pydicom.filereader import read_file_meta_info
+from pydicom import dcmread
 from pynetdicom.presentation import PresentationContext, build_context
 
 from gateway.adapters.dimse.associations import MAX_CONTEXTS, NodeAssociation, NothingAccepted, Peer
@@ -56,9 +56,10 @@ class _Storing:
     def store(self, path: Path, sop_instance_uid: str) -> StoreOutcome:
         """Sends one Part 10 file. Raises NodeError when the node cannot be talked to."""
         try:
-            meta = read_file_meta_info(path)
-            sop_class, syntax = str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
-            sop_instance_uid = str(meta.MediaStorageSOPInstanceUID)
+            file = dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"], stop_before_pixels=True)
+            # The data set says what it is; File Meta Information of some writers names another instance.
+            sop_class, sop_instance_uid = str(file.SOPClassUID), str(file.SOPInstanceUID)
+            syntax = str(file.file_meta.TransferSyntaxUID)
         except Exception:  # noqa: BLE001 - a file without readable File Meta Information is the sender's fault
             return StoreOutcome("", sop_instance_uid, _CANNOT_UNDERSTAND)
         association = self._associated(sop_class, syntax)
@@ -68,8 +69,8 @@ class _Storing:
             reason = _SYNTAX_NOT_SUPPORTED if is_known else _CLASS_NOT_SUPPORTED
             return StoreOutcome(sop_class, sop_instance_uid, reason)
         try:
-            with _in_syntax(path, syntax, taken) as file:
-                status = self._send(association, file, sop_class, sop_instance_uid, taken)
+            with _in_syntax(path, syntax, taken) as wanted:
+                status = self._send(association, wanted, sop_class, sop_instance_uid, taken)
         except Part10Error:
             return StoreOutcome(sop_class, sop_instance_uid, _CANNOT_UNDERSTAND)
         return _outcome(sop_class, sop_instance_uid, status)
