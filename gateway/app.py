@@ -39,6 +39,7 @@ from gateway.federation.offsets import Offsets
 from gateway.federation.pixels import Pixels
 from gateway.federation.retrieve import Retrieval
 from gateway.federation.spooled import SpooledSeries
+from gateway.federation.storing import Storing
 from gateway.loop_lag import watch_the_loop
 from gateway.mapping.schema import Mapping as FormatMapping
 from gateway.pipeline import Pipeline, Views
@@ -130,8 +131,8 @@ def _cors(settings: Settings) -> list[Middleware]:
         Middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "OPTIONS"],
-            allow_headers=["Accept", "Authorization", "If-None-Match", "Prefer", "traceparent"],
+            allow_methods=["GET", "POST", "OPTIONS"],
+            allow_headers=["Accept", "Authorization", "Content-Type", "If-None-Match", "Prefer", "traceparent"],
             expose_headers=exposed,
         )
     ]
@@ -191,7 +192,10 @@ async def _lifespan(
                 nodes, answers, domains, settings.search_deadline, settings.bare_patient_id == "refuse"
             )
             retrieval = Retrieval(federation, Pixels(answers, spooled))
-            pipeline = Pipeline(federation, retrieval, Policy(), views, audit, offsets)
+            storing = Storing(
+                answers, domains, lambda: spool.directory or settings.spool, settings.store_instance_bytes
+            )
+            pipeline = Pipeline(federation, retrieval, Policy(), views, audit, offsets, storing)
             return Estate(pipeline, _time_zones(file, formats), _issuers(file, formats))
 
         def put(estate: Estate) -> None:

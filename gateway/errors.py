@@ -96,6 +96,16 @@ class TooManyRequests(RequestError):
         self.retry_after = retry_after
 
 
+class UnsupportedMediaType(RequestError):
+    code, title = "GW112", "Unsupported media type"
+
+
+class NowhereToStore(RequestError):
+    """No node takes what is stored at the federated root for this caller."""
+
+    code, title = "GW113", "Nowhere to store"
+
+
 class NodeError(GatewayError):
     """One node failed. `transient` errors are the only ones that may be retried; `retry_after` is in seconds."""
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from gateway import metrics
 from gateway.cache import bodies
-from gateway.errors import GatewayError, NotAcceptable, NotFound
+from gateway.errors import Forbidden, GatewayError, NotAcceptable, NotFound
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
 from gateway.federation.node import Node, aclosing_iterator
@@ -18,6 +18,7 @@ from gateway.federation.page import Page, Reach, ordered
 from gateway.federation.paging import Paging
 from gateway.federation.resilience import Health
 from gateway.federation.retrieve import OpenedInstance, Retrieval
+from gateway.federation.storing import Store, Storing, chosen
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.query import Query, Ref
 from gateway.model.seam import FramePart
@@ -26,6 +27,7 @@ from gateway.security.audit import Audit, AuditRecord, constant
 from gateway.security.caller import Caller
 from gateway.security.policy import Policy
 from gateway.telemetry import stage
+from gateway.wire.multipart import MultipartPart
 from gateway.wire.transfer import FORBIDDEN_ON_THE_WEB, explicit_little_endian, rewrite, written_syntax
 from gateway.wire.written import Written, write
 
@@ -113,6 +115,7 @@ class Pipeline:
     views: Views
     audit: Audit
     offsets: Offsets
+    storing: Storing
 
     async def search(
         self,
@@ -234,6 +237,29 @@ class Pipeline:
             record.issues = opened.silent
             yield OutgoingParts(opened.parts, _view_issues(view, opened.silent))
 
+    async def store(
+        self, caller: Caller, study: str | None, parts: AsyncIterator[MultipartPart], names: Sequence[str]
+    ) -> Store:
+        """Stores each part at the one node of `names`, else at the one that the node file chooses for the caller. `study` is
+        the only one taken, if given. Nothing of `parts` is read before it is sure that the caller may, and where to.
+
+        Raises Forbidden, NowhereToStore, Unsupported, InvalidQuery (the body ends early), NodeError (nothing was taken).
+        """
+        ref = Ref(study) if study else None
+        async with self._request("store", caller, names, ref=ref, permission="c") as (nodes, view, record):
+            node = chosen(nodes, caller.purpose, is_named=len(names) == 1)
+            record.nodes = (node.id,)
+            if not view.is_plain:
+                raise Forbidden("who sees studies changed cannot store: their identifiers are not those of the node")
+            store = self.storing.begin(node, study, parts)
+            try:
+                await store.run()
+            finally:
+                record.studies = sorted(store.sent) or record.studies
+                record.count, record.issues = store.count, tuple(store.issues)
+                await self.storing.purge(store)
+            return store
+
     def access(self, caller: Caller) -> Hashable:
         """All of the caller, and of the nodes as they are set up now, that decides what it may see: two callers of one access get
         the same answers."""
@@ -273,6 +299,7 @@ class Pipeline:
         query: Query | None = None,
         ref: Ref | None = None,
         resource: str = "ImagingStudy",
+        permission: str = "",
     ) -> AsyncIterator[tuple[list[Node], View, AuditRecord]]:
         """Authorises and plans; writes one audit record whatever happens; lets no error out that has not passed the view.
 
@@ -280,7 +307,7 @@ class Pipeline:
         """
         view = self.views.of(caller)
         record = self.audit.begin(action, caller, names, query=query, ref=ref)
-        permission = "s" if action == "search" and resource == "ImagingStudy" else "r"
+        permission = permission or ("s" if action == "search" and resource == "ImagingStudy" else "r")
         try:
             with stage("plan"):
                 self.policy.require(caller, resource, permission)

@@ -65,6 +65,14 @@ class Settings(BaseSettings):
     spool_bytes: int = Field(2 * 1024**3, ge=0, description="bytes the spool may hold; 0 turns it off")
     spool_seconds: float = Field(600.0, ge=0, description="seconds an instance stays in the spool after its last use")
 
+    store_instance_bytes: int = Field(
+        4 * 1024**3, gt=0, description="bytes that one instance sent for storing may have"
+    )
+    store_request_bytes: int = Field(64 * 1024**3, gt=0, description="bytes that one request to store may have")
+    store_idle: float = Field(
+        60.0, gt=0, description="seconds that a caller may send nothing in the middle of a request to store"
+    )
+
     probe: bool = Field(True, description="false does not ask nodes at start what they can do")
     search_deadline: float = Field(20.0, gt=0, description="seconds for a whole federated search")
     strict_accept: bool = Field(False, description="true answers 406 to a missing Accept header (PS3.18 8.7.5)")

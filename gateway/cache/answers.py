@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -293,6 +293,13 @@ class Answers:
     async def purge_node(self, node: str) -> int:
         """Drops all that came from a node, as `Cache.purge_node`, and whatever is being loaded from it right now."""
         return await self._cache.purge_node(node)
+
+    async def stored(self, node: str, studies: Iterable[str]) -> None:
+        """Drops what is outdated once a node has been given instances of these studies: everything of the studies, and its
+        answers to searches, in which they may be missing."""
+        for study in studies:
+            await self._cache.purge_study(study)
+        await self._cache.purge_searches(node)
 
     async def close(self) -> None:
         await self._loads.close()

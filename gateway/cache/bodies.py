@@ -88,7 +88,7 @@ class Kept:
 
     def is_reached(self, purge: Purge, tags: frozenset[Tag]) -> bool:
         """Whether a purge drops it; `tags` are the purge's own."""
-        if purge.kind == "node":
+        if purge.kind in ("node", "searches"):
             return any(identifier in purge.values for identifier, _ in self.grounds.nodes)
         if purge.kind == "keys":
             return any(key in self.keys for key in purge.values)

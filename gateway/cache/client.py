@@ -158,6 +158,10 @@ class Cache(Session):
         """As `forget`, all that came from a node, and every federated answer."""
         return await self._purge(Purge("node", (node,)))
 
+    async def purge_searches(self, node: str) -> int:
+        """As `forget`, what a node answered to searches: it has something new, and who knows what that belongs to."""
+        return await self._purge(Purge("searches", (node,)))
+
     async def purge_study(self, uid: str) -> int:
         """As `forget`, all that mentions a study, or was asked for it and found nothing."""
         return await self._purge(Purge("study", (uid,)))

@@ -17,6 +17,9 @@ PREFIX = "gw:1"
 FEDERATED = "_federated"
 """Stands for the node in keys of answers that were made from several nodes; any purge of a node drops these too."""
 
+SEARCHES = ("find", "location")
+"""The kinds of entries that are a node's answers to searches."""
+
 _SAFE = re.compile(r"[A-Za-z0-9._-]{1,64}(@[0-9a-f]{1,64})?")
 
 
@@ -48,6 +51,18 @@ def node_patterns(node: str) -> tuple[str, ...]:
     """The SCAN patterns that find every entry of a node, whatever its configuration, and every federated one."""
     segment = _segment(node)
     return f"{PREFIX}:*:{segment}:*", f"{PREFIX}:*:{segment}@*:*", f"{PREFIX}:*:{FEDERATED}:*"
+
+
+def search_patterns(node: str) -> tuple[str, ...]:
+    """The SCAN patterns that find a node's answers to searches, where a study is among them; not its metadata."""
+    segment = _segment(node)
+    return tuple(f"{PREFIX}:{kind}:{segment}{rest}" for kind in SEARCHES for rest in (":*", "@*:*"))
+
+
+def is_search_of(key_: str, node: str) -> bool:
+    """Whether a purge of the node's searches drops this key: the same decision as `search_patterns`."""
+    kind, segment = key_.split(":")[2:4] if key_.count(":") >= 4 else ("", "")
+    return kind in SEARCHES and segment.partition("@")[0] == _segment(node)
 
 
 def is_of_node(key_: str, node: str) -> bool:

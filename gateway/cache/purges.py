@@ -10,11 +10,11 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 import orjson
 
 from gateway.cache.connections import Cursor, Link
-from gateway.cache.keys import PREFIX, is_of_node, node_patterns
+from gateway.cache.keys import PREFIX, is_of_node, is_search_of, node_patterns, search_patterns
 from gateway.cache.tags import ANY_ISSUER, Tag, index_key, patient_tag, study_tag
 
 T = TypeVar("T")
-Kind = Literal["study", "patient", "node", "keys", "all"]
+Kind = Literal["study", "patient", "node", "searches", "keys", "all"]
 CHANNEL = f"{PREFIX}:purge"
 EVERYTHING = f"{PREFIX}:*"
 _STEP = 500
@@ -23,9 +23,9 @@ _READ_STEP = 50
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """What is dropped. `values` are study UIDs, node ids or keys; a patient is named by the hex of his tags (`tags.patient_tag`
-    under his issuer and under any), since the message crosses Redis. "all" has none, and is also said when a purge may have
-    been missed."""
+    """What is dropped. `values` are study UIDs, node ids or keys; "searches" are those nodes' answers to searches. A patient is
+    named by the hex of his tags (`tags.patient_tag` under his issuer and under any), since the message crosses Redis. "all" has
+    none, and is also said when a purge may have been missed."""
 
     kind: Kind
     values: tuple[str, ...] = ()
@@ -45,6 +45,8 @@ class Purge:
         """Whether it drops an entry for its key alone."""
         if self.kind == "node":
             return any(is_of_node(key, node) for node in self.values)
+        if self.kind == "searches":
+            return any(is_search_of(key, node) for node in self.values)
         return self.kind == "all" or (self.kind == "keys" and key in self.values)
 
     def message(self, sender: str) -> bytes:
@@ -109,7 +111,8 @@ async def carry_out(purge: Purge, sender: str, step: Step, reads_tags: Callable[
     elif purge.kind == "all":
         dropped = await _drop_matching(EVERYTHING, step)
     else:
-        patterns = [pattern for node in purge.values for pattern in node_patterns(node)]
+        of_node = search_patterns if purge.kind == "searches" else node_patterns
+        patterns = [pattern for node in purge.values for pattern in of_node(node)]
         dropped = sum([await _drop_matching(pattern, step) for pattern in patterns])
     await step(lambda link: link.publish(CHANNEL, purge.message(sender)))
     return dropped

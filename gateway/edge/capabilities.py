@@ -19,6 +19,7 @@ _RETRIEVE = ("/studies/{study}", "/studies/{study}/series/{series}",
 def description(base: str) -> dict[str, object]:
     """Resources, methods and representations of the service at `base`, in the shape of a WADL application as JSON."""
     resources = [_resource(path, [_method("search", [DICOM_JSON])]) for path in _SEARCH_LEVELS]
+    resources += [_resource(path, [_store()]) for path in ("/studies", "/studies/{study}")]
     for path in _RETRIEVE:
         whole = [f'multipart/related; type="{DICOM}"'] + ([DICOM] if path.endswith("{instance}") else [])
         resources.append(_resource(path, [_method("retrieve", whole)]))
@@ -38,11 +39,19 @@ def _method(identifier: str, types: list[str]) -> dict[str, object]:
     return {"@name": "GET", "@id": identifier, "response": {"@status": "200", "representation": representations}}
 
 
+def _store() -> dict[str, object]:
+    taken, told = ([{"@mediaType": each}] for each in (f'multipart/related; type="{DICOM}"', DICOM_JSON))
+    responses = [{"@status": status, "representation": told} for status in ("200", "202", "409")]
+    return {"@name": "POST", "@id": "store-instances", "request": {"representation": taken}, "response": responses}
+
+
 async def dicomweb(request: Request) -> Response:
     """The capabilities of the root that was asked."""
     node = request.path_params.get("node")
     root = f"{base_of(request)}/nodes/{node}/dicom-web" if node else f"{base_of(request)}/dicom-web"
-    return Response(orjson.dumps(description(root)), headers={"Allow": "GET, OPTIONS"}, media_type="application/json")
+    return Response(
+        orjson.dumps(description(root)), headers={"Allow": "GET, POST, OPTIONS"}, media_type="application/json"
+    )
 
 
 async def smart(request: Request) -> Response:

@@ -28,6 +28,8 @@ STATUS: dict[type[GatewayError], int] = {
     errors.IdentityUnavailable: 503,
     errors.AuditUnavailable: 503,
     errors.TooManyRequests: 429,
+    errors.UnsupportedMediaType: 415,
+    errors.NowhereToStore: 501,
     errors.NodeError: 502,
     errors.NodeUnreachable: 503,
     errors.NodeTimeout: 504,

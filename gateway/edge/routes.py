@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Scope
 
-from gateway.edge import admin, capabilities, fhir, qido, wado
+from gateway.edge import admin, capabilities, fhir, qido, stow, wado
 from gateway.model.vocabulary import Level
 
 _FHIR_ROOTS = ("", "/fhir", "/fhir/r4", "/fhir/r5")
@@ -26,6 +26,7 @@ def dicomweb() -> list[BaseRoute]:
     routes: list[BaseRoute] = [
         Route(path, qido.endpoint(level), methods=["GET"], name="search") for path, level in search.items()
     ]
+    routes += [Route(path, stow.store, methods=["POST"], name="store") for path in ("/studies", study)]
     for path in (study, series, instance):
         routes.append(Route(path, wado.retrieve, methods=["GET"], name="retrieve"))
         routes.append(Route(f"{path}/metadata", wado.metadata, methods=["GET"], name="metadata"))

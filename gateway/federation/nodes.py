@@ -17,6 +17,7 @@ from gateway.mapping.schema import Issuer
 from gateway.model.moments import named_zone
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_LO = re.compile(r"[ -\[\]-~]{1,64}")
 NodeId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,15}$")]
 _Fail = Callable[[tuple[str | int, ...], str], None]
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-\x1f]+$")]
@@ -177,6 +178,18 @@ class NodeTtl(_Table):
         return self.model_dump(exclude_none=True)
 
 
+class StoreRules(_Table):
+    """What is stored at a node. At the federated root: what callers of these `purposes` of use store, or with `default` what
+    goes nowhere else; at its own root whatever comes. `store = true` is `default` alone.
+
+    With `set_issuer` an instance whose patient id names no issuer is given the node's, and says so in itself.
+    """
+
+    default: bool = False
+    purposes: tuple[str, ...] = ()
+    set_issuer: bool = False
+
+
 class NodeConfig(_Connected):
     """One hospital or national endpoint. Times are seconds.
 
@@ -215,6 +228,21 @@ class NodeConfig(_Connected):
     descent_parents: int = Field(200, ge=0)
     descent_seconds: Seconds = 5.0
     ttl: NodeTtl = NodeTtl()
+    store: StoreRules = StoreRules()
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _is_default(cls, raw: Any) -> Any:
+        return {"default": raw} if isinstance(raw, bool) else raw
+
+    @model_validator(mode="after")
+    def _can_store(self) -> NodeConfig:
+        is_chosen = self.store.default or bool(self.store.purposes)
+        if is_chosen and self.capabilities is not None and "store" not in self.capabilities:
+            raise ValueError("store: the node's capabilities are without 'store'")
+        if self.store.set_issuer and not _LO.fullmatch(self.patient_id_issuer):
+            raise ValueError("store.set_issuer: needs a patient_id_issuer in ASCII")
+        return self
 
     @field_validator("time_zone")
     @classmethod
@@ -279,6 +307,18 @@ class NodeFile(_Table):
             if node.id in seen:
                 raise ValueError(f"two nodes have the id '{node.id}'")
             seen.add(node.id)
+        return self
+
+    @model_validator(mode="after")
+    def _stores_in_one_place(self) -> NodeFile:
+        """What comes in by the federated root has one place to go."""
+        taken: set[str] = set()
+        for node in self.enabled:
+            for purpose in (*("",) * node.store.default, *dict.fromkeys(node.store.purposes)):
+                if purpose in taken:
+                    what = f"for the purpose '{purpose}'" if purpose else "by default"
+                    raise ValueError(f"two nodes store what comes {what}")
+                taken.add(purpose)
         return self
 
     @cached_property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from gateway.model.dataset import Dataset
@@ -81,6 +82,7 @@ class Part:
     """One instance on its way: `body` is a DICOM Part 10 file in chunks of at most 1 MiB (preamble, File Meta, data set).
 
     `transfer_syntax` is that of the body as the node gave it. The UIDs are what the node says; the federation checks them.
+    `file` is the same bytes whole, where they lie on disk until the next Part is asked for; only a Part to be stored has one.
     """
 
     sop_instance_uid: str
@@ -88,6 +90,7 @@ class Part:
     body: AsyncIterator[bytes]
     series_instance_uid: str = ""
     size: int | None = None
+    file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +118,12 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class StoreOutcome:
-    """What became of one stored instance; `failure` is the Failure Reason (0008,1197), 0 for success."""
+    """What became of one stored instance: Failure Reason (0008,1197) and Warning Reason (0008,1196), 0 for none."""
 
     sop_class_uid: str
     sop_instance_uid: str
     failure: int = 0
+    warning: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +184,11 @@ class Locates(Protocol):
 
 @runtime_checkable
 class Stores(Protocol):
-    async def store(self, parts: AsyncIterator[Part]) -> Sequence[StoreOutcome]:
-        """Stores each instance; one outcome each, in order."""
+    def store(self, parts: AsyncIterator[Part]) -> AsyncIterator[StoreOutcome]:
+        """Stores each instance; one outcome each, in order, told as soon as it is known: it stands, whatever fails later.
+
+        Raises NodeError when the node cannot be talked to, Unsupported when it stores nothing.
+        """
 
 
 @runtime_checkable

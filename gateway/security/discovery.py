@@ -9,6 +9,7 @@ from gateway.errors import NotFound
 from gateway.security.scopes import supported
 
 RESOURCES = ("ImagingStudy", "Patient", "Endpoint", "Organization")
+STORED = ("ImagingStudy",)
 # Of the issuer's own metadata (RFC 8414), what SMART App Launch 2 asks a FHIR server to repeat.
 _REPEATED = (
     "jwks_uri",
@@ -37,7 +38,7 @@ def smart_configuration(issuer: str, metadata: Mapping[str, Any]) -> dict[str, A
     methods = metadata.get("token_endpoint_auth_methods_supported") or ()
     asymmetric = ["client-confidential-asymmetric"] if "private_key_jwt" in methods else []
     capabilities = ["permission-v1", "permission-v2", "permission-user", *asymmetric]
-    return {"issuer": issuer, **body, "scopes_supported": supported(RESOURCES), "capabilities": capabilities}
+    return {"issuer": issuer, **body, "scopes_supported": supported(RESOURCES, STORED), "capabilities": capabilities}
 
 
 def protected_resource(base: str, issuer: str) -> dict[str, Any]:
@@ -45,5 +46,5 @@ def protected_resource(base: str, issuer: str) -> dict[str, Any]:
     body: dict[str, Any] = {"resource": base, "resource_name": "Imaging gateway"}
     if issuer:
         body |= {"authorization_servers": [issuer], "bearer_methods_supported": ["header"]}
-        body["scopes_supported"] = supported(RESOURCES)
+        body["scopes_supported"] = supported(RESOURCES, STORED)
     return body

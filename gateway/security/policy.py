@@ -9,7 +9,7 @@ from gateway.errors import Forbidden
 from gateway.security.caller import Caller
 from gateway.security.scopes import allows, needed
 
-_VERBS = {"r": "reading", "s": "searching"}
+_VERBS = {"r": "reading", "s": "searching", "c": "storing"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Policy:
     """Decides on what a caller's token says and what the node file asks for; it keeps nothing."""
 
     def require(self, caller: Caller, resource: str, action: str) -> None:
-        """Raises Forbidden naming the missing scope. `action` is a SMART permission: 'r' or 's'.
+        """Raises Forbidden naming the missing scope. `action` is a SMART permission: 'r', 's' or 'c'.
 
         DICOMweb uses the scopes of ImagingStudy. The open caller of a loopback gateway needs none.
         """

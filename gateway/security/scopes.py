@@ -29,7 +29,7 @@ def grant(scope: str) -> tuple[str, str] | None:
 
 
 def allows(scopes: Iterable[str], resource: str, action: str) -> bool:
-    """Whether any of the scopes grants one permission ('r' or 's') on a resource type."""
+    """Whether any of the scopes grants one permission ('r', 's' or 'c') on a resource type."""
     granted = filter(None, map(grant, scopes))
     return any(named in ("*", resource) and action in permissions for named, permissions in granted)
 
@@ -39,8 +39,8 @@ def needed(resource: str, action: str) -> str:
     return f"system/{resource}.{action}"
 
 
-def supported(resources: Iterable[str]) -> list[str]:
-    """The scopes to tell clients about: reading and searching each resource, in both versions of SMART."""
-    return [
-        f"{who}/{resource}.{what}" for who in ("system", "user") for resource in resources for what in ("rs", "read")
-    ]
+def supported(resources: Iterable[str], stored: Iterable[str] = ()) -> list[str]:
+    """The scopes to tell clients about, in both versions of SMART: reading and searching each resource, storing some."""
+    granted = [(resource, what) for resource in resources for what in ("rs", "read")]
+    granted += [(resource, what) for resource in stored for what in ("c", "write")]
+    return [f"{who}/{resource}.{what}" for who in ("system", "user") for resource, what in granted]

@@ -88,6 +88,8 @@ class Part10Stream:
         self, chunks: AsyncIterator[bytes], meta: bytes, declared_syntax: str, received: bytes, offset: int
     ) -> None:
         self._meta = meta
+        self.before = received[:offset]
+        """What stands before the data set, as it was received: preamble and File Meta Information."""
         self.has_file_meta = received[128:132] == b"DICM" and bool(declared_syntax)
         self.transfer_syntax = transfer_syntax = declared_syntax or guessed_syntax(received[offset : offset + 6])
         self.encoding = encoding_found(

@@ -414,7 +414,7 @@ async def test_a_stored_instance_comes_back_and_a_broken_one_is_reported(base_ur
         yield Part("1.2.9.8.1.1", "1.2.840.10008.1.2.1", chunks(b"no DICOM" * 100))
 
     async with adapter_on(base_url) as adapter:
-        good, bad = await adapter.store(parts())
+        good, bad = [told async for told in adapter.store(parts())]
         assert (good.sop_instance_uid, good.failure) == ("1.2.9.7.1.1", 0)
         assert bad.failure != 0
         assert (await retrieved(adapter, Ref("1.2.9.7")))["1.2.9.7.1.1"] == raw

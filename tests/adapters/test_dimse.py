@@ -812,7 +812,7 @@ async def test_what_is_stored_comes_back_byte_for_byte(tmp_path, corpus):
 
     with DimseSimulator(tmp_path) as simulator:
         async with adapter_of(simulator) as adapter:
-            outcomes = await adapter.store(parts())
+            outcomes = [told async for told in adapter.store(parts())]
             assert [outcome.failure for outcome in outcomes] == [0, 0, 0]
             for name in names:
                 stored = pydicom.dcmread(corpus / name)
@@ -826,7 +826,7 @@ async def test_storing_a_large_instance_does_not_hold_it(dcmtk, big):
 
     async with adapter_of(dcmtk) as adapter, adapter_of(dcmtk) as other:
         with PeakMemory() as memory:
-            outcomes = await adapter.store(other.retrieve(Ref(study)))
+            outcomes = [told async for told in adapter.store(other.retrieve(Ref(study)))]
     assert [(outcome.sop_instance_uid, outcome.failure) for outcome in outcomes] == [(instance, 0)]
     assert memory.growth < 40 << 20
 
@@ -842,7 +842,7 @@ async def test_a_part_that_is_no_dicom_file_is_an_outcome_and_the_next_is_stored
 
     with DimseSimulator(tmp_path) as simulator:
         async with adapter_of(simulator) as adapter:
-            outcomes = await adapter.store(parts())
+            outcomes = [told async for told in adapter.store(parts())]
     assert [outcome.failure for outcome in outcomes] == [0xC000, 0]
 
 

@@ -522,14 +522,14 @@ async def chunks_of(content):
 async def test_what_is_stored_is_found_and_comes_back_the_same(empty):
     node, directory = empty
     content = (DATA / "test_files/CT_small.dcm").read_bytes()
-    (outcome,) = await node.store(parts_of(content))
+    (outcome,) = [told async for told in node.store(parts_of(content))]
     study, series, uid, *_ = IDENTIFIED[DATA / "test_files/CT_small.dcm"]
     assert (outcome.sop_instance_uid, outcome.failure) == (uid, 0)
     assert [await collected(p) async for p in node.retrieve(Ref(study))] == [content]
     assert [p.relative_to(directory).parts for p in directory.rglob("*") if p.is_file()] == [
         (study, series, f"{uid}.dcm")
     ]
-    (again,) = await node.store(parts_of(content))
+    (again,) = [told async for told in node.store(parts_of(content))]
     assert again.failure == 0
     assert len([p for p in directory.rglob("*") if p.is_file()]) == 1
 
@@ -537,7 +537,7 @@ async def test_what_is_stored_is_found_and_comes_back_the_same(empty):
 async def test_an_instance_that_is_here_with_other_bytes_is_a_duplicate_and_stays(empty):
     node, directory = empty
     (directory / "elsewhere.dcm").write_bytes(first := instance(uid="1.5", patient="A"))
-    (outcome,) = await node.store(parts_of(instance(uid="1.5", patient="B")))
+    (outcome,) = [told async for told in node.store(parts_of(instance(uid="1.5", patient="B")))]
     assert outcome.failure == 0x0111
     assert [await collected(p) async for p in node.retrieve(Ref("1.2.3"))] == [first]
 
@@ -546,7 +546,7 @@ async def test_what_cannot_be_read_is_not_stored(empty):
     node, directory = empty
     whole = instance(PixelData=b"\0" * 100)
     bad = [b"no DICOM" * 100, whole[:-20], instance(study="../../etc")]
-    outcomes = await node.store(parts_of(*bad, whole))
+    outcomes = [told async for told in node.store(parts_of(*bad, whole))]
     assert [outcome.failure for outcome in outcomes] == [0xC000, 0xC000, 0xC000, 0]
     assert len([p for p in directory.rglob("*") if p.is_file()]) == 1
 
@@ -562,7 +562,7 @@ async def test_a_sender_that_breaks_off_leaves_nothing_behind(empty):
         yield Part("1.5", "1.2.840.10008.1.2.1", broken())
 
     with pytest.raises(NodeError):
-        await node.store(part())
+        [told async for told in node.store(part())]
     assert list(directory.iterdir()) == []
 
 

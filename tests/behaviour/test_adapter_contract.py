@@ -466,7 +466,7 @@ async def test_what_is_stored_is_found_and_comes_back(subject: Subject, shelf: S
         yield Part(made.SOPInstanceUID, made.file_meta.TransferSyntaxUID, _chunks(written.getvalue()))
 
     async with subject.open() as adapter:
-        [outcome] = await adapter.store(parts())
+        [outcome] = [told async for told in adapter.store(parts())]
         assert (outcome.sop_instance_uid, outcome.failure) == (made.SOPInstanceUID, 0)
         rows, _ = await subject.ask(adapter, Level.STUDY, exact("StudyInstanceUID", made.StudyInstanceUID))
         assert [row.study for row in rows] == [made.StudyInstanceUID]

@@ -39,7 +39,7 @@ def test_a_path_that_there_is_not_is_404_whatever_the_method(gateway: Gateway, p
         assert response.headers["content-type"].startswith(expected)
 
 
-@pytest.mark.parametrize("path", ["/dicom-web/studies", "/fhir/ImagingStudy", "/nodes", "/nodes/f/dicom-web/series"])
+@pytest.mark.parametrize("path", ["/dicom-web/series", "/fhir/ImagingStudy", "/nodes", "/nodes/f/dicom-web/series"])
 def test_a_method_that_a_path_does_not_have_is_405_and_says_which_it_has(gateway: Gateway, path: str) -> None:
     for method in ("POST", "PUT", "DELETE", "PATCH"):
         response = gateway.client.request(method, path)

@@ -11,16 +11,15 @@ from typing import Any
 from urllib.parse import urljoin
 
 from gateway.adapters.dicomweb import qido as qido
+from gateway.adapters.dicomweb import stow as stow
 from gateway.adapters.dicomweb.quirks import DICOM_JSON, NO_ANY_SYNTAX, Learned, examine, learn
 from gateway.adapters.dicomweb.wado import (
     DICOM,
     OCTETS,
-    Upload,
     answer_parts,
     check_asked,
     frame_part,
     instance_part,
-    outcomes,
 )
 from gateway.adapters.http.client import Answer, HttpClient, JsonAnswer
 from gateway.errors import InvalidQuery, NodeProtocolError, NodeTimeout, Unsupported
@@ -237,15 +236,18 @@ class DicomwebAdapter:
 
     # --- STOW-RS
 
-    async def store(self, parts: AsyncIterator[Part]) -> Sequence[StoreOutcome]:
-        upload = Upload(parts)
-        headers = {"Content-Type": upload.content_type, "Accept": DICOM_JSON}
+    async def store(self, parts: AsyncIterator[Part]) -> AsyncGenerator[StoreOutcome, None]:
+        """One request for each instance, over connections that stay: what fails is then that instance and no other."""
         url = self._url(self._stow, "studies")
-        expect = {400, 409, *_CANNOT}  # Orthanc says 400 as soon as one instance fails, with a full store response
-        async with self._http.stream("POST", url, headers=headers, content=upload.body(), expect=expect) as answer:
-            if answer.status in _CANNOT:
-                raise Unsupported(self.node, "does not store instances")
-            return outcomes(self.node, upload.sent, await self._http.read_json(answer))
+        expect = {*stow.REFUSED, *stow.MAYBE_REFUSED, *_CANNOT}
+        async for part in parts:
+            upload = stow.Upload(part)
+            headers = {**upload.headers, "Accept": DICOM_JSON}
+            async with self._http.stream("POST", url, headers=headers, content=upload.body(), expect=expect) as answer:
+                if answer.status in _CANNOT:
+                    raise Unsupported(self.node, "does not store instances")
+                outcome = await stow.outcome(self._http, answer, part.sop_instance_uid)
+            yield outcome
 
     # --- what the node is like
 

@@ -1,19 +1,17 @@
-"""WADO-RS and STOW-RS bodies: the parts of an answer as instances or frames, instances as the parts of an upload."""
+"""WADO-RS bodies: the parts of a node's answer as instances or frames."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 from gateway.adapters.http.client import Answer
 from gateway.errors import NodeProtocolError
-from gateway.model.dataset import Dataset, items, text, values
+from gateway.model.dataset import Dataset, text
 from gateway.model.query import Ref
-from gateway.model.seam import FramePart, Part, StoreOutcome
-from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, tag
+from gateway.model.seam import FramePart, Part
+from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID
 from gateway.wire import multipart
 from gateway.wire.elements import Part10Error
-from gateway.wire.foreign import sanitize
 from gateway.wire.media import MediaType, parse_media_type
 from gateway.wire.multipart import MultipartError, MultipartPart
 from gateway.wire.part10 import AFTER_UIDS, Part10Stream, identify, open_part10
@@ -32,9 +30,6 @@ _DEFAULT_SYNTAX = {
     "video/mpeg2": "1.2.840.10008.1.2.4.100",
     "video/mp4": "1.2.840.10008.1.2.4.102",
 }
-_REFERENCED, _FAILED = tag("ReferencedSOPSequence"), tag("FailedSOPSequence")
-_REFERENCED_UID, _REASON = tag("ReferencedSOPInstanceUID"), tag("FailureReason")
-_PROCESSING_FAILURE = 0x0110  # PS3.18 Table 10.5.3-1
 
 
 async def answer_parts(node: str, answer: Answer, single: str) -> AsyncGenerator[MultipartPart, None]:
@@ -115,45 +110,3 @@ def frame_part(node: str, number: int, part: MultipartPart) -> FramePart:
 def _length(headers: Mapping[str, str]) -> int | None:
     raw = headers.get("content-length", "")
     return int(raw) if raw.isascii() and raw.isdecimal() else None
-
-
-class Upload:
-    """A multipart body out of parts, and which instances went into it, in order."""
-
-    def __init__(self, parts: AsyncIterator[Part]) -> None:
-        self._parts = parts
-        self.boundary = multipart.boundary()
-        self.sent: list[str] = []
-
-    @property
-    def content_type(self) -> str:
-        return multipart.content_type(self.boundary, DICOM)
-
-    async def body(self) -> AsyncIterator[bytes]:
-        async for chunk in multipart.write(self._items(), self.boundary):
-            yield chunk
-
-    async def _items(self) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[bytes]]]:
-        async for part in self._parts:
-            self.sent.append(part.sop_instance_uid)
-            yield {"Content-Type": DICOM}, part.body  # Orthanc refuses a part that names its transfer syntax here, too
-
-
-def outcomes(node: str, sent: Sequence[str], document: Any) -> list[StoreOutcome]:
-    """One outcome per sent instance (PS3.18 Table 10.5.3-1); what the response does not mention was not stored."""
-    try:
-        response = sanitize(document[0] if isinstance(document, list) and len(document) == 1 else document)
-    except ValueError:
-        raise NodeProtocolError(node, "answered a store with something else than a store response") from None
-    told: dict[str, StoreOutcome] = {}
-    for sequence in (_REFERENCED, _FAILED):
-        for item in items(response, sequence):
-            outcome = _outcome(item, failed=sequence == _FAILED)
-            told[outcome.sop_instance_uid] = outcome
-    return [told.get(uid) or StoreOutcome("", uid, _PROCESSING_FAILURE) for uid in sent]
-
-
-def _outcome(item: Dataset, *, failed: bool) -> StoreOutcome:
-    reason = next((value for value in values(item, _REASON) if isinstance(value, int)), _PROCESSING_FAILURE)
-    class_uid = text(item, tag("ReferencedSOPClassUID"))
-    return StoreOutcome(class_uid, text(item, _REFERENCED_UID), reason if failed else 0)

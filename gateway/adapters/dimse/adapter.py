@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,7 +19,7 @@ from gateway.adapters.dimse.receiving import Begun, Event, Finished
 from gateway.adapters.dimse.retrieving import Retrieving
 from gateway.adapters.dimse.rows import Rows
 from gateway.adapters.dimse.storage_scp import StorageReceiver
-from gateway.adapters.dimse.storing import private_file, store_each
+from gateway.adapters.dimse.storing import on_disk, store_each
 from gateway.errors import NodeBusy, NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.query import Ref
 from gateway.model.seam import NativeQuery, Part, Probe, Record, Report, StoreOutcome
@@ -197,27 +196,22 @@ class DimseAdapter:
 
     # Stores
 
-    async def store(self, parts: AsyncIterator[Part]) -> Sequence[StoreOutcome]:
-        """C-STORE of each part as it is. Raises NodeError when the node cannot be talked to at all."""
+    async def store(self, parts: AsyncIterator[Part]) -> AsyncGenerator[StoreOutcome, None]:
+        """C-STORE of each part as it is, or uncompressed in the syntax that the node takes; one association as a rule."""
         jobs: SimpleQueue[tuple[Path, str] | None] = SimpleQueue()
-        outcomes = []
 
         def work(operation: Operation[StoreOutcome]) -> None:
-            store_each(self._peer, operation, jobs)
+            store_each(self._peer, operation, jobs, metrics.sent_to(self.node).inc)
 
         async with self._associations.operation(work, 1) as stored:
             try:
                 async for part in parts:
-                    with private_file() as file:
-                        async for chunk in part.body:
-                            metrics.sent_to(self.node).inc(len(chunk))
-                            await asyncio.to_thread(file.write, chunk)
-                        await asyncio.to_thread(file.flush)
-                        jobs.put((Path(file.name), part.sop_instance_uid))
-                        outcomes.append(await anext(stored))
+                    async with on_disk(part) as path:
+                        jobs.put((path, part.sop_instance_uid))
+                        outcome = await anext(stored)
+                    yield outcome
             finally:
                 jobs.put(None)
-        return outcomes
 
     # Adapter
 

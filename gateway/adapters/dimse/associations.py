@@ -91,6 +91,10 @@ def refuse(command: Command, transfer_syntax: str) -> Sink:
     return Sink()
 
 
+class NothingAccepted(NodeRefused):
+    """The node takes the association, but nothing that was proposed on it."""
+
+
 class NodeAssociation:
     """An association requested of a node. The constructor does no I/O; `end` follows `request`, even if that raised."""
 
@@ -153,7 +157,7 @@ class NodeAssociation:
             connection.is_open = False
             raise _rejection(self.peer.node, result, (reason[0], reason[1]))
         if not accepted.contexts:
-            raise NodeRefused(self.peer.node, "accepts none of the proposed presentation contexts")
+            raise NothingAccepted(self.peer.node, "accepts none of the proposed presentation contexts")
         return accepted
 
     @property

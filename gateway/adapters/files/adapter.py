@@ -116,17 +116,16 @@ class FilesAdapter:
                 async for part in parts:
                     yield part
 
-    async def store(self, parts: AsyncIterator[Part]) -> Sequence[StoreOutcome]:
+    async def store(self, parts: AsyncIterator[Part]) -> AsyncGenerator[StoreOutcome, None]:
         """What is stored is found at once. An instance that is here with other bytes is refused as a duplicate."""
-        catalogue, outcomes = self._catalogue, []
+        catalogue = self._catalogue
         await catalogue.up_to_date()
         async for part in parts:
             place_of, character_set = catalogue.index.instance, catalogue.character_set
             accepted = await accept(catalogue.readers, catalogue.directory, part, place_of, character_set)
             if accepted.held is not None:
                 await catalogue.threads.call(catalogue.index.update, [accepted.held], [], [])
-            outcomes.append(accepted.outcome)
-        return outcomes
+            yield accepted.outcome
 
 
 def _whole(held: Held, count: Callable[[int], None]) -> Generator[bytes, None, None]:
