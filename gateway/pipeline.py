@@ -16,6 +16,7 @@ from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.offsets import Offsets, Walked
 from gateway.federation.page import Page, Reach, ordered
 from gateway.federation.paging import Paging
+from gateway.federation.pictures import Asked, Picture, Pictures
 from gateway.federation.resilience import Health
 from gateway.federation.retrieve import OpenedInstance, Retrieval
 from gateway.model.answer import Answer, Found, Issue
@@ -76,6 +77,16 @@ class OutgoingParts:
 
 
 @dataclass(frozen=True, slots=True)
+class OutgoingPictures:
+    """Rendered pictures under way, the first of them there; `issues` and `partial` as in Outgoing, `notes` for the caller."""
+
+    pictures: AsyncIterator[Picture]
+    issues: tuple[Issue, ...]
+    partial: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Metadata:
     """The metadata of every instance once, as JSON text; `issues` and `partial` as in Outgoing."""
 
@@ -113,6 +124,7 @@ class Pipeline:
     views: Views
     audit: Audit
     offsets: Offsets
+    pictures: Pictures
 
     async def search(
         self,
@@ -227,6 +239,27 @@ class Pipeline:
         ):
             record.issues = opened.silent
             yield OutgoingParts(opened.parts, _view_issues(view, opened.silent))
+
+    @asynccontextmanager
+    async def rendered(
+        self, caller: Caller, ref: Ref, names: Sequence[str], asked: Asked
+    ) -> AsyncIterator[OutgoingPictures]:
+        """The instances under `ref` rendered; what is written into them is what the caller may see."""
+        async with (
+            self._request("rendered", caller, names, ref=ref) as (nodes, view, record),
+            self.pictures.open(view_ref(view, ref), nodes, view.dataset, asked) as opened,
+        ):
+            record.issues = (*opened.silent, *opened.gaps)
+            async with aclosing_iterator(_view_pictures(view, opened.pictures, record)) as pictures:
+                yield OutgoingPictures(pictures, _view_issues(view, record.issues), bool(opened.gaps), opened.notes)
+
+    async def thumbnail(
+        self, caller: Caller, ref: Ref, names: Sequence[str], asked: Asked
+    ) -> tuple[Picture, tuple[Issue, ...]]:
+        """One small picture for what is under `ref`, with nobody's identity in it."""
+        async with self._request("thumbnail", caller, names, ref=ref) as (nodes, view, record):
+            picture, record.issues = await self.pictures.thumbnail(view_ref(view, ref), nodes, asked)
+            return replace(picture, ref=_seen_ref(view, picture.ref)), _view_issues(view, record.issues)
 
     def access(self, caller: Caller) -> Hashable:
         """All of the caller, and of the nodes as they are set up now, that decides what it may see: two callers of one access get
@@ -364,7 +397,7 @@ def outgoing(one: OpenedInstance, view: View, transfer_syntax: str) -> OutgoingI
     Raises NotAcceptable for a syntax that only a change of the pixels could give.
     """
     stored = one.stream.transfer_syntax
-    ref = Ref(view.uid(one.ref.study), view.uid(one.ref.series or ""), view.uid(one.ref.instance or ""))
+    ref = _seen_ref(view, one.ref)
     if not view.is_plain:
         rewritten = written_syntax(stored)
         _check_syntax(rewritten, transfer_syntax)
@@ -375,6 +408,16 @@ def outgoing(one: OpenedInstance, view: View, transfer_syntax: str) -> OutgoingI
         return OutgoingInstance(ref, written_syntax(stored), explicit_little_endian(one.stream))
     _check_syntax(stored, transfer_syntax)
     raise AssertionError("unreachable: _check_syntax raises")
+
+
+def _seen_ref(view: View, ref: Ref) -> Ref:
+    return Ref(view.uid(ref.study), ref.series and view.uid(ref.series), ref.instance and view.uid(ref.instance))
+
+
+async def _view_pictures(view: View, pictures: AsyncIterator[Picture], record: AuditRecord) -> AsyncIterator[Picture]:
+    async for one in pictures:
+        record.count += 1
+        yield replace(one, ref=_seen_ref(view, one.ref))
 
 
 def _view_written(view: View, piece: Written) -> Written:

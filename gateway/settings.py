@@ -65,6 +65,15 @@ class Settings(BaseSettings):
     spool_bytes: int = Field(2 * 1024**3, ge=0, description="bytes the spool may hold; 0 turns it off")
     spool_seconds: float = Field(600.0, ge=0, description="seconds an instance stays in the spool after its last use")
 
+    default_transfer_syntax: str = Field(
+        "stored", pattern="^(stored|explicit)$", description="what goes out where no transfer-syntax is asked for"
+    )
+    imaging_processes: int = Field(
+        2, ge=1, le=64, description="processes that decode and render pixels, of each worker"
+    )
+    imaging_seconds: float = Field(30.0, gt=0, description="seconds that decoding or rendering one image may take")
+    imaging_pixels: int = Field(64 * 1024**2, ge=1, description="the most pixels that are decoded at once")
+
     probe: bool = Field(True, description="false does not ask nodes at start what they can do")
     search_deadline: float = Field(20.0, gt=0, description="seconds for a whole federated search")
     strict_accept: bool = Field(False, description="true answers 406 to a missing Accept header (PS3.18 8.7.5)")

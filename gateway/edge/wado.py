@@ -101,10 +101,10 @@ async def _respond(
     first = await _with_first_chunk(first)
     if accept.single_part:
         media_type = f"{DICOM}; transfer-syntax={first.transfer_syntax}"
-        response = OpenStream(stack.pop_all(), _guarded(_alone(first, outgoing.instances)), media_type, headers)
+        response = OpenStream(stack.pop_all(), guarded(_alone(first, outgoing.instances)), media_type, headers)
     else:
         boundary = multipart.boundary()
-        body = _guarded(_parts(boundary, context.root, first, outgoing.instances))
+        body = guarded(_parts(boundary, context.root, first, outgoing.instances))
         response = OpenStream(stack.pop_all(), body, multipart.content_type(boundary, DICOM), headers)
         response.status_code = 206 if outgoing.partial else 200
     return _with_issues(request, response, outgoing.issues, context.root)
@@ -163,7 +163,7 @@ async def _first_then(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
         yield item
 
 
-async def _guarded(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def guarded(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """What fails after the first byte breaks the connection; its text goes to the log of the pipeline, not into the body."""
     try:
         async with aclosing_iterator(body) as chunks:
@@ -237,9 +237,9 @@ def _octets(
     headers = {"Cache-Control": "private, no-cache", "Vary": "Accept, Authorization"}
     if accept.single_part:
         headers["Content-Location"] = location(first)
-        return OpenStream(stack.pop_all(), _guarded(first.body), _typed(first), headers)
+        return OpenStream(stack.pop_all(), guarded(first.body), _typed(first), headers)
     boundary = multipart.boundary()
-    body = _guarded(_octet_parts(boundary, accept, first, rest, location))
+    body = guarded(_octet_parts(boundary, accept, first, rest, location))
     inner = first.media_type if first.media_type else OCTETS
     return OpenStream(stack.pop_all(), body, multipart.content_type(boundary, inner), headers)
 
