@@ -196,6 +196,7 @@ async def _lifespan(
             retrieval = Retrieval(federation, Pixels(answers, spooled))
             pictures = Pictures(retrieval, imaging)
             pipeline = Pipeline(federation, retrieval, Policy(), views, audit, offsets, pictures)
+            pipeline.gives_explicit = settings.default_transfer_syntax == "explicit"
             return Estate(pipeline, _time_zones(file, formats), _issuers(file, formats))
 
         def put(estate: Estate) -> None:

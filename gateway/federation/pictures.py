@@ -18,10 +18,13 @@ from gateway.federation.retrieve import Retrieval
 from gateway.imaging import attributes as images
 from gateway.imaging.options import GIF, JPEG, PNG, Rendering, can_write
 from gateway.imaging.processes import EncodedFrame, Imaging
+from gateway.imaging.syntaxes import EXPLICIT
 from gateway.model.answer import Found, Issue
 from gateway.model.dataset import Dataset, text, whole_number
 from gateway.model.query import Ref
+from gateway.model.seam import FramePart
 from gateway.model.vocabulary import INSTANCE_UID, MODALITY, SERIES_UID, tag
+from gateway.wire.frames import frame_media_type
 
 PDF = "application/pdf"
 RENDERED_TYPES = (JPEG, PNG, GIF)
@@ -46,6 +49,7 @@ _ANNOTATIONS = {
     ),
 }
 Shows = Callable[[Dataset], Dataset]
+Chooses = Callable[[FramePart], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,28 @@ class Pictures:
                     piece = chunk if left is None else chunk[:left]
                     left = None if left is None else left - len(piece)
                     yield piece
+
+    async def recoded(
+        self, ref: Ref, nodes: Sequence[Node], parts: AsyncIterator[FramePart], choose: Chooses
+    ) -> AsyncIterator[FramePart]:
+        """The frames in the syntax that `choose` says for each, as they are where it says ''."""
+        dataset: Dataset | None = None
+        async for part in parts:
+            into = choose(part)
+            if not into:
+                yield part
+                continue
+            if dataset is None:
+                datasets, _, _ = await self._described(ref, nodes)
+                dataset = datasets[0]
+                self.imaging.check_size(images.pixels_of_frame(dataset))
+            yield await self._recoded(part, dataset, into)
+
+    async def _recoded(self, part: FramePart, dataset: Dataset, into: str) -> FramePart:
+        data = await _read(part.body, images.most_bytes_of_frame(dataset))
+        frame = EncodedFrame(images.frame_attributes(dataset, part.number), part.transfer_syntax, data)
+        given = (await self.imaging.recode(frame, "" if into == EXPLICIT else into)).data
+        return FramePart(part.number, frame_media_type(into), into, _whole(given), len(given))
 
     async def thumbnail(self, ref: Ref, nodes: Sequence[Node], asked: Asked) -> tuple[Picture, tuple[Issue, ...]]:
         """One small picture that stands for what is under `ref` and shows nobody's identity: where the only images may

@@ -41,8 +41,8 @@ def attributes_of(attributes: Dataset, transfer_syntax: str) -> pydicom.Dataset:
     return dataset
 
 
-def decode(attributes: Dataset, transfer_syntax: str, data: bytes) -> Frame:
-    """One frame of an instance; native ones are little endian. Raises CannotDecode."""
+def decode(attributes: Dataset, transfer_syntax: str, data: bytes, *, as_rgb: bool = True) -> Frame:
+    """One frame of an instance; native ones are little endian. Without `as_rgb` chrominance stays. Raises CannotDecode."""
     try:
         dataset = attributes_of(attributes, transfer_syntax)
         dataset.NumberOfFrames = 1
@@ -54,13 +54,15 @@ def decode(attributes: Dataset, transfer_syntax: str, data: bytes) -> Frame:
         vr = "OB" if syntax.is_encapsulated else "OW"
         dataset[keyword] = pydicom.DataElement(keyword, {"F": "OF", "D": "OD"}.get(keyword[0], vr), value)
         dataset[keyword].is_undefined_length = syntax.is_encapsulated
-        pixels, told = decoder.as_array(dataset, index=0)
+        pixels, told = decoder.as_array(dataset, index=0, raw=not as_rgb)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - codecs raise anything, with values in the text
         raise CannotDecode(type(error).__name__) from None
     if told["photometric_interpretation"] in _PARTIAL:
         raise CannotDecode("YBR_PARTIAL")
+    if not as_rgb and told["photometric_interpretation"] == "YBR_FULL_422":
+        told["photometric_interpretation"] = "YBR_FULL"  # each pixel has its own chrominance now
     return Frame(pixels, dict(told), dataset)
 
 

@@ -19,6 +19,7 @@ from gateway.imaging import extended
 from gateway.imaging.frame import CannotDecode, decode, encode, native
 from gateway.imaging.lengths import LENGTHS
 from gateway.imaging.options import Rendering
+from gateway.imaging.syntaxes import ALWAYS_LOSSY
 
 Reply = tuple[dict[str, Any], bytes]
 
@@ -98,7 +99,8 @@ def _render(asked: dict[str, Any], data: bytes) -> Reply:
 
 
 def _recode(asked: dict[str, Any], data: bytes) -> Reply:
-    frame = decode(asked["attributes"], asked["transfer_syntax"], data)
+    # What JPEG has lost is not lost again by turning it into RGB, as everybody does; of the others nothing is to be lost.
+    frame = decode(asked["attributes"], asked["transfer_syntax"], data, as_rgb=asked["transfer_syntax"] in ALWAYS_LOSSY)
     told = {name: value for name, value in frame.told.items() if isinstance(value, (int, str))}
     return told, encode(frame, asked["into"]) if asked["into"] else native(frame)
 
