@@ -61,7 +61,7 @@ $(VENV)/.made: .ci/venv
 $(VENV)/.runtime: $(VENV)/.made pyproject.toml requirements.lock
 	@echo "Installing what the gateway needs into $(VENV) (once; about a minute)" >&2
 	@$(PIP) hatchling editables
-	@$(PIP) --no-build-isolation -e .
+	@$(PIP) --no-build-isolation -e ".[pixels]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

@@ -36,10 +36,12 @@ from gateway.federation.merge import Domains
 from gateway.federation.node import Node
 from gateway.federation.nodes import NodeConfig, NodeFile
 from gateway.federation.offsets import Offsets
+from gateway.federation.pictures import Pictures
 from gateway.federation.pixels import Pixels
 from gateway.federation.retrieve import Retrieval
 from gateway.federation.spooled import SpooledSeries
 from gateway.federation.storing import Storing
+from gateway.imaging.processes import Imaging
 from gateway.loop_lag import watch_the_loop
 from gateway.mapping.schema import Mapping as FormatMapping
 from gateway.pipeline import Pipeline, Views
@@ -176,7 +178,8 @@ async def _lifespan(
         spooled = SpooledSeries(spool)
         cache.on_purge(spooled.purged)
         patients, audit = PatientIds(secret, settings.store), Audit(settings.audit, secret)
-        for part in (spans, spool, patients, audit, identity):
+        imaging = Imaging(settings.imaging_processes, settings.imaging_seconds, settings.imaging_pixels)
+        for part in (spans, spool, patients, audit, identity, imaging):
             await part.open()
             stack.push_async_callback(part.close)
         ttl = Ttl(settings.find_ttl, settings.location_ttl, settings.metadata_ttl, negative=settings.negative_ttl)
@@ -195,7 +198,9 @@ async def _lifespan(
             storing = Storing(
                 answers, domains, lambda: spool.directory or settings.spool, settings.store_instance_bytes
             )
-            pipeline = Pipeline(federation, retrieval, Policy(), views, audit, offsets, storing)
+            pictures = Pictures(retrieval, imaging)
+            pipeline = Pipeline(federation, retrieval, Policy(), views, audit, offsets, storing, pictures)
+            pipeline.gives_explicit = settings.default_transfer_syntax == "explicit"
             return Estate(pipeline, _time_zones(file, formats), _issuers(file, formats))
 
         def put(estate: Estate) -> None:

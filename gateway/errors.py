@@ -106,6 +106,16 @@ class NowhereToStore(RequestError):
     code, title = "GW113", "Nowhere to store"
 
 
+class ImagingBusy(RequestError):
+    """Too many images are being decoded; `retry_after` is in seconds."""
+
+    code, title = "GW114", "Too many images at once"
+
+    def __init__(self, detail: str, *, retry_after: float) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
 class NodeError(GatewayError):
     """One node failed. `transient` errors are the only ones that may be retried; `retry_after` is in seconds."""
 

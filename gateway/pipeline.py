@@ -9,16 +9,20 @@ from typing import Protocol
 
 from gateway import metrics
 from gateway.cache import bodies
-from gateway.errors import Forbidden, GatewayError, NotAcceptable, NotFound
+from gateway.errors import Forbidden, GatewayError, NodeProtocolError, NotAcceptable, NotFound
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.offsets import Offsets, Walked
 from gateway.federation.page import Page, Reach, ordered
 from gateway.federation.paging import Paging
+from gateway.federation.pictures import Asked, Chooses, Picture, Pictures
 from gateway.federation.resilience import Health
 from gateway.federation.retrieve import OpenedInstance, Retrieval
 from gateway.federation.storing import Store, Storing, chosen
+from gateway.imaging.processes import Imaging
+from gateway.imaging.syntaxes import EXPLICIT, NATIVE_SYNTAXES, can_become, can_decode
+from gateway.imaging.transcoding import has_pixels, transcoded
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.query import Query, Ref
 from gateway.model.seam import FramePart
@@ -27,6 +31,7 @@ from gateway.security.audit import Audit, AuditRecord, constant
 from gateway.security.caller import Caller
 from gateway.security.policy import Policy
 from gateway.telemetry import stage
+from gateway.wire.elements import Part10Error
 from gateway.wire.multipart import MultipartPart
 from gateway.wire.transfer import FORBIDDEN_ON_THE_WEB, explicit_little_endian, rewrite, written_syntax
 from gateway.wire.written import Written, write
@@ -78,6 +83,16 @@ class OutgoingParts:
 
 
 @dataclass(frozen=True, slots=True)
+class OutgoingPictures:
+    """Rendered pictures under way, the first of them there; `issues` and `partial` as in Outgoing, `notes` for the caller."""
+
+    pictures: AsyncIterator[Picture]
+    issues: tuple[Issue, ...]
+    partial: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Metadata:
     """The metadata of every instance once, as JSON text; `issues` and `partial` as in Outgoing."""
 
@@ -116,6 +131,8 @@ class Pipeline:
     audit: Audit
     offsets: Offsets
     storing: Storing
+    pictures: Pictures
+    gives_explicit: bool = False
 
     async def search(
         self,
@@ -197,35 +214,45 @@ class Pipeline:
 
     @asynccontextmanager
     async def retrieve(
-        self, caller: Caller, ref: Ref, names: Sequence[str], transfer_syntax: str
+        self, caller: Caller, ref: Ref, names: Sequence[str], transfer_syntaxes: Sequence[str]
     ) -> AsyncIterator[Outgoing]:
-        """The instances under `ref`. `transfer_syntax` is '' (stored), '*' or one UID. Leaving closes what is open upstream."""
+        """The instances under `ref`, each in the first of the syntaxes that it can be given in, stored before all: '' is our
+        default, '*' any. Leaving closes what is open upstream."""
         async with (
             self._request("retrieve", caller, names, ref=ref) as (nodes, view, record),
             self.retrieval.open(view_ref(view, ref), nodes) as opened,
         ):
             record.issues = (*opened.silent, *opened.gaps)
-            async with aclosing_iterator(self._outgoing(opened.instances, view, transfer_syntax, record)) as instances:
+            async with aclosing_iterator(
+                self._outgoing(opened.instances, view, transfer_syntaxes, record)
+            ) as instances:
                 yield Outgoing(instances, _view_issues(view, record.issues), bool(opened.gaps))
 
     async def _outgoing(
-        self, instances: AsyncIterator[OpenedInstance], view: View, transfer_syntax: str, record: AuditRecord
+        self, instances: AsyncIterator[OpenedInstance], view: View, wanted: Sequence[str], record: AuditRecord
     ) -> AsyncIterator[OutgoingInstance]:
         async for one in instances:
             record.count += 1
-            yield outgoing(one, view, transfer_syntax)
+            yield await outgoing(one, view, self._meant(one.stream.transfer_syntax, wanted), self.pictures.imaging)
+
+    def _meant(self, stored: str, wanted: Sequence[str]) -> tuple[str, ...]:
+        default = EXPLICIT if self.gives_explicit and can_decode(stored) else ""
+        return tuple(one or default for one in wanted)
 
     @asynccontextmanager
     async def frames(
-        self, caller: Caller, ref: Ref, numbers: Sequence[int], names: Sequence[str]
+        self, caller: Caller, ref: Ref, numbers: Sequence[int], names: Sequence[str], choose: Chooses
     ) -> AsyncIterator[OutgoingParts]:
-        """The frames (1-based) of one instance, in the order asked for. Pixel data carries no identifiers to hide."""
+        """The frames (1-based) of one instance, in the order asked for, each in the syntax that `choose` says ('' for as it is)
+        or refuses. Pixel data carries no identifiers to hide."""
         async with (
             self._request("frames", caller, names, ref=ref) as (nodes, view, record),
             self.retrieval.frames(view_ref(view, ref), numbers, nodes) as opened,
         ):
             record.count, record.issues = len(numbers), opened.silent
-            yield OutgoingParts(opened.parts, _view_issues(view, opened.silent))
+            recoded = self.pictures.recoded(view_ref(view, ref), nodes, opened.parts, choose)
+            async with aclosing_iterator(recoded) as parts:
+                yield OutgoingParts(parts, _view_issues(view, opened.silent))
 
     @asynccontextmanager
     async def bulkdata(self, caller: Caller, ref: Ref, path: str, names: Sequence[str]) -> AsyncIterator[OutgoingParts]:
@@ -259,6 +286,27 @@ class Pipeline:
                 record.count, record.issues = store.count, tuple(store.issues)
                 await self.storing.purge(store)
             return store
+
+    @asynccontextmanager
+    async def rendered(
+        self, caller: Caller, ref: Ref, names: Sequence[str], asked: Asked
+    ) -> AsyncIterator[OutgoingPictures]:
+        """The instances under `ref` rendered; what is written into them is what the caller may see."""
+        async with (
+            self._request("rendered", caller, names, ref=ref) as (nodes, view, record),
+            self.pictures.open(view_ref(view, ref), nodes, view.dataset, asked) as opened,
+        ):
+            record.issues = (*opened.silent, *opened.gaps)
+            async with aclosing_iterator(_view_pictures(view, opened.pictures, record)) as pictures:
+                yield OutgoingPictures(pictures, _view_issues(view, record.issues), bool(opened.gaps), opened.notes)
+
+    async def thumbnail(
+        self, caller: Caller, ref: Ref, names: Sequence[str], asked: Asked
+    ) -> tuple[Picture, tuple[Issue, ...]]:
+        """One small picture for what is under `ref`, with nobody's identity in it."""
+        async with self._request("thumbnail", caller, names, ref=ref) as (nodes, view, record):
+            picture, record.issues = await self.pictures.thumbnail(view_ref(view, ref), nodes, asked)
+            return replace(picture, ref=_seen_ref(view, picture.ref)), _view_issues(view, record.issues)
 
     def access(self, caller: Caller) -> Hashable:
         """All of the caller, and of the nodes as they are set up now, that decides what it may see: two callers of one access get
@@ -391,35 +439,59 @@ def instances_by_series(series: Sequence[Found], answers: Sequence[Answer[Found]
     return [by_series[id(one)] for one in ordered(series)]
 
 
-def outgoing(one: OpenedInstance, view: View, transfer_syntax: str) -> OutgoingInstance:
-    """The instance in the syntax asked for: stored bytes where allowed, Explicit VR LE where the web forbids the stored one.
+async def outgoing(one: OpenedInstance, view: View, wanted: Sequence[str], imaging: Imaging) -> OutgoingInstance:
+    """The instance in one of the syntaxes asked for: as stored where that will do, Explicit VR LE where the web forbids the
+    stored one, else with its pixels in the first of them that they can be given in.
 
-    Raises NotAcceptable for a syntax that only a change of the pixels could give.
+    Raises NotAcceptable where there is none.
     """
-    stored = one.stream.transfer_syntax
-    ref = Ref(view.uid(one.ref.study), view.uid(one.ref.series or ""), view.uid(one.ref.instance or ""))
-    if not view.is_plain:
-        rewritten = written_syntax(stored)
-        _check_syntax(rewritten, transfer_syntax)
-        return OutgoingInstance(ref, rewritten, rewrite(one.stream, view.instance))
-    if transfer_syntax in ("*", stored) or (not transfer_syntax and stored not in FORBIDDEN_ON_THE_WEB):
+    stored, ref = one.stream.transfer_syntax, _seen_ref(view, one.ref)
+    available = stored if view.is_plain else written_syntax(stored)
+    asked = available if available in wanted else next((one for one in wanted if _fits(stored, one)), None)
+    if asked is None:
+        raise _not_available(available)
+    if not view.is_plain and asked in ("", "*", available):
+        return OutgoingInstance(ref, available, rewrite(one.stream, view.instance))
+    if asked in ("*", stored) or (not asked and stored not in FORBIDDEN_ON_THE_WEB):
         return OutgoingInstance(ref, stored, one.stream.raw())
-    if stored in FORBIDDEN_ON_THE_WEB and transfer_syntax in ("", written_syntax(stored)):
-        return OutgoingInstance(ref, written_syntax(stored), explicit_little_endian(one.stream))
-    _check_syntax(stored, transfer_syntax)
-    raise AssertionError("unreachable: _check_syntax raises")
+    if stored in FORBIDDEN_ON_THE_WEB and asked in ("", EXPLICIT):
+        return OutgoingInstance(ref, EXPLICIT, explicit_little_endian(one.stream))
+    if stored in NATIVE_SYNTAXES and (asked == EXPLICIT or not await _has_pixels(one)):
+        return OutgoingInstance(ref, EXPLICIT, rewrite(one.stream, view.instance))
+    return OutgoingInstance(ref, asked, transcoded(one.stream, asked, imaging, view.instance))
+
+
+def _fits(stored: str, asked: str) -> bool:
+    return asked in ("", "*") or can_become(stored, asked)
+
+
+async def _has_pixels(one: OpenedInstance) -> bool:
+    try:
+        return await has_pixels(one.stream)
+    except Part10Error:
+        raise NodeProtocolError(one.node, "sent an instance that cannot be read") from None
+
+
+def _not_available(available: str) -> NotAcceptable:
+    return NotAcceptable(
+        f"the instance is stored as {available}; ask for that, for '*', for {EXPLICIT} or a lossless syntax, "
+        "or leave transfer-syntax out",
+        parameter="Accept",
+    )
+
+
+def _seen_ref(view: View, ref: Ref) -> Ref:
+    return Ref(view.uid(ref.study), ref.series and view.uid(ref.series), ref.instance and view.uid(ref.instance))
+
+
+async def _view_pictures(view: View, pictures: AsyncIterator[Picture], record: AuditRecord) -> AsyncIterator[Picture]:
+    async for one in pictures:
+        record.count += 1
+        yield replace(one, ref=_seen_ref(view, one.ref))
 
 
 def _view_written(view: View, piece: Written) -> Written:
     return piece if view.is_plain else write(view.dataset(dataset) for dataset in piece.datasets())
-
-
-def _check_syntax(available: str, asked: str) -> None:
-    if asked not in ("", "*", available):
-        raise NotAcceptable(
-            f"the instance is stored as {available}; ask for that, for '*', or leave transfer-syntax out",
-            parameter="Accept",
-        )
 
 
 def _view_issues(view: View, issues: Sequence[Issue]) -> tuple[Issue, ...]:

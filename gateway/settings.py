@@ -72,6 +72,14 @@ class Settings(BaseSettings):
     store_idle: float = Field(
         60.0, gt=0, description="seconds that a caller may send nothing in the middle of a request to store"
     )
+    default_transfer_syntax: str = Field(
+        "stored", pattern="^(stored|explicit)$", description="what goes out where no transfer-syntax is asked for"
+    )
+    imaging_processes: int = Field(
+        2, ge=1, le=64, description="processes that decode and render pixels, of each worker"
+    )
+    imaging_seconds: float = Field(30.0, gt=0, description="seconds that decoding or rendering one image may take")
+    imaging_pixels: int = Field(64 * 1024**2, ge=1, description="the most pixels that are decoded at once")
 
     probe: bool = Field(True, description="false does not ask nodes at start what they can do")
     search_deadline: float = Field(20.0, gt=0, description="seconds for a whole federated search")

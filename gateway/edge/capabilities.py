@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from gateway.edge.context import base_of
 from gateway.edge.negotiation import DICOM, DICOM_JSON, FRAME_TYPES
+from gateway.federation.pictures import RENDERED_TYPES
 from gateway.security.discovery import protected_resource, smart_configuration
 
 _SEARCH_LEVELS = ("/studies", "/series", "/instances", "/studies/{study}/series", "/studies/{study}/instances",
@@ -24,6 +25,9 @@ def description(base: str) -> dict[str, object]:
         whole = [f'multipart/related; type="{DICOM}"'] + ([DICOM] if path.endswith("{instance}") else [])
         resources.append(_resource(path, [_method("retrieve", whole)]))
         resources.append(_resource(f"{path}/metadata", [_method("retrieve-metadata", [DICOM_JSON])]))
+    for path in (*_RETRIEVE, f"{_RETRIEVE[2]}/frames/{{frames}}"):
+        resources.append(_resource(f"{path}/rendered", [_method("retrieve-rendered", list(RENDERED_TYPES))]))
+        resources.append(_resource(f"{path}/thumbnail", [_method("retrieve-thumbnail", list(RENDERED_TYPES))]))
     frames = [f'multipart/related; type="{each}"' for each in FRAME_TYPES]
     resources.append(_resource(f"{_RETRIEVE[2]}/frames/{{frames}}", [_method("retrieve-frames", frames)]))
     resources.append(_resource(f"{_RETRIEVE[2]}/bulkdata/{{path}}", [_method("retrieve-bulkdata", frames[:1])]))

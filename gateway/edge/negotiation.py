@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from gateway.errors import InvalidQuery, NotAcceptable
+from gateway.imaging.syntaxes import BASELINE, EXPLICIT, LOSSLESS, can_decode
 from gateway.model.query import check_uid
+from gateway.wire.frames import frame_media_type
 from gateway.wire.media import MediaType, parse_accept, parse_media_type
 
 DICOM = "application/dicom"
@@ -24,10 +26,10 @@ FRAME_TYPES = (OCTETS, *IMAGE_TYPES, "video/mpeg", "video/mp4", "video/mpeg2")
 
 @dataclass(frozen=True, slots=True)
 class DicomAccept:
-    """How instances are to be sent. `transfer_syntax` is '' (stored), '*' or the one UID asked for."""
+    """How instances are to be sent. `transfer_syntaxes` are what is asked for, best first: '' (our default), '*' or a UID."""
 
     single_part: bool
-    transfer_syntax: str = ""
+    transfer_syntaxes: tuple[str, ...] = ("",)
 
 
 def accepted(request: Request, *, strict: bool) -> list[MediaType]:
@@ -63,16 +65,23 @@ def check_charset(request: Request) -> None:
 
 def instances(request: Request, *, strict: bool, one_instance: bool) -> DicomAccept:
     """How a study, series or instance goes out. Raises NotAcceptable; single part is for one instance only (PS3.18 10.4.4)."""
+    single_part: bool | None = None
+    syntaxes: list[str] = []
     for range_ in accepted(request, strict=strict):
-        inner = range_.parameters.get("type", DICOM).lower()
-        if range_.essence == MULTIPART and inner in (DICOM, "*/*"):
-            return DicomAccept(False, _transfer_syntax(range_))
-        if range_.essence == DICOM and one_instance:
-            return DicomAccept(True, _transfer_syntax(range_))
-        if range_.essence in ("*/*", "multipart/*"):
-            return DicomAccept(False, _transfer_syntax(range_))
+        is_single = range_.essence == DICOM and one_instance
+        if is_single or _takes_dicom_parts(range_):
+            single_part = is_single if single_part is None else single_part
+            if is_single == single_part:
+                syntaxes.append(_transfer_syntax(range_))
+    if single_part is not None:
+        return DicomAccept(single_part, tuple(dict.fromkeys(syntaxes)))
     offer = f'{MULTIPART}; type="{DICOM}"' + (f" or {DICOM}" if one_instance else "")
     raise NotAcceptable(f"this resource is available as {offer}", parameter="Accept")
+
+
+def _takes_dicom_parts(range_: MediaType) -> bool:
+    inner = range_.parameters.get("type", DICOM).lower()
+    return range_.essence in ("*/*", "multipart/*") or (range_.essence == MULTIPART and inner in (DICOM, "*/*"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,28 @@ class OctetAccept:
     def takes(self, media_type: str, transfer_syntax: str) -> bool:
         """Whether stored bytes of this type and syntax may be sent."""
         return any(_fits(inner, syntax, media_type, transfer_syntax) for inner, syntax in self.ranges)
+
+    def into(self, stored: str, *, gives_explicit: bool) -> str:
+        """The syntax to give a frame in that is stored in another one: '' for as it is. Raises NotAcceptable for none."""
+        wants_explicit = gives_explicit and can_decode(stored)
+        for inner, syntax in self.ranges:
+            is_any = not syntax and inner in ("*/*", "")
+            if is_any and wants_explicit and stored != EXPLICIT:
+                return EXPLICIT
+            if is_any or syntax in ("*", stored) or (not syntax and _fits(inner, "", frame_media_type(stored), stored)):
+                return ""
+            asked = syntax or _DEFAULT_SYNTAXES.get(inner, "")
+            if asked in _FRAME_SYNTAXES and can_decode(stored):
+                return asked
+        raise NotAcceptable(
+            f"stored as {frame_media_type(stored)}; transfer-syntax={stored}; ask for that, for '*', or for {OCTETS}",
+            parameter="Accept",
+        )
+
+
+_FRAME_SYNTAXES = (EXPLICIT, *LOSSLESS, BASELINE)
+# PS3.18 Table 8.7.3-5: what a media type means without transfer-syntax.
+_DEFAULT_SYNTAXES = {OCTETS: EXPLICIT, **{frame_media_type(one): one for one in LOSSLESS}}
 
 
 def _fits(inner: str, syntax: str, media_type: str, transfer_syntax: str) -> bool:

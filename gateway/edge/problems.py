@@ -30,6 +30,7 @@ STATUS: dict[type[GatewayError], int] = {
     errors.TooManyRequests: 429,
     errors.UnsupportedMediaType: 415,
     errors.NowhereToStore: 501,
+    errors.ImagingBusy: 503,
     errors.NodeError: 502,
     errors.NodeUnreachable: 503,
     errors.NodeTimeout: 504,
@@ -80,7 +81,7 @@ def _headers(error: GatewayError) -> dict[str, str]:
         return {"WWW-Authenticate": 'Bearer realm="imaging-gateway"'}
     if isinstance(error, (errors.IdentityUnavailable, errors.AuditUnavailable)):
         return {"Retry-After": "5"}
-    if isinstance(error, errors.TooManyRequests):
+    if isinstance(error, (errors.TooManyRequests, errors.ImagingBusy)):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if isinstance(error, NodeError) and status_of(error) in (503, 504):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after or 5)))}

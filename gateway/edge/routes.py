@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Scope
 
-from gateway.edge import admin, capabilities, fhir, qido, stow, wado
+from gateway.edge import admin, capabilities, fhir, qido, rendered, stow, wado
 from gateway.model.vocabulary import Level
 
 _FHIR_ROOTS = ("", "/fhir", "/fhir/r4", "/fhir/r5")
@@ -30,6 +30,9 @@ def dicomweb() -> list[BaseRoute]:
     for path in (study, series, instance):
         routes.append(Route(path, wado.retrieve, methods=["GET"], name="retrieve"))
         routes.append(Route(f"{path}/metadata", wado.metadata, methods=["GET"], name="metadata"))
+    for path in (study, series, instance, f"{instance}/frames/{{frames}}"):
+        routes.append(Route(f"{path}/rendered", rendered.rendered, methods=["GET"], name="rendered"))
+        routes.append(Route(f"{path}/thumbnail", rendered.thumbnail, methods=["GET"], name="thumbnail"))
     routes.append(Route(f"{instance}/frames/{{frames}}", wado.frames, methods=["GET"], name="frames"))
     routes.append(Route(f"{instance}/bulkdata/{{path}}", wado.bulkdata, methods=["GET"], name="bulkdata"))
     routes.append(Route("/", capabilities.dicomweb, methods=["OPTIONS"], name="capabilities"))

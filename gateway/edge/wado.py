@@ -82,7 +82,7 @@ async def retrieve(request: Request) -> Response:
     accept = negotiation.instances(request, strict=strict, one_instance=ref.instance is not None)
     async with AsyncExitStack() as stack:
         outgoing = await stack.enter_async_context(
-            context.pipeline.retrieve(context.caller, ref, context.nodes, accept.transfer_syntax)
+            context.pipeline.retrieve(context.caller, ref, context.nodes, accept.transfer_syntaxes)
         )
         first = await anext(outgoing.instances)
         return await _respond(request, context, accept, outgoing, first, stack)
@@ -101,10 +101,10 @@ async def _respond(
     first = await _with_first_chunk(first)
     if accept.single_part:
         media_type = f"{DICOM}; transfer-syntax={first.transfer_syntax}"
-        response = OpenStream(stack.pop_all(), _guarded(_alone(first, outgoing.instances)), media_type, headers)
+        response = OpenStream(stack.pop_all(), guarded(_alone(first, outgoing.instances)), media_type, headers)
     else:
         boundary = multipart.boundary()
-        body = _guarded(_parts(boundary, context.root, first, outgoing.instances))
+        body = guarded(_parts(boundary, context.root, first, outgoing.instances))
         response = OpenStream(stack.pop_all(), body, multipart.content_type(boundary, DICOM), headers)
         response.status_code = 206 if outgoing.partial else 200
     return _with_issues(request, response, outgoing.issues, context.root)
@@ -163,7 +163,7 @@ async def _first_then(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
         yield item
 
 
-async def _guarded(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def guarded(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """What fails after the first byte breaks the connection; its text goes to the log of the pipeline, not into the body."""
     try:
         async with aclosing_iterator(body) as chunks:
@@ -174,18 +174,25 @@ async def _guarded(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def frames(request: Request) -> Response:
-    """`/frames/{list}`: multipart/related, or a single part for one frame; as stored (PS3.18 10.4.1.1.6)."""
+    """`/frames/{list}`: multipart/related, or a single part for one frame (PS3.18 10.4.1.1.6)."""
     context, ref = context_of(request), ref_of(request)
     numbers = frame_numbers(request.path_params["frames"])
     accept = negotiation.octets(request, strict=context.settings.strict_accept, single=len(numbers) == 1)
     async with AsyncExitStack() as stack:
-        found = await stack.enter_async_context(context.pipeline.frames(context.caller, ref, numbers, context.nodes))
+        found = await stack.enter_async_context(
+            context.pipeline.frames(context.caller, ref, numbers, context.nodes, _chooser(context, accept))
+        )
         first = await anext(found.parts)
-        _check(accept, first)
         location = f"{context.root}/{ref.path}/frames"
         response = _octets(stack, accept, first, found.parts, lambda part: f"{location}/{part.number}")
         return _with_issues(request, response, found.issues, context.root)
     raise AssertionError("unreachable")
+
+
+def _chooser(context: Context, accept: OctetAccept) -> Callable[[FramePart], str]:
+    """Stored bytes go out as they are where they are accepted: a viewer that asks for octets with any syntax takes them."""
+    gives_explicit = context.settings.default_transfer_syntax == "explicit"
+    return lambda part: accept.into(part.transfer_syntax, gives_explicit=gives_explicit)
 
 
 def frame_numbers(listed: str) -> list[int]:
@@ -206,7 +213,7 @@ async def bulkdata(request: Request) -> Response:
         first = await anext(found.parts)
         _check(accept, first)
         location = f"{context.root}/{ref.path}/bulkdata/{path}"
-        response = _octets(stack, accept, first, found.parts, lambda _: location)
+        response = _octets(stack, accept, first, _checked(accept, found.parts), lambda _: location)
         return _with_issues(request, response, found.issues, context.root)
     raise AssertionError("unreachable")
 
@@ -227,6 +234,12 @@ def _check(accept: OctetAccept, part: FramePart) -> None:
         )
 
 
+async def _checked(accept: OctetAccept, parts: AsyncIterator[FramePart]) -> AsyncIterator[FramePart]:
+    async for part in parts:
+        _check(accept, part)
+        yield part
+
+
 def _octets(
     stack: AsyncExitStack,
     accept: OctetAccept,
@@ -237,9 +250,9 @@ def _octets(
     headers = {"Cache-Control": "private, no-cache", "Vary": "Accept, Authorization"}
     if accept.single_part:
         headers["Content-Location"] = location(first)
-        return OpenStream(stack.pop_all(), _guarded(first.body), _typed(first), headers)
+        return OpenStream(stack.pop_all(), guarded(first.body), _typed(first), headers)
     boundary = multipart.boundary()
-    body = _guarded(_octet_parts(boundary, accept, first, rest, location))
+    body = guarded(_octet_parts(boundary, first, rest, location))
     inner = first.media_type if first.media_type else OCTETS
     return OpenStream(stack.pop_all(), body, multipart.content_type(boundary, inner), headers)
 
@@ -259,14 +272,12 @@ def _typed(part: FramePart) -> str:
 
 async def _octet_parts(
     boundary: str,
-    accept: OctetAccept,
     first: FramePart,
     rest: AsyncIterator[FramePart],
     location: Callable[[FramePart], str],
 ) -> AsyncIterator[bytes]:
     is_first = True
     async for part in _first_then(first, rest):
-        _check(accept, part)
         headers = {"Content-Type": _typed(part), "Content-Location": location(part)}
         head = multipart.part_head(boundary, headers, first=is_first)
         is_first = False

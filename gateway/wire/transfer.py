@@ -23,7 +23,7 @@ from gateway.wire.part10 import AFTER_PIXEL_DATA, MAX_HEAD, PIXEL_DATA, Part10St
 FORBIDDEN_ON_THE_WEB = frozenset({str(ImplicitVRLittleEndian), str(ExplicitVRBigEndian)})
 """PS3.18 8.7.3.1: an origin server shall not send these."""
 _FIRST, _BEYOND = 1, 1 << 32
-_PIXEL_SECTIONS = (PIXEL_DATA + 1, PIXEL_DATA + 2, AFTER_PIXEL_DATA)
+PIXEL_SECTIONS = (PIXEL_DATA + 1, PIXEL_DATA + 2, AFTER_PIXEL_DATA)
 _CHUNK = 1 << 20
 _QUICK = 256 << 10
 
@@ -56,12 +56,12 @@ async def explicit_little_endian(stream: Part10Stream) -> AsyncIterator[bytes]:
             return
         conversion = Conversion(stream.encoding)
         head = await stream.read_head()
-        yield _file_meta(stream, stream.dataset)
-        for chunk in _sliced(await _converted(conversion, head)):
+        yield file_meta_of(stream, stream.dataset)
+        for chunk in sliced(await _converted(conversion, head)):
             yield chunk
         async for chunk in _pixel_data(stream, conversion):
             yield chunk
-        yield conversion.convert(await _behind_pixel_data(stream))
+        yield conversion.convert(await behind_pixel_data(stream))
     finally:
         await stream.aclose()
 
@@ -77,21 +77,21 @@ async def rewrite(stream: Part10Stream, change: Callable[[Dataset], Dataset]) ->
     try:
         conversion = Conversion(stream.encoding)
         head = await _converted(conversion, await stream.read_head())
-        changed = _within(change(decode(head, EXPLICIT_LITTLE)), _FIRST, PIXEL_DATA)
-        yield _file_meta(stream, changed)
-        for chunk in _sliced(_encode(changed) if len(head) < _QUICK else await asyncio.to_thread(_encode, changed)):
+        changed = within_head(change(decode(head, EXPLICIT_LITTLE)))
+        yield file_meta_of(stream, changed)
+        for chunk in sliced(encoded(changed) if len(head) < _QUICK else await asyncio.to_thread(encoded, changed)):
             yield chunk
         async for chunk in _pixel_data(stream, conversion):
             yield chunk
-        behind = conversion.convert(await _behind_pixel_data(stream))
+        behind = conversion.convert(await behind_pixel_data(stream))
         if behind.strip(b"\0"):
-            yield _encode(_within(change(decode(behind, EXPLICIT_LITTLE)), AFTER_PIXEL_DATA, _BEYOND))
+            yield encoded(_within(change(decode(behind, EXPLICIT_LITTLE)), AFTER_PIXEL_DATA, _BEYOND))
     finally:
         await stream.aclose()
 
 
 async def _pixel_data(stream: Part10Stream, conversion: Conversion) -> AsyncIterator[bytes]:
-    for until in _PIXEL_SECTIONS:
+    for until in PIXEL_SECTIONS:
         swap = None
         is_first = True
         async for piece in stream.elements(until):
@@ -105,7 +105,7 @@ async def _pixel_data(stream: Part10Stream, conversion: Conversion) -> AsyncIter
             yield swap.finish()
 
 
-async def _behind_pixel_data(stream: Part10Stream) -> bytes:
+async def behind_pixel_data(stream: Part10Stream) -> bytes:
     """All that follows the pixel data: padding, signatures, private groups above; bounded like a head."""
     pieces, size = [], 0
     async for piece in stream.tail:
@@ -116,23 +116,29 @@ async def _behind_pixel_data(stream: Part10Stream) -> bytes:
     return b"".join(pieces)
 
 
-def _file_meta(stream: Part10Stream, dataset: Dataset) -> bytes:
+def file_meta_of(stream: Part10Stream, dataset: Dataset, transfer_syntax: str = "") -> bytes:
+    """The File Meta Information of ours for a changed file, in the syntax it is written in anew unless another is named."""
     meta = stream.file_meta
     with guarded():
         return file_meta(
             str(dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID", "")),
             str(dataset.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID", "")),
-            written_syntax(stream.transfer_syntax),
+            transfer_syntax or written_syntax(stream.transfer_syntax),
         )
 
 
-def _encode(dataset: Dataset) -> bytes:
+def encoded(dataset: Dataset) -> bytes:
     """A data set in Explicit VR Little Endian; elements that were never looked at keep their bytes."""
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = False, True
     with guarded():
         write_dataset(buffer, dataset)
     return buffer.getvalue()
+
+
+def within_head(dataset: Dataset) -> Dataset:
+    """The data set without what does not belong before the pixel data; its argument changed."""
+    return _within(dataset, _FIRST, PIXEL_DATA)
 
 
 def _within(dataset: Dataset, low: int, high: int) -> Dataset:
@@ -147,6 +153,7 @@ async def _converted(conversion: Conversion, data: bytes) -> bytes:
     return conversion.convert(data) if len(data) < _QUICK else await asyncio.to_thread(conversion.convert, data)
 
 
-def _sliced(data: bytes) -> Iterator[bytes]:
+def sliced(data: bytes) -> Iterator[bytes]:
+    """The bytes in chunks that a connection takes well."""
     for start in range(0, len(data), _CHUNK):
         yield data[start : start + _CHUNK]
