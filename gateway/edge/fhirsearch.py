@@ -40,9 +40,10 @@ _INCLUDES = {
     "ImagingStudy:patient": "patient",
     "ImagingStudy:subject": "patient",
 }
-_RESULT_PARAMETERS = ("_count", "_sort", "_summary", "_cursor", "_total")
+_RESULT_PARAMETERS = ("_count", "_sort", "_summary", "_cursor", "_total", "_totalMethod")
 _ONE_LEVEL_DOWN = {SERIES_UID: "series", INSTANCE_UID: "instance", SOP_CLASS_UID: "dicom-class", BODY_PART: "bodysite"}
 TOTALS = ("none", "estimate", "accurate")
+_TOTAL_METHODS = {"count": "accurate", "countEstimate": "estimate"}
 SUMMARIES = ("true", "text", "data", "count", "false")
 
 
@@ -332,6 +333,14 @@ async def _total(search: StudySearch, values: list[str]) -> None:
         raise InvalidQuery(f"_total is one of {', '.join(TOTALS)}", parameter="_total")
 
 
+async def _total_method(search: StudySearch, values: list[str]) -> None:
+    """_total as Aidbox and its client fhirpy say it."""
+    method = _one(values, "_totalMethod")
+    if method not in _TOTAL_METHODS:
+        raise InvalidQuery(f"_totalMethod is one of {', '.join(_TOTAL_METHODS)}", parameter="_totalMethod")
+    search.total = _TOTAL_METHODS[method]
+
+
 async def _include(search: StudySearch, values: list[str]) -> None:
     for value in values:
         if value not in _INCLUDES:
@@ -375,6 +384,7 @@ PARAMETERS: dict[str, Parser] = {
     "_sort": _sort,
     "_summary": _summary,
     "_total": _total,
+    "_totalMethod": _total_method,
     "_include": _include,
     "_cursor": _cursor,
     "_format": _nothing,

@@ -77,16 +77,16 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
             _add_match(matches, name, value)
     if everything and returned:
         raise InvalidQuery("includefield is either 'all' or a list of attributes", parameter="includefield")
+    parents = {(STUDY_UID,): study, (SERIES_UID,): series}
     search.query = Query(
         level,
-        tuple(match for match in matches.values() if match),
+        tuple(match for match in matches.values() if match and not _is_in_the_path(match, parents.get(match.path))),
         study=study and check_uid(study, "StudyInstanceUID"),
         series=series and check_uid(series, "SeriesInstanceUID"),
         return_=tuple(dict.fromkeys(returned)),
         all_attributes=everything,
         combined_datetime=True,
     )
-    _check_parents(search.query)
     return search
 
 
@@ -113,12 +113,11 @@ def _add_match(matches: dict[tuple[str, ...], Match | None], name: str, value: s
     matches[path_] = parse_match(path_, value)
 
 
-def _check_parents(query: Query) -> None:
-    """A UID in the path and another in the query contradict each other; the path's own is already the restriction."""
-    for tag, uid in ((STUDY_UID, query.study), (SERIES_UID, query.series)):
-        match = query.match_on(tag)
-        if uid and match:
-            raise InvalidQuery(f"{match.name} is already in the path", parameter=match.name)
+def _is_in_the_path(match: Match, uid: str | None) -> bool:
+    """Whether a key says once more what the path says (dicomtrolley does). Raises InvalidQuery for another UID than that."""
+    if uid and match.values != (uid,):
+        raise InvalidQuery(f"the path names another {match.name}", parameter=match.name)
+    return bool(uid)
 
 
 def _set_limit(search: Search, value: str) -> None:

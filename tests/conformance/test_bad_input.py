@@ -59,7 +59,7 @@ REFUSED = [
     ("studies?PixelData=1", "PixelData"),
     ("studies?PatientName=%FF%FE", "PatientName"),
     ("series?SeriesNumber=one", "SeriesNumber"),
-    ("studies/1.2.3/series?StudyInstanceUID=1.2.3", "StudyInstanceUID"),
+    ("studies/1.2.3/series?StudyInstanceUID=1.2.4", "StudyInstanceUID"),
     ("studies/abc/series", "StudyInstanceUID"),
     ("studies/1.2.3/series/x/instances", "SeriesInstanceUID"),
     ("studies/not-a-uid", "StudyInstanceUID"),
