@@ -20,7 +20,7 @@ from gateway.telemetry import Exchange, stage
 from gateway.wire.media import quoted
 
 # Paths that anyone may ask: they say nothing about patients or nodes.
-_OPEN = ("/live", "/ready")
+_OPEN = ("/live", "/ready", "/openapi.json")
 _OPEN_FHIR = re.compile(r"/fhir(?:/r4|/r5)?/(?:metadata/?|\.well-known/smart-configuration)")
 _SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 

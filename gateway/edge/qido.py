@@ -77,7 +77,7 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
             _add_match(matches, name, value)
     if everything and returned:
         raise InvalidQuery("includefield is either 'all' or a list of attributes", parameter="includefield")
-    parents = {(STUDY_UID,): study, (SERIES_UID,): series}
+    parents: dict[tuple[str, ...], str | None] = {(STUDY_UID,): study, (SERIES_UID,): series}
     search.query = Query(
         level,
         tuple(match for match in matches.values() if match and not _is_in_the_path(match, parents.get(match.path))),
