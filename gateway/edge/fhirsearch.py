@@ -101,7 +101,10 @@ async def parse(pairs: Sequence[tuple[str, str]], renderer: Renderer, *, lenient
             continue
         if raw == "":
             continue
-        await parser(search, split_or(raw))
+        values = split_or(raw)
+        if not values:
+            raise InvalidQuery(f"{name} has commas and no value", parameter=name)
+        await parser(search, values)
         search.used.append((name, raw))
     search.used = [(name, raw) for name, raw in search.used if name != "_cursor"]
     _match_repeated_here(search)
