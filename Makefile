@@ -14,7 +14,7 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 # Debian keeps Orthanc in /usr/sbin, which is not on every user's PATH.
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
-.PHONY: help demo test lint format viewer bench bench-quick soak lock clean
+.PHONY: help demo test lint format fuzz interop bench bench-quick soak lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,10 @@ lint: $(VENV)/.dev ## style, types, layers and the shipped mappings
 format: $(VENV)/.dev ## puts the code into shape
 	@$(PY) -m ruff check --quiet --fix-only . && $(PY) -m ruff format .
 
-viewer: $(VENV)/.dev ## opens OHIF in a headless browser on the demo (needs node, npm and chromium)
+fuzz: $(VENV)/.dev ## 200,000 generated requests, none of which may be a fault, a hang or a leak; FUZZ=20000 SEED=2 for others
+	@$(PY) -m tests.fuzz.run --count $(or $(FUZZ),200000) --seed $(or $(SEED),1)
+
+interop: $(VENV)/.dev ## OHIF in a headless browser and the clients of npm on the demo (needs node, npm and chromium)
 	@$(PY) -m tests.viewer.run
 
 bench: $(VENV)/.dev ## measured beside Orthanc and others, bars beside the ratios; ONLY=lookups,fanout for a part

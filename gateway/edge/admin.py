@@ -93,7 +93,14 @@ async def page(request: Request) -> Response:
     """The nodes, their state and links, without any script."""
     states = request.scope["estate"].pipeline.node_states(request.scope["caller"])
     rows = "".join(_row(state) for state in states)
-    paths = ("/nodes", "/dicom-web/studies?limit=10", "/fhir/ImagingStudy?_count=10", "/fhir/metadata", "/metrics")
+    paths = (
+        "/nodes",
+        "/dicom-web/studies?limit=10",
+        "/fhir/ImagingStudy?_count=10",
+        "/fhir/metadata",
+        "/openapi.json",
+        "/metrics",
+    )
     links = "".join(f'<li><a href="{path}"><code>{path}</code></a></li>' for path in paths)
     return HTMLResponse(_PAGE.format(count=len(states), rows=rows, links=links), headers={"Cache-Control": "no-store"})
 

@@ -14,6 +14,7 @@ from gateway.errors import InvalidQuery
 from gateway.federation.page import Sort
 
 TOTALS = ("none", "estimate", "accurate")
+_TOTAL_METHODS = {"count": "accurate", "countEstimate": "estimate"}
 # What a match refers to, and what that refers to in turn: by `_include`, or by `_include:iterate`.
 INCLUDES = {
     "ImagingStudy:endpoint": "Endpoint",
@@ -54,7 +55,7 @@ async def parse(pairs: Iterable[tuple[str, str]], renderer: Renderer, *, lenient
             add_to = _adder(name, text)
             if raw:
                 _check_given_once(search, name)
-                await add_to(search, alternatives(raw))
+                await add_to(search, alternatives(raw, text))
                 search.used.append((text, raw))
         except NotSupported:
             if not lenient:
@@ -120,6 +121,12 @@ async def _total(search: StudySearch, values: list[str]) -> None:
     search.total = one_of(single(values, "_total"), TOTALS, "_total")
 
 
+async def _total_method(search: StudySearch, values: list[str]) -> None:
+    """_total as Aidbox and its client fhirpy say it."""
+    method = one_of(single(values, "_totalMethod"), tuple(_TOTAL_METHODS), "_totalMethod")
+    search.total = _TOTAL_METHODS[method]
+
+
 async def _include(search: StudySearch, values: list[str]) -> None:
     _add_includes(search, values, INCLUDES, "_include")
 
@@ -155,6 +162,7 @@ RESULTS: dict[str, Adder] = {
     "_summary": _summary,
     "_elements": _elements,
     "_total": _total,
+    "_totalMethod": _total_method,
     "_include": _include,
     "_include:iterate": _iterate,
     "_cursor": _cursor,

@@ -58,9 +58,9 @@ async def parse(asked: FhirRequest, kind: str, add_key: AddKey) -> Listing:
     for text, raw in query_pairs(asked.request):
         try:
             if text in RESULTS and raw:
-                listing.add_result(text, alternatives(raw), is_r5=asked.renderer.is_r5)
+                listing.add_result(text, alternatives(raw, text), is_r5=asked.renderer.is_r5)
             elif text not in RESULTS:
-                await add_key(name_of(text), text, alternatives(raw))
+                await add_key(name_of(text), text, alternatives(raw, text))
             if raw and text != "_cursor":
                 listing.used.append((text, raw))
         except NotSupported:

@@ -20,8 +20,9 @@ from gateway.telemetry import Exchange, stage
 from gateway.wire.media import quoted
 
 # Paths that anyone may ask: they say nothing about patients or nodes.
-_OPEN = ("/live", "/ready")
+_OPEN = ("/live", "/ready", "/openapi.json")
 _OPEN_FHIR = re.compile(r"/fhir(?:/r4|/r5)?/(?:metadata/?|\.well-known/smart-configuration)")
+_NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 
 
@@ -43,6 +44,12 @@ def sent(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for given, value in scope["headers"] if given == name]
 
 
+def in_ascii(query: bytes) -> bytes:
+    """A query string with percent signs in the place of bytes that none may have: so what is no UTF-8 is found where the
+    parameter can be named, and not by whatever reads the address first."""
+    return query if query.isascii() else _NOT_ASCII.sub(lambda found: b"%%%02X" % found[0][0], query)
+
+
 class Telemetry:
     """Gives the request its id and its clock; logs and counts the answer."""
 
@@ -53,6 +60,7 @@ class Telemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["query_string"] = in_ascii(scope["query_string"])
         exchange = Exchange(sent(scope, b"traceparent"))
         freshness.begin()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -83,16 +83,16 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
     if keys.pop(_ZONE, "") and not offset:
         raise InvalidQuery("TimezoneOffsetFromUTC is not an offset such as +0100", parameter="TimezoneOffsetFromUTC")
     returned, everything = _returned(included)
+    matches = _matches(keys, Matching(**{SWITCHES[name]: _switch(options, name) for name in SWITCHES}))
     query = Query(
         level,
-        _matches(keys, Matching(**{SWITCHES[name]: _switch(options, name) for name in SWITCHES})),
+        _without_parents(matches, {(STUDY_UID,): study, (SERIES_UID,): series}),
         study=study and check_uid(study, "StudyInstanceUID"),
         series=series and check_uid(series, "SeriesInstanceUID"),
         return_=returned,
         all_attributes=everything,
         combined_datetime=True,
     )
-    _check_parents(query)
     page = {name: negotiation.count(options[name], name) for name in ("limit", "offset") if name in options}
     return Search(zoned.at_offset(query, offset) if offset else query, page.get("limit"), page.get("offset", 0))
 
@@ -128,12 +128,13 @@ def _check_key(path_: Path, keys: Iterable[Path]) -> None:
         raise InvalidQuery(f"{name} is not a key that can be searched by", parameter=name)
 
 
-def _check_parents(query: Query) -> None:
-    """A UID in the path and another in the query contradict each other; the path's own is already the restriction."""
-    for tag_, uid in ((STUDY_UID, query.study), (SERIES_UID, query.series)):
-        match = query.match_on(tag_)
-        if uid and match:
-            raise InvalidQuery(f"{match.name} is already in the path", parameter=match.name)
+def _without_parents(matches: tuple[Match, ...], parents: Mapping[Path, str | None]) -> tuple[Match, ...]:
+    """A key may say once more what the path says (dicomtrolley does). Raises InvalidQuery for another UID than that."""
+    for match in matches:
+        uid = parents.get(match.path)
+        if uid and match.values != (uid,):
+            raise InvalidQuery(f"the path names another {match.name}", parameter=match.name)
+    return tuple(match for match in matches if not parents.get(match.path))
 
 
 def _returned(included: Iterable[str]) -> tuple[tuple[Path, ...], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Scope
 
-from gateway.edge import admin, capabilities, fhir, qido, rendered, stow, wado
+from gateway.edge import admin, capabilities, fhir, openapi, qido, rendered, stow, wado
 from gateway.model.vocabulary import Level
 
 _FHIR_ROOTS = ("", "/fhir", "/fhir/r4", "/fhir/r5")
@@ -56,6 +56,7 @@ def table() -> list[BaseRoute]:
         Route("/ready", admin.ready, methods=["GET"], name="ready"),
         Route("/metrics", admin.metrics, methods=["GET"], name="metrics"),
         Route("/nodes", admin.nodes, methods=["GET"], name="nodes"),
+        Route("/openapi.json", openapi.endpoint, methods=["GET"], name="openapi"),
         *(Route(f"{root}/.well-known/smart-configuration", capabilities.smart, name="smart") for root in _FHIR_ROOTS),
         Route("/.well-known/oauth-protected-resource", capabilities.resource, name="protected-resource"),
         Mount("/nodes/{node}/dicom-web", routes=dicomweb(), name="node-dicomweb"),

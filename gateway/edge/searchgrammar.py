@@ -42,9 +42,12 @@ def name_of(text: str) -> Name:
     return Name(base, modifier=first)
 
 
-def alternatives(raw: str) -> list[str]:
-    """The pieces of a comma list, empty ones left out, their escapes kept."""
-    return [piece for piece in _split(raw, ",") if piece]
+def alternatives(raw: str, parameter: str) -> list[str]:
+    """The pieces of a comma list, empty ones left out, their escapes kept. Raises InvalidQuery for commas alone."""
+    pieces = [piece for piece in _split(raw, ",") if piece]
+    if raw and not pieces:
+        raise InvalidQuery(f"{parameter} has commas and no value", parameter=parameter)
+    return pieces
 
 
 def plain(piece: str) -> str:

@@ -212,6 +212,7 @@ class SpooledSeries:
         if arriving is None:
             arriving = self._arriving[name] = _Arriving()
             arriving.task = asyncio.create_task(self._bring(name, fetch, arriving))
+            arriving.task.add_done_callback(_seen)
         async with arriving.news:
             await arriving.news.wait_for(lambda: ref.instance in arriving.arrived or arriving.ended)
         if arriving.ended and arriving.task and ref.instance not in arriving.arrived:
@@ -235,6 +236,12 @@ class SpooledSeries:
             if instance:
                 arriving.arrived.add(instance)
             arriving.news.notify_all()
+
+
+def _seen(ended: asyncio.Task[None]) -> None:
+    """A failure that nobody waits for is no fault of ours: whoever waited had their instance before it, or has left."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 async def _beginning(one: OpenedInstance) -> bytes | None:

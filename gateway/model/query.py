@@ -12,6 +12,8 @@ from gateway.model.spans import span
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level, has_several_values, path_name, vr
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+# IS and DS (PS3.5 6.2), where Python would take 'nan', '1_000' and the digits of every script.
+_NUMBER = re.compile(r" *[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)? *")
 _FORMS = {
     "DA": re.compile(r"[0-9]{8}"),
     "TM": re.compile(r"[0-9]{2}([0-9]{2}([0-9]{2}(\.[0-9]{1,6})?)?)?"),
@@ -191,10 +193,8 @@ def _check_moment(vr_: str, value: str, name: str) -> None:
 
 
 def _checked_number(raw: str, name: str) -> str:
-    try:
-        float(raw)
-    except ValueError:
-        raise InvalidQuery(f"{name} is not a number", parameter=name) from None
+    if not _NUMBER.fullmatch(raw):
+        raise InvalidQuery(f"{name} is not a number", parameter=name)
     return raw
 
 

@@ -415,7 +415,7 @@ def test_names_are_taken_apart() -> None:
 
 
 def test_escapes_keep_separators_from_separating() -> None:
-    assert [plain(one) for one in alternatives(r"a\,b,c\\,d\$,,")] == ["a,b", "c\\", "d$"]
+    assert [plain(one) for one in alternatives(r"a\,b,c\\,d\$,,", "x")] == ["a,b", "c\\", "d$"]
     assert token(r"sys\|tem|va\|lue") == ("sys|tem", "va|lue")
     assert token(r"a\|b") == (None, "a|b")
     assert token("|x") == ("", "x")
