@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pydicom.config
 from starlette.applications import Starlette
@@ -21,15 +24,19 @@ from gateway.assembly import Builder, build_node
 from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.bodies import Bodies
 from gateway.cache.client import Cache
+from gateway.cache.leftovers import claim
 from gateway.cache.sealing import seal_of
 from gateway.cache.spool import Spool
-from gateway.edge import identifiers, problems, routes
+from gateway.cache.work import queue_of
+from gateway.edge import export, identifiers, problems, routes
 from gateway.edge.estate import Estate, Residence
+from gateway.edge.exportpages import Pages
 from gateway.edge.kept import KeptAnswers
 from gateway.edge.middleware import Authentication, Telemetry
 from gateway.edge.proxies import Proxies
 from gateway.edge.ratelimit import RateLimit
 from gateway.errors import GatewayError
+from gateway.exporting.engine import Engine
 from gateway.federation.fanout import cancel_all
 from gateway.federation.federate import Federation
 from gateway.federation.merge import Domains
@@ -50,6 +57,7 @@ from gateway.security.guard import check_start, is_exposed
 from gateway.security.identity import OidcIdentity, OpenIdentity
 from gateway.security.policy import Policy
 from gateway.settings import Settings
+from gateway.store.exports import Exports
 from gateway.store.patients import PatientIds
 from gateway.telemetry import configure, log
 
@@ -125,6 +133,8 @@ def _cors(settings: Settings) -> list[Middleware]:
         "X-Request-Id",
         "Server-Timing",
         "Content-Location",
+        "X-Progress",
+        "Expires",
     ]
     return [
         Middleware(
@@ -204,6 +214,12 @@ async def _lifespan(
         stack.push_async_callback(spooled.close)
         app.state.reload, app.state.node_file_state = estates.reload, lambda: estates.node_file
         app.state.patients, app.state.cache_state = patients, lambda: cache.state
+        exports = Exports(await _export_directory(settings, stack), settings.export_bytes)
+        pages = Pages(exports, patients, secret, settings.validate_fhir, lambda: app.state.estate)
+        exporting = Engine(exports, queue_of(cache), pages, settings.export_at_once, settings.export_seconds)
+        await exporting.open()
+        stack.push_async_callback(exporting.close)
+        app.state.exporting, app.state.export_polls = exporting, export.polls()
         stack.push_async_callback(cancel_all, [asyncio.create_task(watch_the_loop())])
         _tune_garbage_collector()
         app.state.ready = True
@@ -212,6 +228,16 @@ async def _lifespan(
             yield
         finally:
             app.state.ready = False
+
+
+async def _export_directory(settings: Settings, stack: AsyncExitStack) -> Path:
+    """The one given, or a private one that goes with this process."""
+    if settings.export_directory is not None:
+        return settings.export_directory
+    directory, lock = await asyncio.to_thread(claim, settings.spool)
+    stack.callback(os.close, lock)
+    stack.push_async_callback(asyncio.to_thread, shutil.rmtree, directory, ignore_errors=True)
+    return directory / "exports"
 
 
 def _redis_url(settings: Settings) -> str | None:

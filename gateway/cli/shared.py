@@ -28,11 +28,14 @@ _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 async def environment(settings: Settings) -> AsyncIterator[dict[str, str]]:
     """The variables that make the workers one gateway; what they name goes when it is left. Raises SettingsError."""
     directory, lock = await asyncio.to_thread(_private_directory)
+    exports, exports_lock = await asyncio.to_thread(claim, settings.spool)
     try:
         shared = {
             "GATEWAY_SECRET": settings.secret.get_secret_value() if settings.secret else secrets.token_urlsafe(32),
             # A Patient id that one worker gave out is asked of another.
             "GATEWAY_STORE": str(settings.store or directory / "store.sqlite"),
+            # One worker begins an export, others carry it on; not in memory, as the directory above may be.
+            "GATEWAY_EXPORT_DIRECTORY": str(settings.export_directory or exports / "exports"),
             # The ceiling is that of the machine's disk.
             "GATEWAY_SPOOL_BYTES": str(settings.spool_bytes // settings.workers),
             _METRICS: str(directory),
@@ -40,8 +43,9 @@ async def environment(settings: Settings) -> AsyncIterator[dict[str, str]]:
         async with _cache(settings, directory) as url:
             yield shared | url
     finally:
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-        os.close(lock)
+        for private, held in ((directory, lock), (exports, exports_lock)):
+            await asyncio.to_thread(shutil.rmtree, private, ignore_errors=True)
+            os.close(held)
 
 
 def forget_worker(pid: int, variables: Mapping[str, str]) -> None:

@@ -46,7 +46,7 @@ def routes(version: str | None) -> list[BaseRoute]:
         "/Endpoint/{id}": (_read_endpoint, "fhir-read-endpoint"),
         "/Organization/{id}": (_read_organization, "fhir-read-organization"),
     }
-    return [Route(path, _handler(version, fn), methods=["GET"], name=name) for path, (fn, name) in handlers.items()]
+    return [Route(path, handler(version, fn), methods=["GET"], name=name) for path, (fn, name) in handlers.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,9 @@ class FhirRequest:
         return revalidated(self.request, response)
 
 
-def _handler(version: str | None, answer: Callable[[FhirRequest], Awaitable[Response]]):  # type: ignore[no-untyped-def]
+def handler(version: str | None, answer: Callable[[FhirRequest], Awaitable[Response]]):  # type: ignore[no-untyped-def]
+    """The endpoint that answers with `answer`, at a root of this version (see `routes`)."""
+
     async def handle(request: Request) -> Response:
         context = context_of(request)
         is_r5 = negotiation.fhir_version(request, version) == "5.0"

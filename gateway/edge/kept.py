@@ -21,7 +21,7 @@ from gateway.errors import GatewayError
 from gateway.pipeline import Pipeline
 from gateway.telemetry import answer_was_kept
 
-SHAPING = frozenset({b"accept", b"host", b"prefer"})
+SHAPING = frozenset({b"accept", b"content-type", b"host", b"prefer"})
 """The request headers that an answer may depend on, other than by who asks: `test_kept_answers` holds it to the edge."""
 
 _METHODS = ("GET", "HEAD")
