@@ -24,7 +24,7 @@ from gateway.assembly import Builder, build_node
 from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.bodies import Bodies
 from gateway.cache.client import Cache
-from gateway.cache.leftovers import claim
+from gateway.cache.leftovers import prepare
 from gateway.cache.sealing import seal_of
 from gateway.cache.spool import Spool
 from gateway.cache.work import queue_of
@@ -35,7 +35,7 @@ from gateway.edge.kept import KeptAnswers
 from gateway.edge.middleware import Authentication, Telemetry
 from gateway.edge.proxies import Proxies
 from gateway.edge.ratelimit import RateLimit
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, SettingsError
 from gateway.exporting.engine import Engine
 from gateway.federation.fanout import cancel_all
 from gateway.federation.federate import Federation
@@ -217,8 +217,9 @@ async def _lifespan(
         exports = Exports(await _export_directory(settings, stack), settings.export_bytes)
         pages = Pages(exports, patients, secret, settings.validate_fhir, lambda: app.state.estate)
         exporting = Engine(exports, queue_of(cache), pages, settings.export_at_once, settings.export_seconds)
-        await exporting.open()
-        stack.push_async_callback(exporting.close)
+        if settings.export_bytes:
+            await exporting.open()
+            stack.push_async_callback(exporting.close)
         app.state.exporting, app.state.export_polls = exporting, export.polls()
         stack.push_async_callback(cancel_all, [asyncio.create_task(watch_the_loop())])
         _tune_garbage_collector()
@@ -231,10 +232,13 @@ async def _lifespan(
 
 
 async def _export_directory(settings: Settings, stack: AsyncExitStack) -> Path:
-    """The one given, or a private one that goes with this process."""
-    if settings.export_directory is not None:
-        return settings.export_directory
-    directory, lock = await asyncio.to_thread(claim, settings.spool)
+    """The one given, or a private one that goes with this process. Raises SettingsError."""
+    if settings.export_directory is not None or not settings.export_bytes:
+        return settings.export_directory or settings.spool
+    try:
+        directory, lock = await asyncio.to_thread(prepare, settings.spool)
+    except OSError:
+        raise SettingsError(f"the spool directory {settings.spool} cannot be written to") from None
     stack.callback(os.close, lock)
     stack.push_async_callback(asyncio.to_thread, shutil.rmtree, directory, ignore_errors=True)
     return directory / "exports"

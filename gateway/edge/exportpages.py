@@ -160,7 +160,7 @@ class _Doing:
         except NodeError as error:
             if is_first:
                 raise
-            page = Page(issues=_failures(error))
+            page = Page(issues=(*_failures(error), _stopped(state)))
         issues = [*issues, *page.issues]
         bodies, marks, studies = await self._bodies(page.items, walk.types)
         await self.pages.patients.flush()
@@ -272,6 +272,13 @@ class _Doing:
 
 def _failures(error: NodeError) -> tuple[Issue, ...]:
     return tuple(map(Issue.of, error.failures if isinstance(error, NoNodeAnswered) else (error,)))
+
+
+def _stopped(state: _State) -> Issue:
+    behind = f", behind those of {state.reached}" if state.reached else ""
+    return Issue(
+        "", "GW209", f"no node answered after page {state.pages}: the studies that follow{behind}, are missing"
+    )
 
 
 def _reached(items: Sequence[Found]) -> str:

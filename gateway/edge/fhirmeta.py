@@ -8,6 +8,7 @@ from gateway import __version__
 from gateway.edge.fhirsearch import TYPES
 
 _CREATED = "2026-11-23"
+_EXPORT = [{"name": "export", "definition": "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export"}]
 _DOCUMENTATION = {
     "identifier": "urn:dicom:uid|urn:oid:<StudyInstanceUID>, or an accession number with or without its issuer's system",
     "started": "prefixes eq ne gt lt ge le sa eb ap; compared with the study's own offset",
@@ -29,7 +30,7 @@ def capability_statement(*, is_r5: bool, root: str) -> dict[str, Any]:
         "implementation": {"description": "Federated imaging look-ups", "url": root},
         "fhirVersion": "5.0.0" if is_r5 else "4.0.1",
         "format": ["json"],
-        "rest": [{"mode": "server", "resource": [_imaging_study(is_r5), *_readable()]}],
+        "rest": [{"mode": "server", "resource": [_imaging_study(is_r5), *_readable()], "operation": _EXPORT}],
     }
 
 

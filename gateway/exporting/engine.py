@@ -49,7 +49,6 @@ class Engine:
     seconds: float
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _working: dict[str, asyncio.Task[bool]] = field(default_factory=dict)
-    _finished: set[str] = field(default_factory=set)
 
     async def open(self) -> None:
         """Raises SettingsError when the directory cannot be used."""
@@ -199,16 +198,10 @@ class Engine:
 
     def _unfinished(self) -> list[tuple[str, float]]:
         """The jobs that are not over, each with the seconds since the last sign of work."""
-        waiting, jobs = [], self.exports.jobs()
-        self._finished.intersection_update(jobs)
-        for identifier in jobs:
-            if identifier in self._finished:
-                continue
+        waiting = []
+        for identifier in self.exports.unfinished():
             with contextlib.suppress(FileNotFoundError):
-                if self.exports.last(identifier).outcome:
-                    self._finished.add(identifier)
-                else:
-                    waiting.append((identifier, self.exports.quiet(identifier)))
+                waiting.append((identifier, self.exports.quiet(identifier)))
         return waiting
 
     async def unfinished(self, is_counted: Callable[[Job], bool]) -> int:
@@ -216,7 +209,7 @@ class Engine:
         return await asyncio.to_thread(self._count, is_counted)
 
     def _count(self, is_counted: Callable[[Job], bool]) -> int:
-        jobs = [self.exports.job(identifier) for identifier, _ in self._unfinished()]
+        jobs = map(self.exports.job, self.exports.unfinished())
         return sum(1 for job in jobs if job is not None and is_counted(job))
 
 

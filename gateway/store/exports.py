@@ -26,6 +26,8 @@ _RECORD = re.compile(r"\d{8}\.json")
 _ASKED, _ALIVE, _GONE, _COMING = "job.json", "alive", ".gone-", ".new-"
 MARK = 16
 """Bytes of a mark: a digest that stands for one line."""
+MOST_KEPT = 1000
+"""Jobs that are kept at once: they are looked through every few seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +81,27 @@ class Exports:
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
+        self._over: dict[str, int] = {}
 
     def open(self) -> None:
-        """Makes the directory, for this user only. Raises SettingsError."""
+        """Makes the directory, for this user only. Raises SettingsError, also where files cannot be linked in it."""
+        probe = self.directory / f"{_COMING}{secrets.token_hex(8)}"
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.directory.chmod(0o700)
+            probe.mkdir(mode=0o700)
+            _write(probe / "one", b"")
+            os.link(probe / "one", probe / "other")
         except OSError:
-            raise SettingsError("GATEWAY_EXPORT_DIRECTORY: cannot be made private to this user") from None
+            raise SettingsError(
+                "GATEWAY_EXPORT_DIRECTORY: cannot be made private to this user, or has no hard links"
+            ) from None
+        finally:
+            shutil.rmtree(probe, ignore_errors=True)
 
     def create(self, job: Job) -> None:
         """The job is there with all that it is, or not at all. Raises TooLarge where there is no room for any lines."""
-        if self.used() >= self.max_bytes:
+        if self.used() >= self.max_bytes or len(self.jobs()) >= MOST_KEPT:
             raise TooLarge("the exports that are kept fill their directory; delete one, or wait until one expires")
         coming = self.directory / f"{_COMING}{job.id}"
         coming.mkdir(mode=0o700)
@@ -194,11 +205,24 @@ class Exports:
 
     def used(self) -> int:
         """Bytes of the lines of all jobs."""
-        total = 0
+        return sum(size for size, _ in self._sizes().values())
+
+    def unfinished(self) -> list[str]:
+        """The ids of the jobs that are not over."""
+        return [identifier for identifier, (_, is_over) in self._sizes().items() if not is_over]
+
+    def _sizes(self) -> dict[str, tuple[int, bool]]:
+        """The bytes of every job, and whether it is over: that is looked up once."""
+        sizes, over = {}, dict(self._over)
         for identifier in self.jobs():
+            if identifier in over:
+                sizes[identifier] = over[identifier], True
+                continue
             with contextlib.suppress(FileNotFoundError):
-                total += self.last(identifier).size
-        return total
+                last = self.last(identifier)
+                sizes[identifier] = last.size, bool(last.outcome)
+        self._over = {identifier: size for identifier, (size, is_over) in sizes.items() if is_over}
+        return sizes
 
     def sweep(self, seconds: float) -> list[str]:
         """Removes what has been at rest for so long, and what a removal or a beginning left behind when it was killed."""

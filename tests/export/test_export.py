@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx
 import pytest
 
 from tests.catalogue import CatalogueNodes, catalogue_nodes, free_ports, made_up
@@ -31,9 +30,7 @@ def nodes() -> Iterator[CatalogueNodes]:
 @pytest.fixture(scope="module")
 def served(nodes: CatalogueNodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     audit, kept = (tmp_path_factory.mktemp("export") / name for name in ("audit", "kept"))
-    with Gateway(
-        nodes.tables(quirks=[]), audit=audit, export_directory=kept, validate_fhir=True, **FAST
-    ) as running:
+    with Gateway(nodes.tables(quirks=[]), audit=audit, export_directory=kept, validate_fhir=True, **FAST) as running:
         yield running
 
 
@@ -104,9 +101,7 @@ def test_r5_is_exported_at_its_own_root(served: Gateway) -> None:
     assert "coding" in study["modality"][0]
 
 
-def test_kick_off_completion_and_downloads_are_audited(
-    served: Gateway, whole: tuple[Export, dict[str, Any]]
-) -> None:
+def test_kick_off_completion_and_downloads_are_audited(served: Gateway, whole: tuple[Export, dict[str, Any]]) -> None:
     export, manifest = whole
     job = export.url.rpartition("/")[2]
     list(export.lines(manifest, "Endpoint"))
@@ -175,7 +170,9 @@ def test_a_body_says_the_same_as_a_query(served: Gateway, whole: tuple[Export, d
 
 
 def test_elements_are_trimmed_to_what_was_asked_for_and_must_be_there(served: Gateway) -> None:
-    export = begin(served.client, "/fhir/$export?_type=ImagingStudy,Patient&_elements=ImagingStudy.started,Patient.identifier")
+    export = begin(
+        served.client, "/fhir/$export?_type=ImagingStudy,Patient&_elements=ImagingStudy.started,Patient.identifier"
+    )
     manifest = export.manifest()
     for study in export.lines(manifest, "ImagingStudy"):
         assert set(study) <= {"resourceType", "id", "meta", "status", "subject", "started"}
