@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pydicom.config
 from starlette.applications import Starlette
@@ -21,15 +24,19 @@ from gateway.assembly import Builder, build_node
 from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.bodies import Bodies
 from gateway.cache.client import Cache
+from gateway.cache.leftovers import prepare
 from gateway.cache.sealing import seal_of
 from gateway.cache.spool import Spool
-from gateway.edge import identifiers, problems, routes
+from gateway.cache.work import queue_of
+from gateway.edge import export, identifiers, problems, routes
 from gateway.edge.estate import Estate, Residence
+from gateway.edge.exportpages import Pages
 from gateway.edge.kept import KeptAnswers
 from gateway.edge.middleware import Authentication, Telemetry
 from gateway.edge.proxies import Proxies
 from gateway.edge.ratelimit import RateLimit
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, SettingsError
+from gateway.exporting.engine import Engine
 from gateway.federation.fanout import cancel_all
 from gateway.federation.federate import Federation
 from gateway.federation.merge import Domains
@@ -53,6 +60,7 @@ from gateway.security.guard import check_start, is_exposed
 from gateway.security.identity import OidcIdentity, OpenIdentity
 from gateway.security.policy import Policy
 from gateway.settings import Settings
+from gateway.store.exports import Exports
 from gateway.store.patients import PatientIds
 from gateway.telemetry import configure, log
 
@@ -128,6 +136,8 @@ def _cors(settings: Settings) -> list[Middleware]:
         "X-Request-Id",
         "Server-Timing",
         "Content-Location",
+        "X-Progress",
+        "Expires",
     ]
     return [
         Middleware(
@@ -213,6 +223,13 @@ async def _lifespan(
         stack.push_async_callback(spooled.close)
         app.state.reload, app.state.node_file_state = estates.reload, lambda: estates.node_file
         app.state.patients, app.state.cache_state = patients, lambda: cache.state
+        exports = Exports(await _export_directory(settings, stack), settings.export_bytes)
+        pages = Pages(exports, patients, secret, settings.validate_fhir, lambda: app.state.estate)
+        exporting = Engine(exports, queue_of(cache), pages, settings.export_at_once, settings.export_seconds)
+        if settings.export_bytes:
+            await exporting.open()
+            stack.push_async_callback(exporting.close)
+        app.state.exporting, app.state.export_polls = exporting, export.polls()
         stack.push_async_callback(cancel_all, [asyncio.create_task(watch_the_loop())])
         _tune_garbage_collector()
         app.state.ready = True
@@ -221,6 +238,19 @@ async def _lifespan(
             yield
         finally:
             app.state.ready = False
+
+
+async def _export_directory(settings: Settings, stack: AsyncExitStack) -> Path:
+    """The one given, or a private one that goes with this process. Raises SettingsError."""
+    if settings.export_directory is not None or not settings.export_bytes:
+        return settings.export_directory or settings.spool
+    try:
+        directory, lock = await asyncio.to_thread(prepare, settings.spool)
+    except OSError:
+        raise SettingsError(f"the spool directory {settings.spool} cannot be written to") from None
+    stack.callback(os.close, lock)
+    stack.push_async_callback(asyncio.to_thread, shutil.rmtree, directory, ignore_errors=True)
+    return directory / "exports"
 
 
 def _redis_url(settings: Settings) -> str | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -328,6 +328,34 @@ class Pipeline:
         except GatewayError:
             return False
         return True
+
+    def nodes_of(self, caller: Caller, names: Sequence[str]) -> tuple[str, ...]:
+        """The ids of the nodes named (all when none is) that the caller may use now. Raises NotFound for an unknown name."""
+        return tuple(node.id for node in self._nodes_for(caller, names))
+
+    @contextmanager
+    def exporting(
+        self, action: str, caller: Caller, names: Sequence[str], resources: Sequence[tuple[str, str]], ref: str
+    ) -> Iterator[AuditRecord]:
+        """Decides on a part of an export that asks no node, and writes its one audit record: `resources` are the types with
+        the permission that each needs, `ref` says which export and file. Raises Forbidden, also when no node is left."""
+        record = self.audit.begin(action, caller, names)
+        record.ref = ref
+        try:
+            for resource, permission in resources:
+                self.policy.require(caller, resource, permission)
+            record.nodes = self.nodes_of(caller, names)
+            self.policy.require_nodes(caller, record.nodes)
+            yield record
+            record.outcome = "partial" if record.issues else "success"
+        except GatewayError as error:
+            record.outcome = error.code
+            raise
+        except BaseException as error:
+            record.outcome = type(error).__name__
+            raise
+        finally:
+            self.audit.write(record)
 
     def node_states(self, caller: Caller) -> list[NodeState]:
         """Every node that the caller may use, in the order of the node file."""

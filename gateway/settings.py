@@ -108,6 +108,18 @@ class Settings(BaseSettings):
     tls_certificate: Path | None = Field(None, description="PEM certificate chain, to serve HTTPS directly")
     tls_key: Path | None = Field(None, description="PEM private key of tls_certificate")
 
+    export_directory: Path | None = Field(
+        None, description="where exports are kept, for all replicas; default: a private one, which a restart loses"
+    )
+    export_bytes: int = Field(10 * 1024**3, ge=0, description="bytes that all exports may take; 0 turns $export off")
+    export_seconds: float = Field(86_400.0, gt=0, description="seconds that an export is kept after its last step")
+    export_page: int = Field(
+        1000, ge=1, le=10_000, description="studies that an export asks for at once, and of a file"
+    )
+    export_jobs: int = Field(8, ge=1, description="exports that may be under way, of all callers")
+    export_jobs_per_caller: int = Field(2, ge=1, description="exports that one caller may have under way")
+    export_at_once: int = Field(1, ge=0, le=16, description="pages of exports that a process works on at once; 0: none")
+
     store: Path | None = Field(
         None, description="SQLite file that keeps Patient ids over a restart; default: memory only"
     )

@@ -79,6 +79,9 @@ class Link(Protocol):
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """The result of a Lua script; all keys are of one slot."""
 
+    async def read(self, stream: str, group: str, consumer: str, block: int) -> Any:
+        """The next entry of a stream for a consumer of its group, waited for `block` milliseconds: [[stream, [entry]]]."""
+
     async def publish(self, channel: str, message: bytes) -> int: ...
 
     async def has_evicted(self) -> bool:
@@ -123,6 +126,9 @@ class SingleLink:
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         return await _run(self.client, script, keys, arguments)
+
+    async def read(self, stream: str, group: str, consumer: str, block: int) -> Any:
+        return await _answer(self.client.xreadgroup(group, consumer, {stream: ">"}, count=1, block=block))
 
     async def publish(self, channel: str, message: bytes) -> int:
         return int(await _answer(self.client.publish(channel, message)))
@@ -185,6 +191,9 @@ class ClusterLink:
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         return await _run(self.client, script, keys, arguments)
+
+    async def read(self, stream: str, group: str, consumer: str, block: int) -> Any:
+        return await _answer(self.client.xreadgroup(group, consumer, {stream: ">"}, count=1, block=block))
 
     async def publish(self, channel: str, message: bytes) -> int:
         """Any server hands a message on to all others."""

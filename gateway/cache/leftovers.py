@@ -15,6 +15,13 @@ _LOCK = "lock"
 _GRACE = 60.0
 
 
+def prepare(root: Path) -> tuple[Path, int]:
+    """As `claim`, below a root that is made where it is missing, and swept."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sweep(root)
+    return claim(root)
+
+
 def claim(root: Path) -> tuple[Path, int]:
     """A new 0700 directory below `root`, and the descriptor of the lock that marks it as in use. Raises OSError."""
     for _ in range(5):

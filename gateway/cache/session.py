@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 _DOUBTFUL = 60.0
 """Seconds in which a purge may not have reached the replica that is the primary next."""
 _BETWEEN_WARNINGS = 60.0
+_LATE = 2.0
+"""Seconds that a server may be late with the end of a wait: it looks at those only now and then."""
 
 
 class Session:
@@ -67,17 +69,24 @@ class Session:
         if self.state != "up":
             return None
         async with self._permits:
-            if self.state != "up" or self._link is None:
-                return None
-            try:
-                async with asyncio.timeout(self.timeout):
-                    return await command(self._link)
-            except (RedisConnectionError, RedisTimeoutError) as error:
-                self._fall(type(error).__name__)
-            except RedisError as error:
-                self._refused(type(error).__name__)
-            except Exception as error:  # noqa: BLE001 - a transport closed underneath redis-py shows as anything
-                self._fall(type(error).__name__)
+            return await self._within(command, self.timeout)
+
+    async def wait(self, command: Callable[[Link], Awaitable[T]], seconds: float) -> T | None:
+        """As `ask`, for a command that the server itself may take so many seconds to answer; it takes no permit meanwhile."""
+        return await self._within(command, seconds + max(self.timeout, _LATE))
+
+    async def _within(self, command: Callable[[Link], Awaitable[T]], seconds: float) -> T | None:
+        if self.state != "up" or self._link is None:
+            return None
+        try:
+            async with asyncio.timeout(seconds):
+                return await command(self._link)
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            self._fall(type(error).__name__)
+        except RedisError as error:
+            self._refused(type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - a transport closed underneath redis-py shows as anything
+            self._fall(type(error).__name__)
         return None
 
     async def insist(self, command: Callable[[Link], Awaitable[T]]) -> T:

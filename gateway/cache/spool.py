@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gateway.cache.leftovers import claim, sweep
+from gateway.cache.leftovers import prepare
 from gateway.cache.shelf import NotSpooled, Shelf, SpooledInstance
 from gateway.errors import SettingsError
 from gateway.model.query import Ref
@@ -71,7 +71,7 @@ class Spool:
             return
         root = self._root or Path(tempfile.gettempdir())
         try:
-            self._directory, self._lock = await asyncio.to_thread(_prepare, root)
+            self._directory, self._lock = await asyncio.to_thread(prepare, root)
         except OSError:
             raise SettingsError(f"the spool directory {root} cannot be written to") from None
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="spool")
@@ -267,12 +267,6 @@ class Writer:
     def _path(self, suffix: str) -> Path:
         assert self._directory is not None
         return self._directory / (self._name + suffix)
-
-
-def _prepare(root: Path) -> tuple[Path, int]:
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    sweep(root)
-    return claim(root)
 
 
 async def _finished(work: Future[None]) -> None:

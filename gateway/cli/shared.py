@@ -14,7 +14,7 @@ from pathlib import Path
 from prometheus_client import multiprocess
 
 from gateway.cache.embedded import MAX_SOCKET_PATH, EmbeddedServer
-from gateway.cache.leftovers import claim, sweep
+from gateway.cache.leftovers import claim, prepare, sweep
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 from gateway.telemetry import log
@@ -37,8 +37,8 @@ async def environment(settings: Settings) -> AsyncIterator[dict[str, str]]:
             "GATEWAY_SPOOL_BYTES": str(settings.spool_bytes // settings.workers),
             _METRICS: str(directory),
         }
-        async with _cache(settings, directory) as url:
-            yield shared | url
+        async with _cache(settings, directory) as url, _exports(settings) as exports:
+            yield shared | url | exports
     finally:
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
         os.close(lock)
@@ -66,6 +66,23 @@ async def _cache(settings: Settings, directory: Path) -> AsyncIterator[dict[str,
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _exports(settings: Settings) -> AsyncIterator[dict[str, str]]:
+    """One worker begins an export, others carry it on; not in memory, as what else they share may be."""
+    if settings.export_directory or not settings.export_bytes:
+        yield {}
+        return
+    try:
+        directory, lock = await asyncio.to_thread(prepare, settings.spool)
+    except OSError:
+        raise SettingsError(f"the spool directory {settings.spool} cannot be written to") from None
+    try:
+        yield {"GATEWAY_EXPORT_DIRECTORY": str(directory / "exports")}
+    finally:
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        os.close(lock)
 
 
 async def _keep(server: EmbeddedServer, name: Path) -> None:

@@ -10,6 +10,7 @@ from gateway.edge import directory, fhirsearch, patientkeys, studykeys
 from gateway.edge.fhirformat import FORMATS
 
 _CREATED = "2026-11-26"
+_EXPORT = [{"name": "export", "definition": "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export"}]
 _RENAMED = {"bodysite": "body-site", "basedon": "based-on"}
 """R4 spellings of parameters that R5 writes otherwise; both are understood in both."""
 
@@ -40,7 +41,7 @@ def capability_statement(*, is_r5: bool, root: str) -> dict[str, Any]:
         "implementation": {"description": "Federated imaging look-ups", "url": root},
         "fhirVersion": "5.0.0" if is_r5 else "4.0.1",
         "format": list(FORMATS),
-        "rest": [{"mode": "server", "documentation": _documentation(), "resource": resources}],
+        "rest": [{"mode": "server", "documentation": _documentation(), "resource": resources, "operation": _EXPORT}],
     }
 
 

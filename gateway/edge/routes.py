@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Scope
 
-from gateway.edge import admin, capabilities, fhir, openapi, qido, rendered, stow, wado
+from gateway.edge import admin, capabilities, export, fhir, openapi, qido, rendered, stow, wado
 from gateway.model.vocabulary import Level
 
 _FHIR_ROOTS = ("", "/fhir", "/fhir/r4", "/fhir/r5")
@@ -48,6 +48,10 @@ class _Options(Route):
         return (Match.NONE, {}) if match is Match.PARTIAL else (match, inner)
 
 
+def _fhir(version: str | None) -> list[BaseRoute]:
+    return [*export.routes(version), *fhir.routes(version)]
+
+
 def table() -> list[BaseRoute]:
     """All routes."""
     return [
@@ -61,7 +65,7 @@ def table() -> list[BaseRoute]:
         Route("/.well-known/oauth-protected-resource", capabilities.resource, name="protected-resource"),
         Mount("/nodes/{node}/dicom-web", routes=dicomweb(), name="node-dicomweb"),
         Mount("/dicom-web", routes=dicomweb(), name="dicomweb"),
-        Mount("/fhir/r4", routes=fhir.routes("4.0"), name="fhir-r4"),
-        Mount("/fhir/r5", routes=fhir.routes("5.0"), name="fhir-r5"),
-        Mount("/fhir", routes=fhir.routes(None), name="fhir"),
+        Mount("/fhir/r4", routes=_fhir("4.0"), name="fhir-r4"),
+        Mount("/fhir/r5", routes=_fhir("5.0"), name="fhir-r5"),
+        Mount("/fhir", routes=_fhir(None), name="fhir"),
     ]
