@@ -12,7 +12,8 @@ from starlette.responses import Response
 from gateway.cache import bodies
 from gateway.edge import negotiation, problems, rendering
 from gateway.edge.context import Context, context_of, revalidated
-from gateway.edge.wado import BrokenOff, OpenStream, frame_numbers, guarded, ref_of
+from gateway.edge.problems import BrokenOff
+from gateway.edge.wado import OpenStream, frame_numbers, guarded, ref_of
 from gateway.errors import NotAcceptable
 from gateway.federation.node import aclosing_iterator
 from gateway.federation.pictures import PDF, Asked, Picture

@@ -9,16 +9,17 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.edge import negotiation, problems
+from gateway.edge import problems, representations
 from gateway.edge.context import Context, context_of
 from gateway.edge.negotiation import DICOM, MULTIPART
+from gateway.edge.representations import Representation
 from gateway.errors import InvalidQuery, TooLarge, UnsupportedMediaType
 from gateway.federation.incoming import Result
 from gateway.federation.node import aclosing_iterator
 from gateway.model.dataset import Attribute, Dataset, attribute
 from gateway.model.query import check_uid
 from gateway.model.vocabulary import tag
-from gateway.wire import multipart
+from gateway.wire import dicomxml, multipart
 from gateway.wire.media import parse_media_type
 
 _MOST_PARTS = 1_000_000
@@ -34,7 +35,7 @@ async def store(request: Request) -> Response:
     context, study = context_of(request), request.path_params.get("study")
     if study is not None:
         check_uid(study, "StudyInstanceUID")
-    media_type = negotiation.json_type(request, strict=context.settings.strict_accept)
+    form = representations.chosen(request, strict=context.settings.strict_accept, alone=True)
     boundary = _boundary(request)
     _check_length(request, context.settings.store_request_bytes)
     body = multipart.parts(_body(request, context), boundary, max_parts=_MOST_PARTS)
@@ -45,12 +46,19 @@ async def store(request: Request) -> Response:
             return Response(status_code=_GONE)
     if not stored.results:
         raise InvalidQuery("the body has no part: there is nothing to store")
-    response = Response(orjson.dumps(_told(stored.results, study, context)), media_type=media_type)
+    told, media_type = _written(_told(stored.results, study, context), form)
+    response = Response(told, media_type=media_type)
     response.status_code = _status(stored.results)
     response.headers["Cache-Control"] = "no-store"
     for warning in problems.warnings(request, stored.issues, context.root):
         response.headers.append("Warning", warning)
     return response
+
+
+def _written(told: Dataset, form: Representation) -> tuple[bytes, str]:
+    if form == representations.IN_XML_ALONE:
+        return dicomxml.write(told), form.type
+    return representations.xml_whole([told]) if form.is_xml else (orjson.dumps(told), form.type)
 
 
 def _boundary(request: Request) -> str:
