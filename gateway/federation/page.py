@@ -77,6 +77,13 @@ def moment(day: str, clock: str, sort: Sort) -> str:
     return day + clock if sort is Sort.OLDEST else (day + clock).translate(_COMPLEMENT)
 
 
+def day_of(moment_: str, sort: Sort) -> str:
+    """The DA of a moment that has one; '' for any other."""
+    if sort is Sort.ID or moment_ in ("", UNDATED):
+        return ""
+    return moment_[:8] if sort is Sort.OLDEST else moment_[:8].translate(_COMPLEMENT)
+
+
 _COMPLEMENT = str.maketrans("0123456789", "9876543210")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from gateway.federation.fanout import outcomes_of, require_an_answer
+from gateway.federation.fanout import Outcome, outcomes_of, require_an_answer
 from gateway.federation.federate import Federation
 from gateway.federation.holders import depends_on_holder, questions
 from gateway.federation.node import Node
@@ -50,13 +50,16 @@ class Paging:
         issues, reach, nodes = search.issues(), search.reach, search.nodes
         self.federation.check_bare_patient_id(search.query, search.found, nodes, issues)
         page = _cut(search.found, reach, issues, search.frontier)
+        if not page.items:
+            search.require_an_answer()
         items = list(page.items)
         if search.depends_on_holder and not reach.accepts:
             items, gaps = await self.federation.with_all_holders(items, search.rows(), nodes, ends)
             issues += gaps
         items = await self.federation.count_shared(items, issues, ends)
         page = replace(page, items=tuple(items), issues=tuple(dict.fromkeys(issues)))
-        return replace(page, more=True, total=None) if search.is_cut else page
+        goes_on = search.is_cut or (bool(page.items) and search.was_stopped)
+        return replace(page, more=True, total=None) if goes_on else page
 
 
 def _walks(federation: Federation, query: Query, nodes: Sequence[Node], reach: Reach, in_parts: bool) -> list[Walk]:
@@ -101,6 +104,15 @@ class _Search:
     @property
     def frontier(self) -> str:
         return min((walk.frontier for walk in self.walks), default=END)
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether a node failed in the middle: what it had not told yet may be found from where the page ends."""
+        return any(walk.failure is not None and walk.has_answered for walk in self.walks)
+
+    def require_an_answer(self) -> None:
+        """Raises NoNodeAnswered, or the only node's error, when every node failed, be it in the middle."""
+        require_an_answer([Outcome(walk.node, None, walk.failure) for walk in self.walks])
 
     async def run(self, ends: float) -> None:
         """Opens parts until the page is full and certain, or there is no more; what the deadline `ends` (on the loop's

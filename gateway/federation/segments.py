@@ -12,7 +12,7 @@ from datetime import date, timedelta
 from operator import itemgetter
 from typing import Any
 
-from gateway.federation.page import UNDATED, Sort, moment, moment_of
+from gateway.federation.page import UNDATED, Sort, day_of, moment, moment_of
 from gateway.model.dataset import text, texts
 from gateway.model.moments import da, parse_date
 from gateway.model.query import Match, Operator, Query
@@ -32,6 +32,8 @@ END = "\x7f"
 _SELECTIVE = frozenset({STUDY_UID, PATIENT_ID, OTHER_PATIENT_IDS, tag("AccessionNumber"), tag("StudyID")})
 _LADDER_YEARS = (1, 4, 10, 25, 60)
 _PARTS, _MOST_SAMPLES = 8, 2
+_LATER = "+"
+"""Behind a moment, before the next second."""
 _FIRST_DAY, _DAY = date(1800, 1, 1), timedelta(days=1)
 _CLOCKS = (6 * 3600, 3600, 600, 60)
 _LONGEST_PREFIX = 4
@@ -120,6 +122,10 @@ class Segment:
         """Whether a row that the node gave for it belongs to it: of the undated ones, those without a date."""
         return not self.undated or parse_date(text(row.attributes, STUDY_DATE)) is None
 
+    def end(self, sort: Sort) -> str:
+        """Of a day, the moment from which on nothing of it lies, in the order of `sort`."""
+        return moment(self.low, "000000" if sort is Sort.NEWEST else "235959", sort) + _LATER
+
     @property
     def name(self) -> str:
         """For people: 'StudyDate 20000101-20000131, Modality CT, PatientID A*'."""
@@ -137,6 +143,14 @@ def _range(tag_: str, low: str, high: str) -> Match:
     if low == high:
         return Match((tag_,), Operator.EXACT, (low,))
     return Match((tag_,), Operator.RANGE, (low, high))
+
+
+def from_moment(start: str, sort: Sort) -> list[Segment]:
+    """The parts that hold what lies from a moment on ('' for all): its day first, which may be all that a page needs."""
+    if start == UNDATED:
+        return [Segment(undated=True)]
+    day = day_of(start, sort)
+    return [Segment(day, day, dated=True), Segment()] if day else [Segment()]
 
 
 def is_broad(query: Query) -> bool:

@@ -9,9 +9,9 @@ from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeError
 from gateway.federation.fanout import in_parallel
 from gateway.federation.node import Node
-from gateway.federation.page import UNDATED, Sort, moment_of
+from gateway.federation.page import UNDATED, Sort, day_of, moment_of
 from gateway.federation.search import NodeSearch
-from gateway.federation.segments import END, Cutter, Segment, can_be_cut
+from gateway.federation.segments import END, Cutter, Segment, can_be_cut, from_moment
 from gateway.model.answer import Issue
 from gateway.model.dataset import text
 from gateway.model.patient import PatientKey
@@ -45,10 +45,14 @@ class Walk:
     issues: list[Issue] = field(default_factory=list)
     failure: NodeError | None = None
     has_answered: bool = False
-    _pending: list[Segment] = field(default_factory=lambda: [Segment()])
+    _pending: list[Segment] = field(init=False)
     _steps: int = _STEPS
     _deep_questions: int = 0
     _seen: str = ""
+
+    def __post_init__(self) -> None:
+        in_parts = self.ceiling is not None and can_be_cut(self.query)
+        self._pending = from_moment(self.start, self.sort) if in_parts else [Segment()]
 
     @property
     def sort(self) -> Sort:
@@ -61,7 +65,7 @@ class Walk:
     @property
     def frontier(self) -> str:
         """The moment before which everything is known, in the order of `sort`; END when all is."""
-        return END if self.is_done else self._pending[0].start(self.sort)
+        return END if self.is_done else max(self._pending[0].start(self.sort), self.start)
 
     async def advance(self) -> None:
         """Opens the next parts. Raises NodeError."""
@@ -70,7 +74,14 @@ class Walk:
         cut = await in_parallel(batch, self._open)
         self._pending[: len(batch)] = [part for parts in cut for part in parts if self._is_wanted(part)]
         self.has_answered = True
+        self._come_past_the_first_day()
         self._steps = self._stride(is_empty=len(self.rows) == before, is_dense=any(cut))
+
+    def _come_past_the_first_day(self) -> None:
+        """Once all of the day that the page begins on is known, nothing of it is asked for again."""
+        day = day_of(self.start, self.sort)
+        if self._pending and self._pending[0].is_everything and day:
+            self.start = max(self.start, Segment(day, day, dated=True).end(self.sort))
 
     def _stride(self, *, is_empty: bool, is_dense: bool) -> int:
         """How many parts are opened at once: as far as the first look saw studies; more over an empty stretch, one where

@@ -16,6 +16,7 @@ _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _PADDING = " \x00"
 _NO_TEXT = frozenset({"SQ", "PN", "AT", "UN"}) | BINARY_VRS
 _MOST_LOOKS = 8192
+_NOTHING = type(None)
 _WORDS = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
@@ -61,12 +62,18 @@ _looks: dict[tuple[object, object, type], tuple[str, type | None]] = {}
 never goes as it is."""
 
 
-def _learn(name: object, attribute: Any) -> None:
+def _learn(name: object, attribute: dict[str, Any]) -> None:
     """Lets the next one of this kind go as it is, if it may."""
     content, vr = attribute.get("Value"), attribute.get("vr")
-    if type(content) is list and len(content) == 1 and type(vr) is str and len(_looks) < _MOST_LOOKS:
-        tag, kind = _tag(name), type(content[0])
-        _looks[name, vr, kind] = tag, _looked_at_as(vr, kind) if vr in VRS and _vr(tag, vr) == vr else None
+    if type(vr) is not str or len(_looks) >= _MOST_LOOKS:
+        return
+    tag = _tag(name)
+    is_known = vr in VRS and _vr(tag, vr) == vr
+    if attribute.keys() == {"vr"}:
+        _looks[name, vr, _NOTHING] = tag, _NOTHING if is_known else None
+    elif type(content) is list and content:
+        kind = type(content[0])
+        _looks[name, vr, kind] = tag, _looked_at_as(vr, kind) if is_known else None
 
 
 def _looked_at_as(vr: str, kind: type) -> type | None:
@@ -78,16 +85,20 @@ def _looked_at_as(vr: str, kind: type) -> type | None:
 
 
 def _sound_tag(name: object, attribute: Any) -> str:
-    """Its tag where there is nothing to mend, as mostly: a VR and one value that goes as it is, a text, a name or a number.
-    Else ''."""
+    """Its tag where there is nothing to mend, as mostly: a VR alone, or with one value that goes as it is (a text, a name, a
+    number), or with several texts. Else ''."""
     try:
-        content = attribute["Value"]
-        value = content[0]
+        content = attribute.get("Value")
+        value = None if content is None else content[0]
         tag, looked_at_as = _looks[name, attribute["vr"], type(value)]
-    except (LookupError, TypeError):
+    except (LookupError, TypeError, AttributeError):
         return ""
-    if len(attribute) != 2 or len(content) != 1 or type(content) is not list:
+    if looked_at_as is _NOTHING:
+        return tag if len(attribute) == 1 else ""
+    if len(attribute) != 2 or type(content) is not list:
         return ""
+    if len(content) > 1:
+        return tag if looked_at_as is str and all(map(_is_sound_text, content)) else ""
     if looked_at_as is dict:
         value = value.get("Alphabetic") if len(value) == 1 else None
         looked_at_as = str if type(value) is str else None
@@ -96,6 +107,10 @@ def _sound_tag(name: object, attribute: Any) -> str:
     if looked_at_as is int:
         return tag if -(2**63) <= value < 2**64 else ""
     return tag if looked_at_as is float and isfinite(value) else ""
+
+
+def _is_sound_text(value: object) -> bool:
+    return type(value) is str and value != "" and value[0] not in _PADDING and value[-1] not in _PADDING
 
 
 def _attribute(tag: str, attribute: object) -> Attribute:

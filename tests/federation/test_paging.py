@@ -14,6 +14,7 @@ import pytest
 
 from gateway.simulators.bulk import ct_series
 from tests.catalogue import CatalogueNodes, Row, catalogue_nodes, made_up
+from tests.federation.flaky import Flaky
 from tests.running import Gateway, files_node
 
 STUDIES = 2400
@@ -175,6 +176,38 @@ def test_what_limited_nodes_keep_back_lies_in_parts_declared_incomplete(
         parts = [part for node, part in declared if node == f"n{number:02d}"]
         for row in held:
             assert row["StudyInstanceUID"] not in missing or any(lies_in(row, part) for part in parts), row
+
+
+@pytest.fixture
+def breaking(nodes: CatalogueNodes) -> Iterator[tuple[Flaky, list[dict[str, Any]]]]:
+    """The nodes, the first of them behind a proxy that can hang up; nobody asks twice or gives it up."""
+    with Flaky(int(nodes[0].rpartition(":")[2])) as flaky:
+        tables = nodes.tables(retries=0, breaker={"failures": 0})
+        tables[0]["connection"] = {"url": f"http://127.0.0.1:{flaky.port}"}
+        yield flaky, tables
+
+
+def test_a_walk_goes_on_behind_a_page_in_which_a_node_broke_off(breaking: tuple[Flaky, list[dict[str, Any]]]) -> None:
+    flaky, tables = breaking
+    with Gateway(tables, secret=SECRET) as gateway:
+        flaky.hang_up("StudyDate=-", 10_000)  # the oldest part
+        pages = list(bundles(gateway.client, "/fhir/ImagingStudy?_count=500"))
+    counted = Counter(uid for page in pages for uid in uids(page))
+    missing = set(TRUTH) - set(counted)
+    assert set(counted.values()) == {1}
+    assert missing <= {row["StudyInstanceUID"] for row in ROWS[0] if not row["StudyDate"]}
+    *_, broken, _ = pages
+    assert uids(broken)
+    assert diagnostics(broken) == ["node n00: closed the connection without an answer"]
+
+
+def test_when_every_node_breaks_off_before_a_result_is_certain_that_is_an_error(
+    breaking: tuple[Flaky, list[dict[str, Any]]],
+) -> None:
+    flaky, tables = breaking
+    with Gateway(tables[:1], secret=SECRET) as gateway:
+        flaky.hang_up("StudyDate", 10_000)
+        assert gateway.get("/fhir/ImagingStudy?_count=5").status_code == 503
 
 
 def test_a_study_that_arrives_between_two_pages_moves_no_row(tmp_path: Path) -> None:

@@ -257,6 +257,7 @@ def test_the_children_of_a_record_keep_together_what_belongs_together():
 )  # fmt: skip
 def test_the_small_mistakes_of_servers_are_mended(sent, mended):
     assert sanitize(sent) == mended
+    assert sanitize(sent) == mended, "what was learned from the first one"
 
 
 @pytest.mark.parametrize(
