@@ -89,7 +89,7 @@ def _sound_tag(name: object, attribute: Any) -> str:
     number), or with several texts. Else ''."""
     try:
         content = attribute.get("Value")
-        value = None if content is None else content[0]
+        value: Any = None if content is None else content[0]
         tag, looked_at_as = _looks[name, attribute["vr"], type(value)]
     except (LookupError, TypeError, AttributeError):
         return ""
