@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from gateway.edge import negotiation, shown, studykeys
+from gateway.edge import negotiation, profiles, shown, studykeys
 from gateway.edge.criteria import Criteria, Key, add
 from gateway.edge.imagingstudy import Renderer
+from gateway.edge.profiles import Profile
 from gateway.edge.searchgrammar import Name, NotSupported, alternatives, name_of, one_of, plain, single
 from gateway.edge.shown import Shown
 from gateway.errors import InvalidQuery
@@ -36,6 +37,7 @@ class StudySearch(Criteria):
     shown: Shown = field(default_factory=Shown)
     cursor: str = ""
     total: str = ""
+    profile: Profile | None = None
 
     @property
     def summary(self) -> str:
@@ -120,6 +122,11 @@ async def _total(search: StudySearch, values: list[str]) -> None:
     search.total = one_of(single(values, "_total"), TOTALS, "_total")
 
 
+async def _profile(search: StudySearch, values: list[str]) -> None:
+    """The form of the results; it selects none of them."""
+    search.profile = profiles.named(plain(single(values, "_profile")), "5.0" if search.renderer.is_r5 else "4.0")
+
+
 async def _include(search: StudySearch, values: list[str]) -> None:
     _add_includes(search, values, INCLUDES, "_include")
 
@@ -157,12 +164,13 @@ RESULTS: dict[str, Adder] = {
     "_total": _total,
     "_include": _include,
     "_include:iterate": _iterate,
+    "_profile": _profile,
     "_cursor": _cursor,
     "_format": _nothing,
     "node": _nothing,
 }
 """How results are given: by the parameter's name."""
-_ONCE = frozenset({"_count", "_sort", "_summary", "_elements", "_cursor", "_total"})
+_ONCE = frozenset({"_count", "_sort", "_summary", "_elements", "_cursor", "_total", "_profile"})
 
 PARAMETERS: Sequence[str] = (*KEYS, *RESULTS)
 """The names that a search may have, but for modifiers."""

@@ -406,6 +406,42 @@ def test_the_capability_statement_is_true_line_by_line(demo: Demo) -> None:
                 assert demo.get(f"{root}/{kind}?_include={each}&_count=1").status_code == 200
 
 
+@pytest.mark.parametrize("accept", ["application/fhir+json", "application/fhir+xml"])
+def test_what_the_caller_has_already_is_not_sent_again(demo: Demo, accept: str) -> None:
+    """Searches and reads; a partial answer (a node of the federation is down) is never one that may be had already."""
+    (study,) = search(demo, "node=ee-tartu&_count=1")["entry"][:1]
+    paths = (
+        "/fhir/ImagingStudy?node=ee-tartu&_count=2",
+        "/fhir/r5/ImagingStudy?node=ee-tartu&_count=2",
+        f"/fhir/ImagingStudy/{study['resource']['id']}?node=ee-tartu",
+        "/fhir/Patient?birthdate=ge1900&node=ee-tartu",
+        "/fhir/Endpoint?_id=ee-tartu",
+        "/fhir/Organization/ee-tartu",
+        "/fhir/metadata",
+    )
+    seen = set()
+    for path in paths:
+        first = demo.get(path, headers={"accept": accept})
+        assert first.status_code == 200
+        seen.add(first.headers["etag"])
+        for tag in (first.headers["etag"], f'W/{first.headers["etag"]}, "other"'):
+            again = demo.get(path, headers={"accept": accept, "if-none-match": tag})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"]), path
+        other = demo.get(path, headers={"accept": accept, "if-none-match": '"other"'})
+        assert other.status_code == 200
+    assert len(seen) == len(paths)
+    assert "etag" not in demo.get("/fhir/ImagingStudy?_count=2", headers={"accept": accept}).headers
+
+
+def test_reports_and_orders_are_refused_by_name(demo: Demo) -> None:
+    for root in ("/fhir", "/fhir/r4", "/fhir/r5"):
+        for kind in ("DiagnosticReport", "ServiceRequest"):
+            for path in (f"{root}/{kind}?patient=1", f"{root}/{kind}/1"):
+                answer = demo.get(path)
+                assert answer.status_code == 404
+                assert answer.json()["issue"][0]["diagnostics"].startswith(f"{kind} is not served")
+
+
 def test_names_are_taken_apart() -> None:
     assert name_of("subject:Patient.name:exact") == Name("subject", "Patient", "name", "exact")
     assert name_of("patient:identifier") == Name("patient", modifier="identifier")
