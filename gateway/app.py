@@ -130,7 +130,7 @@ def _cors(settings: Settings) -> list[Middleware]:
         Middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "OPTIONS"],
+            allow_methods=["GET", "OPTIONS", "POST"],
             allow_headers=["Accept", "Authorization", "If-None-Match", "Prefer", "traceparent"],
             expose_headers=exposed,
         )

@@ -350,9 +350,21 @@ def test_a_patient_is_found_by_identifier_name_birth_date_and_id(demo: Demo) -> 
         "birthdate=x",
         "_sort=name",
         "_revinclude=ImagingStudy:patient",
+        "birthdate=2000&_revinclude=Observation:subject",
         "_id=Device/1",
     ):
         assert demo.get(f"/fhir/Patient?{bad}").status_code == 400, bad
+
+
+def test_a_patient_s_studies_come_with_it_and_nobody_else_s(demo: Demo) -> None:
+    page = demo.get("/fhir/Patient?birthdate=ge1900&_count=3&_revinclude=ImagingStudy:patient").json()
+    matched = {e["resource"]["id"] for e in page["entry"] if e["search"]["mode"] == "match"}
+    studies = [e["resource"] for e in page["entry"] if e["search"]["mode"] == "include"]
+    assert len(matched) == 3
+    assert {one["subject"]["reference"].removeprefix("Patient/") for one in studies} == matched
+    wanted = [uids(search(demo, f"patient={identifier}&_count=1000")) for identifier in matched]
+    found = [one["identifier"][0]["value"].removeprefix("urn:oid:") for one in studies]
+    assert sorted(found) == sorted(uid for each in wanted for uid in each)
 
 
 @pytest.mark.parametrize(("query", "wanted"), [
@@ -402,6 +414,10 @@ def test_the_capability_statement_is_true_line_by_line(demo: Demo) -> None:
                 assert tables[kind][one["name"]].type == one["type"]
                 for modifier in tables[kind][one["name"]].all_modifiers:
                     assert f":{modifier}" in one["documentation"]
+            for each in resource.get("searchRevInclude", ()):
+                assert demo.get(f"{root}/{kind}?birthdate=ge1900&_revinclude={each}&_count=1").status_code == 200
+            for each in resource.get("supportedProfile", ()):
+                assert demo.get(f"{root}/{kind}?_profile={each}&_count=1").status_code == 200
             for each in resource.get("searchInclude", ()):
                 assert demo.get(f"{root}/{kind}?_include={each}&_count=1").status_code == 200
 
