@@ -15,6 +15,7 @@ from gateway.edge import directory, fhirsearch, patientkeys, studykeys
 from gateway.edge.searchgrammar import Name, alternatives, fields, name_of, plain, token
 from gateway.model.folding import fold_name
 from gateway.simulators.corpus import HeldStudy
+from tests.running import Gateway
 
 Resource = dict[str, Any]
 ACSN = "http://terminology.hl7.org/CodeSystem/v2-0203|ACSN"
@@ -274,12 +275,32 @@ def test_two_hospitals_with_one_patient_id_are_never_one(demo: Demo) -> None:
     assert one != other
 
 
+@pytest.mark.parametrize("query", ["bodysite:missing=true", "bodysite:not=BREAST", "dicom-class:not=1.2.3"])
+def test_a_node_that_cannot_say_what_is_to_be_left_out_shows_nothing_and_is_named(demo: Demo, query: str) -> None:
+    """fr-lyon may look below one study only, which is too few to know; the other node answers as it does alone."""
+    tables = [table for table in demo.tables if table["id"] in ("fr-lyon", "ee-tartu")]
+    tables = [{**table, "descent_parents": 1} if table["id"] == "fr-lyon" else table for table in tables]
+    with Gateway(tables) as gateway:
+        bundle = gateway.get(f"/fhir/ImagingStudy?{query}&_count=1000").json()
+    told = [
+        i["diagnostics"] for e in bundle["entry"] if e["search"]["mode"] == "outcome" for i in e["resource"]["issue"]
+    ]
+    assert any("fr-lyon" in text for text in told)
+    assert "total" not in bundle
+    matches = [e["resource"] for e in bundle["entry"] if e["search"]["mode"] == "match"]
+    assert not [one for one in matches if {"reference": "Endpoint/fr-lyon"} in one["endpoint"]]
+    alone = uids(search(demo, f"{query}&node=ee-tartu&_count=1000"))
+    assert set(uids(bundle)) <= set(alone)
+    assert len(uids(bundle)) > 0
+
+
 def test_posting_a_search_is_getting_it(demo: Demo) -> None:
-    got = search(demo, "modality=MG&started=ge2025-01-01&_count=3")
+    got = search(demo, "modality=CT&node=ee-tartu&_count=1")
+    assert uids(got)
     for query, form in (
-        ("", {"modality": "MG", "started": "ge2025-01-01", "_count": "3"}),
-        ("?modality=MG", {"started": "ge2025-01-01", "_count": "3"}),
-        ("?modality=MG&started=ge2025-01-01&_count=3", {}),
+        ("", {"modality": "CT", "node": "ee-tartu", "_count": "1"}),
+        ("?modality=CT", {"node": "ee-tartu", "_count": "1"}),
+        ("?modality=CT&node=ee-tartu&_count=1", {}),
     ):
         posted = demo.gateway.client.post(f"/fhir/ImagingStudy/_search{query}", data=form)
         assert posted.status_code == 200, posted.text[:300]
