@@ -153,7 +153,7 @@ async def _cursor(search: StudySearch, values: list[str]) -> None:
 
 
 async def _nothing(search: StudySearch, values: list[str]) -> None:
-    """_format was negotiated already; node was taken as the selection of nodes."""
+    """_format and _pretty were negotiated already; node was taken as the selection of nodes."""
 
 
 RESULTS: dict[str, Adder] = {
@@ -167,6 +167,7 @@ RESULTS: dict[str, Adder] = {
     "_profile": _profile,
     "_cursor": _cursor,
     "_format": _nothing,
+    "_pretty": _nothing,
     "node": _nothing,
 }
 """How results are given: by the parameter's name."""

@@ -20,7 +20,7 @@ from gateway.federation.page import Cursor, Position
 from gateway.model.answer import Issue
 
 TOTALS = ("none", "estimate", "accurate")
-RESULTS = ("_count", "_summary", "_elements", "_total", "_cursor", "_format", "node")
+RESULTS = ("_count", "_summary", "_elements", "_total", "_cursor", "_format", "_pretty", "node")
 """How results are given, the same for every listing."""
 
 AddKey = Callable[[Name, str, list[str]], Awaitable[None]]

@@ -313,6 +313,14 @@ def test_posting_a_search_is_getting_it(demo: Demo) -> None:
     assert uids(twice.json()) == uids(search(demo, "modality=CT&modality=RTSTRUCT"))
 
 
+def test_pretty_json_is_the_same_json(demo: Demo) -> None:
+    for path in ("ImagingStudy?node=ee-tartu&_count=1", "Endpoint?_id=ee-tartu", "Organization/ee-tartu"):
+        separator = "&" if "?" in path else "?"
+        pretty = demo.get(f"/fhir/{path}{separator}_pretty=true").text
+        assert pretty.startswith('{\n  "resourceType"')
+        assert demo.get(f"/fhir/{path}{separator}_pretty=false").text.startswith('{"resourceType"')
+
+
 def test_included_resources_go_on_to_what_they_refer_to(demo: Demo) -> None:
     def included(query: str) -> set[str]:
         bundle = search(demo, f"node=ee-tartu&_count=2&{query}")
