@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     validate_fhir: bool = Field(
         False, description="true holds every FHIR answer against fhir.resources first; slow, for testing"
     )
+    fhir_profile: str = Field(
+        "base", pattern="^(base|eu|mii)$", description="profile of ImagingStudy where _profile names none"
+    )
     page_size: int = Field(50, ge=1, le=1000, description="FHIR page size when _count is absent")
 
     secret: SecretStr | None = Field(

@@ -105,7 +105,8 @@ async def _search(
     states = context.pipeline.node_states(context.caller)
     chosen = [state for state in states if not context.nodes or state.id in context.nodes]
     resources = [render(state) for state in chosen]
-    return listing.respond(asked, asked_for, [one for one in resources if all(test(one) for test in tests)])
+    found = [one for one in resources if all(test(one) for test in tests)]
+    return listing.respond(asked, asked_for, listing.paged(asked, asked_for, found))
 
 
 def _test(key: Key, name: Name, text: str, values: list[str], base: str) -> Callable[[Resource], bool]:

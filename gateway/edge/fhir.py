@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gateway.edge import directory, patientsearch, shown, studysearch
+from gateway.edge import directory, patientsearch, profiles, shown, studysearch
 from gateway.edge.fhirmeta import capability_statement
 from gateway.edge.fhirrequest import Answer, FhirRequest, handler, posted
 from gateway.edge.identifiers import uid_of_id
@@ -21,6 +21,10 @@ _SEARCHES: dict[str, tuple[Answer, str]] = {
     "/Endpoint": (directory.search_endpoints, "fhir-search-endpoint"),
     "/Organization": (directory.search_organizations, "fhir-search-organization"),
 }
+_NOT_SERVED = {
+    "DiagnosticReport": "reports are not asked of the nodes; search ImagingStudy",
+    "ServiceRequest": "orders are not asked of the nodes; ImagingStudy.basedOn has their accession number",
+}
 
 
 def routes(version: str | None) -> list[BaseRoute]:
@@ -32,7 +36,11 @@ def routes(version: str | None) -> list[BaseRoute]:
         "/Endpoint/{id}": (directory.read_endpoint, "fhir-read-endpoint"),
         "/Organization/{id}": (directory.read_organization, "fhir-read-organization"),
     }
-    found: list[BaseRoute] = []
+    found: list[BaseRoute] = [
+        Route(path, handler(version, _refusal(kind)), name="fhir-not-served")
+        for kind in _NOT_SERVED
+        for path in (f"/{kind}", f"/{kind}/{{id}}")
+    ]
     for path, (answer, name) in _SEARCHES.items():
         endpoint = handler(version, answer)
         found.append(Route(path, endpoint, methods=["GET"], name=name))
@@ -43,6 +51,13 @@ def routes(version: str | None) -> list[BaseRoute]:
     return found
 
 
+def _refusal(kind: str) -> Answer:
+    async def refuse(asked: FhirRequest) -> Response:
+        raise NotFound(f"{kind} is not served: {_NOT_SERVED[kind]}")
+
+    return refuse
+
+
 async def _metadata(asked: FhirRequest) -> Response:
     return asked.respond(capability_statement(is_r5=asked.renderer.is_r5, root=asked.root))
 
@@ -50,6 +65,8 @@ async def _metadata(asked: FhirRequest) -> Response:
 async def _read_study(asked: FhirRequest) -> Response:
     identifier, context, renderer = asked.request.path_params["id"], asked.context, asked.renderer
     wanted = shown.of_query(asked.query, "ImagingStudy", is_r5=renderer.is_r5)
+    named = asked.query.get("_profile")
+    profile = profiles.named(named, asked.format.version) if named else asked.profile
     try:
         uid = uid_of_id(identifier)
     except InvalidQuery:
@@ -69,7 +86,7 @@ async def _read_study(asked: FhirRequest) -> Response:
 
     answer = await context.pipeline.study(context.caller, uid, context.nodes, choose)
     with stage("render"):
-        resource = wanted.of(renderer.tree(answer.items[0]))
+        resource = wanted.of(profile.of(renderer.tree(answer.items[0]), is_r5=renderer.is_r5))
     if answer.issues:
         resource = shown.tagged(resource)
     await renderer.patients.flush()

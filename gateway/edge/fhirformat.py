@@ -22,10 +22,11 @@ FORMATS = ("json", "xml")
 
 @dataclass(frozen=True, slots=True)
 class FhirFormat:
-    """The version, '4.0' or '5.0', and whether XML is wanted rather than JSON."""
+    """The version, '4.0' or '5.0', and whether XML is wanted rather than JSON. `is_pretty` indents JSON."""
 
     version: str = "4.0"
     is_xml: bool = False
+    is_pretty: bool = False
 
     @property
     def is_r5(self) -> bool:
@@ -40,7 +41,9 @@ class FhirFormat:
         return f"{self.essence}; fhirVersion={self.version}"
 
     def encode(self, resource: dict[str, Any]) -> bytes:
-        return fhirxml.encode(resource, is_r5=self.is_r5) if self.is_xml else orjson.dumps(resource)
+        if self.is_xml:
+            return fhirxml.encode(resource, is_r5=self.is_r5)
+        return orjson.dumps(resource, option=orjson.OPT_INDENT_2 if self.is_pretty else None)
 
 
 def negotiated(request: Request, path_version: str | None) -> FhirFormat:
@@ -51,7 +54,7 @@ def negotiated(request: Request, path_version: str | None) -> FhirFormat:
     for range_ in ranges:
         is_xml = _is_xml(range_)
         if is_xml is not None:
-            return FhirFormat(_version(range_, path_version), is_xml)
+            return FhirFormat(_version(range_, path_version), is_xml, request.query_params.get("_pretty") == "true")
     raise NotAcceptable(
         "FHIR resources are available as application/fhir+json and application/fhir+xml",
         parameter="_format" if asked else "Accept",

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from gateway import __version__
-from gateway.edge import directory, fhirsearch, patientkeys, studykeys
+from gateway.edge import directory, fhirsearch, patientkeys, patientsearch, studykeys
 from gateway.edge.fhirformat import FORMATS
+from gateway.edge.profiles import BASE, PROFILES
 
 _CREATED = "2026-11-26"
 _EXPORT = [{"name": "export", "definition": "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export"}]
@@ -26,8 +27,8 @@ class _Key(Protocol):
 def capability_statement(*, is_r5: bool, root: str) -> dict[str, Any]:
     """What this root serves, in its own version."""
     resources = [
-        _resource("ImagingStudy", _study_keys(is_r5), includes=[*fhirsearch.INCLUDES]),
-        _resource("Patient", patientkeys.KEYS),
+        _resource("ImagingStudy", _study_keys(is_r5), _study_extras(is_r5)),
+        _resource("Patient", patientkeys.KEYS, {"searchRevInclude": list(patientsearch.REVERSE_INCLUDES)}),
         _resource("Endpoint", directory.ENDPOINT),
         _resource("Organization", directory.ORGANIZATION),
     ]
@@ -51,11 +52,15 @@ def _study_keys(is_r5: bool) -> dict[str, _Key]:
     return {name: key for name, key in studykeys.KEYS.items() if name not in other}
 
 
-def _resource(kind: str, keys: Mapping[str, _Key], *, includes: list[str] | None = None) -> dict[str, Any]:
+def _study_extras(is_r5: bool) -> dict[str, Any]:
+    version = "5.0" if is_r5 else "4.0"
+    served = [profile.url for profile in PROFILES if version in profile.versions and profile is not BASE]
+    return {"supportedProfile": served, "searchInclude": [*fhirsearch.INCLUDES]}
+
+
+def _resource(kind: str, keys: Mapping[str, _Key], extras: Mapping[str, Any] | None = None) -> dict[str, Any]:
     resource: dict[str, Any] = {"type": kind, "interaction": [{"code": "read"}, {"code": "search-type"}]}
-    resource["versioning"] = "no-version"
-    if includes:
-        resource["searchInclude"] = includes
+    resource |= {"versioning": "no-version", **(extras or {})}
     resource["searchParam"] = [_parameter(name, key) for name, key in keys.items()]
     return resource
 

@@ -11,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from gateway.edge import problems, validity
+from gateway.edge import problems, profiles, validity
 from gateway.edge.context import Context, context_of, mark_cacheable, revalidated
 from gateway.edge.fhirformat import FhirFormat, negotiated
 from gateway.edge.imagingstudy import Renderer, Resource
+from gateway.edge.profiles import Profile
 from gateway.errors import InvalidQuery, TooLarge
 from gateway.model.answer import Issue
 from gateway.telemetry import stage
@@ -43,6 +44,11 @@ class FhirRequest:
             if found:
                 return found[1].lower() == "lenient"
         return False
+
+    @property
+    def profile(self) -> Profile:
+        """The form of an ImagingStudy where the request names none."""
+        return profiles.configured(self.context.settings.fhir_profile, self.format.version)
 
     @property
     def query(self) -> Mapping[str, str]:

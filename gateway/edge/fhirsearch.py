@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from gateway.edge import negotiation, shown, studykeys
+from gateway.edge import negotiation, profiles, shown, studykeys
 from gateway.edge.criteria import Criteria, Key, add
 from gateway.edge.imagingstudy import Renderer
+from gateway.edge.profiles import Profile
 from gateway.edge.searchgrammar import Name, NotSupported, alternatives, name_of, one_of, plain, single
 from gateway.edge.shown import Shown
 from gateway.errors import InvalidQuery
@@ -37,6 +38,7 @@ class StudySearch(Criteria):
     shown: Shown = field(default_factory=Shown)
     cursor: str = ""
     total: str = ""
+    profile: Profile | None = None
 
     @property
     def summary(self) -> str:
@@ -127,6 +129,11 @@ async def _total_method(search: StudySearch, values: list[str]) -> None:
     search.total = _TOTAL_METHODS[method]
 
 
+async def _profile(search: StudySearch, values: list[str]) -> None:
+    """The form of the results; it selects none of them."""
+    search.profile = profiles.named(plain(single(values, "_profile")), "5.0" if search.renderer.is_r5 else "4.0")
+
+
 async def _include(search: StudySearch, values: list[str]) -> None:
     _add_includes(search, values, INCLUDES, "_include")
 
@@ -153,7 +160,7 @@ async def _cursor(search: StudySearch, values: list[str]) -> None:
 
 
 async def _nothing(search: StudySearch, values: list[str]) -> None:
-    """_format was negotiated already; node was taken as the selection of nodes."""
+    """_format and _pretty were negotiated already; node was taken as the selection of nodes."""
 
 
 RESULTS: dict[str, Adder] = {
@@ -165,12 +172,14 @@ RESULTS: dict[str, Adder] = {
     "_totalMethod": _total_method,
     "_include": _include,
     "_include:iterate": _iterate,
+    "_profile": _profile,
     "_cursor": _cursor,
     "_format": _nothing,
+    "_pretty": _nothing,
     "node": _nothing,
 }
 """How results are given: by the parameter's name."""
-_ONCE = frozenset({"_count", "_sort", "_summary", "_elements", "_cursor", "_total"})
+_ONCE = frozenset({"_count", "_sort", "_summary", "_elements", "_cursor", "_total", "_profile"})
 
 PARAMETERS: Sequence[str] = (*KEYS, *RESULTS)
 """The names that a search may have, but for modifiers."""

@@ -123,6 +123,7 @@ class Renderer:
             resource["modality"] = [self._modality(one) for one in modalities]
         resource["subject"] = self._subject(found)
         _put(resource, "started", self.started(found))
+        _put(resource, "basedOn", [_order(identifier) for identifier in self._accessions(found)])
         referrer = display_name(attributes, REFERRER)
         if referrer:
             resource["referrer"] = {"display": referrer}
@@ -135,6 +136,9 @@ class Renderer:
     def identifiers(self, found: Found) -> Iterable[Resource]:
         """The StudyInstanceUID and, where there is one, the accession number with its issuer."""
         yield {"system": DICOM_UID, "value": f"urn:oid:{found.study}"}
+        yield from self._accessions(found)
+
+    def _accessions(self, found: Found) -> Iterable[Resource]:
         accession = text(found.attributes, ACCESSION)
         if accession:
             identifier: Resource = {"type": {"coding": [{"system": V2_0203, "code": "ACSN"}]}}
@@ -231,6 +235,11 @@ class Renderer:
 def status(attributes: Dataset) -> str:
     """ImagingStudy.status from Instance Availability (0008,0056)."""
     return _STATUS.get(text(attributes, INSTANCE_AVAILABILITY), "available")
+
+
+def _order(identifier: Resource) -> Resource:
+    """The order, known by its accession number alone."""
+    return {"type": "ServiceRequest", "identifier": identifier}
 
 
 def _availability(attributes: Dataset) -> Resource:

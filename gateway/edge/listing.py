@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from starlette.responses import Response
 
@@ -19,7 +20,7 @@ from gateway.federation.page import Cursor, Position
 from gateway.model.answer import Issue
 
 TOTALS = ("none", "estimate", "accurate")
-RESULTS = ("_count", "_summary", "_elements", "_total", "_cursor", "_format", "node")
+RESULTS = ("_count", "_summary", "_elements", "_total", "_cursor", "_format", "_pretty", "node")
 """How results are given, the same for every listing."""
 
 AddKey = Callable[[Name, str, list[str]], Awaitable[None]]
@@ -77,8 +78,17 @@ def unsupported(kind: str, text: str) -> NotSupported:
     )
 
 
-def respond(asked: FhirRequest, listing: Listing, found: Iterable[Resource], issues: Sequence[Issue] = ()) -> Response:
-    """One page of what was found. Raises InvalidQuery for a cursor of another search."""
+@dataclass(frozen=True, slots=True)
+class Paged:
+    """The resources of one page, out of `total`; `next` is the cursor behind them, '' for none."""
+
+    items: Sequence[Resource]
+    total: int
+    next: str
+
+
+def paged(asked: FhirRequest, listing: Listing, found: Iterable[Resource]) -> Paged:
+    """The page asked for, of what was found. Raises InvalidQuery for a cursor of another search."""
     everything = sorted(found, key=lambda one: str(one["id"]))
     named = digest(asked, listing.kind, listing.used)
     cursor = Cursor(asked.request.app.state.cursor_secret)
@@ -89,12 +99,24 @@ def respond(asked: FhirRequest, listing: Listing, found: Iterable[Resource], iss
     count = asked.context.settings.page_size if listing.count is None else listing.count
     items = rest[: 0 if listing.shown.summary == "count" else count]
     onward = cursor.seal(Position("", str(items[-1]["id"]), ""), named) if items and len(rest) > len(items) else ""
+    return Paged(items, len(everything), onward)
+
+
+def respond(
+    asked: FhirRequest,
+    listing: Listing,
+    page: Paged,
+    issues: Sequence[Issue] = (),
+    included: Mapping[str, Resource] = MappingProxyType({}),
+) -> Response:
+    """The page as a searchset, with what was included by reference."""
     bundle = Searchset(
         listing.kind,
         listing.used,
-        [listing.shown.of(one) for one in items],
-        outcome=outcome_of(issues, listing.ignored),
-        total=None if issues or listing.total == "none" else len(everything),
-        next=onward,
+        [listing.shown.of(one) for one in page.items],
+        included,
+        outcome_of(issues, listing.ignored),
+        None if issues or listing.total == "none" else page.total,
+        page.next,
     ).bundle(asked)
     return asked.respond(bundle, complete=not issues and not listing.ignored)

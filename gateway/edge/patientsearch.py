@@ -10,7 +10,7 @@ from gateway.edge import listing, patientkeys, shown
 from gateway.edge.criteria import Criteria, add
 from gateway.edge.fhirrequest import FhirRequest
 from gateway.edge.imagingstudy import Resource
-from gateway.edge.searchgrammar import Name
+from gateway.edge.searchgrammar import Name, one_of
 from gateway.errors import InvalidQuery, NotFound
 from gateway.federation.federate import absent
 from gateway.federation.page import Page, Reach
@@ -19,14 +19,19 @@ from gateway.model.patient import PatientKey
 from gateway.model.query import Match, Operator, Query
 from gateway.model.vocabulary import ISSUER, PATIENT_ID, Level
 
+REVERSE_INCLUDES = ("ImagingStudy:patient", "ImagingStudy:subject")
+
 
 async def search(asked: FhirRequest) -> Response:
     """By identifier, name, birth date or id; without any of them it is refused, since it would list everybody."""
     context = asked.context
     context.pipeline.policy.require(context.caller, "Patient", "s")
-    criteria = Criteria(asked.renderer)
+    criteria, referring = Criteria(asked.renderer), set[str]()
 
     async def add_key(name: Name, text: str, values: list[str]) -> None:
+        if text == "_revinclude":
+            referring.update(one_of(value, REVERSE_INCLUDES, text) for value in values)
+            return
         key = patientkeys.KEYS.get(name.key)
         if key is None or name.type:
             raise listing.unsupported("Patient", text)
@@ -42,10 +47,27 @@ async def search(asked: FhirRequest) -> Response:
     if not criteria.impossible:
         reach = Reach(accepts=criteria.accepts if criteria.conditions else None)
         page = await context.pipeline.search(context.caller, criteria.query, context.nodes, reach, resource="Patient")
-    issues = (*page.issues, *(Issue("", NotFound.code, text) for text in criteria.unknown))
-    response = listing.respond(asked, asked_for, _patients(asked, page.items), issues)
+    issues = [*page.issues, *(Issue("", NotFound.code, text) for text in criteria.unknown)]
+    patients = listing.paged(asked, asked_for, _patients(asked, page.items))
+    studies = await _studies_of(asked, patients.items) if referring and patients.items else Page()
+    issues += [issue for issue in studies.issues if issue not in issues]
+    response = listing.respond(asked, asked_for, patients, issues, _by_reference(asked, studies.items))
     await asked.renderer.patients.flush()
     return response
+
+
+async def _studies_of(asked: FhirRequest, patients: Iterable[Resource]) -> Page:
+    """Every study of these patients, whatever they were found by."""
+    keys = [await asked.renderer.patients.key_of(str(one["id"])) for one in patients]
+    theirs = Criteria(asked.renderer)
+    theirs.add_patients([key for key in keys if key])
+    context, reach = asked.context, Reach(accepts=theirs.accepts)
+    return await context.pipeline.search(context.caller, theirs.query, context.nodes, reach)
+
+
+def _by_reference(asked: FhirRequest, studies: Iterable[Found]) -> dict[str, Resource]:
+    rendered = (asked.profile.of(asked.renderer.study(one), is_r5=asked.renderer.is_r5) for one in studies)
+    return {f"ImagingStudy/{one['id']}": one for one in rendered}
 
 
 def _patients(asked: FhirRequest, found: Iterable[Found]) -> list[Resource]:

@@ -12,7 +12,20 @@ from gateway.edge.fhirrequest import FhirRequest
 from gateway.edge.imagingstudy import Resource
 from gateway.model.answer import Issue
 
-NOT_OF_THE_SEARCH = frozenset({"_count", "_format", "_summary", "_elements", "_include", "_include:iterate", "_total"})
+NOT_OF_THE_SEARCH = frozenset(
+    {
+        "_count",
+        "_format",
+        "_pretty",
+        "_summary",
+        "_elements",
+        "_include",
+        "_include:iterate",
+        "_revinclude",
+        "_total",
+        "_profile",
+    }
+)
 """Parameters that may change between the pages of one walk."""
 
 

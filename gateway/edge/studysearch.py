@@ -11,6 +11,7 @@ from gateway.edge import problems
 from gateway.edge.fhirrequest import FhirRequest
 from gateway.edge.fhirsearch import StudySearch, parse
 from gateway.edge.imagingstudy import Resource
+from gateway.edge.profiles import Profile
 from gateway.edge.qido import query_pairs
 from gateway.edge.searchset import Searchset, digest, outcome_of
 from gateway.errors import NotFound
@@ -78,10 +79,14 @@ def _searchset(asked: FhirRequest, search: StudySearch, page: Page, issues: Sequ
     is_estimate = search.total == "estimate" and page.total is None
     if is_estimate:
         outcome.append(_estimated())
+    profile = search.profile or asked.profile
+    studies = [profile.of(asked.renderer.study(found), is_r5=asked.renderer.is_r5) for found in items]
+    if not all(map(profile.is_met_by, studies)):
+        outcome.append(_not_met(profile))
     return Searchset(
         "ImagingStudy",
         search.used,
-        [search.shown.of(asked.renderer.study(found)) for found in items],
+        [search.shown.of(study) for study in studies],
         included(asked, search.includes, items),
         outcome,
         len(page.items) + page.beyond if is_estimate else _total(search, page, issues),
@@ -96,6 +101,11 @@ def _total(search: StudySearch, page: Page, issues: Sequence[Issue]) -> int | No
 def _estimated() -> Mapping[str, object]:
     text = "the total is an estimate: there are at least so many; _total=accurate counts them all"
     return problems.outcome_issue("information", "informational", "GW209", text, "_total")
+
+
+def _not_met(profile: Profile) -> Mapping[str, object]:
+    text = f"not every result can meet the profile {profile.url}: those that do say so in meta.profile"
+    return problems.outcome_issue("information", "informational", "GW101", text, "_profile")
 
 
 def _onward(asked: FhirRequest, search: StudySearch, page: Page, items: Sequence[Found]) -> str:

@@ -104,6 +104,7 @@ def modelled(version: str, held: StudyTree) -> bytes:
         modality=[make.coded(DCM, "CT")],
         subject=patient,
         started="2025-01-01T10:15:00+01:00",
+        basedOn=[make.Reference(type="ServiceRequest", identifier=make.Identifier(type=accession, value="A1"))],
         referrer=make.Reference(display="Jane Roe"),
         endpoint=[make.Reference(reference="Endpoint/one")],
         numberOfSeries=SERIES,

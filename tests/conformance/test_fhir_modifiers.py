@@ -15,6 +15,7 @@ from gateway.edge import directory, fhirsearch, patientkeys, studykeys
 from gateway.edge.searchgrammar import Name, alternatives, fields, name_of, plain, token
 from gateway.model.folding import fold_name
 from gateway.simulators.corpus import HeldStudy
+from tests.running import Gateway
 
 Resource = dict[str, Any]
 ACSN = "http://terminology.hl7.org/CodeSystem/v2-0203|ACSN"
@@ -274,12 +275,32 @@ def test_two_hospitals_with_one_patient_id_are_never_one(demo: Demo) -> None:
     assert one != other
 
 
+@pytest.mark.parametrize("query", ["bodysite:missing=true", "bodysite:not=BREAST", "dicom-class:not=1.2.3"])
+def test_a_node_that_cannot_say_what_is_to_be_left_out_shows_nothing_and_is_named(demo: Demo, query: str) -> None:
+    """fr-lyon may look below one study only, which is too few to know; the other node answers as it does alone."""
+    tables = [table for table in demo.tables if table["id"] in ("fr-lyon", "ee-tartu")]
+    tables = [{**table, "descent_parents": 1} if table["id"] == "fr-lyon" else table for table in tables]
+    with Gateway(tables) as gateway:
+        bundle = gateway.get(f"/fhir/ImagingStudy?{query}&_count=1000").json()
+    told = [
+        i["diagnostics"] for e in bundle["entry"] if e["search"]["mode"] == "outcome" for i in e["resource"]["issue"]
+    ]
+    assert any("fr-lyon" in text for text in told)
+    assert "total" not in bundle
+    matches = [e["resource"] for e in bundle["entry"] if e["search"]["mode"] == "match"]
+    assert not [one for one in matches if {"reference": "Endpoint/fr-lyon"} in one["endpoint"]]
+    alone = uids(search(demo, f"{query}&node=ee-tartu&_count=1000"))
+    assert set(uids(bundle)) <= set(alone)
+    assert len(uids(bundle)) > 0
+
+
 def test_posting_a_search_is_getting_it(demo: Demo) -> None:
-    got = search(demo, "modality=MG&started=ge2025-01-01&_count=3")
+    got = search(demo, "modality=CT&node=ee-tartu&_count=1")
+    assert uids(got)
     for query, form in (
-        ("", {"modality": "MG", "started": "ge2025-01-01", "_count": "3"}),
-        ("?modality=MG", {"started": "ge2025-01-01", "_count": "3"}),
-        ("?modality=MG&started=ge2025-01-01&_count=3", {}),
+        ("", {"modality": "CT", "node": "ee-tartu", "_count": "1"}),
+        ("?modality=CT", {"node": "ee-tartu", "_count": "1"}),
+        ("?modality=CT&node=ee-tartu&_count=1", {}),
     ):
         posted = demo.gateway.client.post(f"/fhir/ImagingStudy/_search{query}", data=form)
         assert posted.status_code == 200, posted.text[:300]
@@ -290,6 +311,14 @@ def test_posting_a_search_is_getting_it(demo: Demo) -> None:
     assert huge.status_code == 413
     twice = demo.gateway.client.post("/fhir/ImagingStudy/_search?modality=CT", data={"modality": "RTSTRUCT"})
     assert uids(twice.json()) == uids(search(demo, "modality=CT&modality=RTSTRUCT"))
+
+
+def test_pretty_json_is_the_same_json(demo: Demo) -> None:
+    for path in ("ImagingStudy?node=ee-tartu&_count=1", "Endpoint?_id=ee-tartu", "Organization/ee-tartu"):
+        separator = "&" if "?" in path else "?"
+        pretty = demo.get(f"/fhir/{path}{separator}_pretty=true").text
+        assert pretty.startswith('{\n  "resourceType"')
+        assert demo.get(f"/fhir/{path}{separator}_pretty=false").text.startswith('{"resourceType"')
 
 
 def test_included_resources_go_on_to_what_they_refer_to(demo: Demo) -> None:
@@ -350,9 +379,21 @@ def test_a_patient_is_found_by_identifier_name_birth_date_and_id(demo: Demo) -> 
         "birthdate=x",
         "_sort=name",
         "_revinclude=ImagingStudy:patient",
+        "birthdate=2000&_revinclude=Observation:subject",
         "_id=Device/1",
     ):
         assert demo.get(f"/fhir/Patient?{bad}").status_code == 400, bad
+
+
+def test_a_patient_s_studies_come_with_it_and_nobody_else_s(demo: Demo) -> None:
+    page = demo.get("/fhir/Patient?birthdate=ge1900&_count=3&_revinclude=ImagingStudy:patient").json()
+    matched = {e["resource"]["id"] for e in page["entry"] if e["search"]["mode"] == "match"}
+    studies = [e["resource"] for e in page["entry"] if e["search"]["mode"] == "include"]
+    assert len(matched) == 3
+    assert {one["subject"]["reference"].removeprefix("Patient/") for one in studies} == matched
+    wanted = [uids(search(demo, f"patient={identifier}&_count=1000")) for identifier in matched]
+    found = [one["identifier"][0]["value"].removeprefix("urn:oid:") for one in studies]
+    assert sorted(found) == sorted(uid for each in wanted for uid in each)
 
 
 @pytest.mark.parametrize(("query", "wanted"), [
@@ -402,8 +443,48 @@ def test_the_capability_statement_is_true_line_by_line(demo: Demo) -> None:
                 assert tables[kind][one["name"]].type == one["type"]
                 for modifier in tables[kind][one["name"]].all_modifiers:
                     assert f":{modifier}" in one["documentation"]
+            for each in resource.get("searchRevInclude", ()):
+                assert demo.get(f"{root}/{kind}?birthdate=ge1900&_revinclude={each}&_count=1").status_code == 200
+            for each in resource.get("supportedProfile", ()):
+                assert demo.get(f"{root}/{kind}?_profile={each}&_count=1").status_code == 200
             for each in resource.get("searchInclude", ()):
                 assert demo.get(f"{root}/{kind}?_include={each}&_count=1").status_code == 200
+
+
+@pytest.mark.parametrize("accept", ["application/fhir+json", "application/fhir+xml"])
+def test_what_the_caller_has_already_is_not_sent_again(demo: Demo, accept: str) -> None:
+    """Searches and reads; a partial answer (a node of the federation is down) is never one that may be had already."""
+    (study,) = search(demo, "node=ee-tartu&_count=1")["entry"][:1]
+    paths = (
+        "/fhir/ImagingStudy?node=ee-tartu&_count=2",
+        "/fhir/r5/ImagingStudy?node=ee-tartu&_count=2",
+        f"/fhir/ImagingStudy/{study['resource']['id']}?node=ee-tartu",
+        "/fhir/Patient?birthdate=ge1900&node=ee-tartu",
+        "/fhir/Endpoint?_id=ee-tartu",
+        "/fhir/Organization/ee-tartu",
+        "/fhir/metadata",
+    )
+    seen = set()
+    for path in paths:
+        first = demo.get(path, headers={"accept": accept})
+        assert first.status_code == 200
+        seen.add(first.headers["etag"])
+        for tag in (first.headers["etag"], f'W/{first.headers["etag"]}, "other"'):
+            again = demo.get(path, headers={"accept": accept, "if-none-match": tag})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"]), path
+        other = demo.get(path, headers={"accept": accept, "if-none-match": '"other"'})
+        assert other.status_code == 200
+    assert len(seen) == len(paths)
+    assert "etag" not in demo.get("/fhir/ImagingStudy?_count=2", headers={"accept": accept}).headers
+
+
+def test_reports_and_orders_are_refused_by_name(demo: Demo) -> None:
+    for root in ("/fhir", "/fhir/r4", "/fhir/r5"):
+        for kind in ("DiagnosticReport", "ServiceRequest"):
+            for path in (f"{root}/{kind}?patient=1", f"{root}/{kind}/1"):
+                answer = demo.get(path)
+                assert answer.status_code == 404
+                assert answer.json()["issue"][0]["diagnostics"].startswith(f"{kind} is not served")
 
 
 def test_names_are_taken_apart() -> None:

@@ -295,6 +295,34 @@ def test_errors_go_by_the_names_of_the_view(veiled: Veiled) -> None:
         veiled.get(path, status)
 
 
+def test_a_name_that_is_not_shown_is_not_searched_by(veiled: Veiled) -> None:
+    """Refused where nodes would be asked for it; alternatives, which they are not asked for, are held against what is shown."""
+    for path in ("ImagingStudy?patient.name=M", "ImagingStudy?subject.family:exact=M", "Patient?name:contains=m"):
+        veiled.get(f"/fhir/{path}", 400)
+    names = ",".join(sorted(veiled.names))
+    named = "/fhir/ImagingStudy?node=ee-tartu&_total=accurate&_count=1&patient.name:missing=false"
+    everyone = veiled.get(named).json()["total"]
+    # Not by `veiled.get`: the self link repeats what the caller itself wrote.
+    assert veiled.gateway.get(f"/fhir/Patient?name={names}&node=ee-tartu").json()["total"] == 0
+    asked = f"/fhir/ImagingStudy?node=ee-tartu&_total=accurate&patient.name={names}"
+    assert "entry" not in veiled.gateway.get(asked).json()
+    renamed = veiled.get(
+        "/fhir/ImagingStudy?node=ee-tartu&_total=accurate&_count=1&patient.name:contains=renamed,nobody"
+    )
+    assert renamed.json()["total"] == everyone
+
+
+def test_xml_and_what_is_left_out_show_no_original(veiled: Veiled) -> None:
+    accept = "application/fhir+xml"
+    for query in ("_include=*&_count=100", "modality:not=CT&_count=100", "bodysite:missing=true&_count=100"):
+        bundle = veiled.get(f"/fhir/ImagingStudy?{query}", accept=accept)
+        assert bundle.text.startswith("<?xml")
+        assert not [name for name in veiled.names if name in bundle.text]
+    uid = veiled.get("/fhir/ImagingStudy?node=ee-tartu&_count=1").json()["entry"][0]["resource"]["id"]
+    alone = f"/fhir/ImagingStudy?node=ee-tartu&_count=100&identifier:not=urn:oid:{uid}"
+    assert uid not in [e["resource"]["id"] for e in veiled.get(alone).json()["entry"]]
+
+
 def test_an_original_uid_opens_nothing(veiled: Veiled) -> None:
     for study in studies(veiled)[:4]:
         series, instance = study.series[0], study.series[0].instances[0]
