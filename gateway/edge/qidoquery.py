@@ -10,7 +10,8 @@ from typing import TypeVar
 from gateway.edge import negotiation
 from gateway.errors import InvalidQuery
 from gateway.model import zoned
-from gateway.model.query import Match, Matching, Query, check_uid
+from gateway.model.matching import combined
+from gateway.model.query import Match, Matching, Operator, Query, check_uid
 from gateway.model.vocabulary import (
     ISSUER,
     PATIENT_ID,
@@ -93,6 +94,7 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
         combined_datetime=True,
     )
     _check_parents(query)
+    _check_times(query)
     page = {name: negotiation.count(options[name], name) for name in ("limit", "offset") if name in options}
     return Search(zoned.at_offset(query, offset) if offset else query, page.get("limit"), page.get("offset", 0))
 
@@ -134,6 +136,16 @@ def _check_parents(query: Query) -> None:
         match = query.match_on(tag_)
         if uid and match:
             raise InvalidQuery(f"{match.name} is already in the path", parameter=match.name)
+
+
+def _check_times(query: Query) -> None:
+    """A range of times that ends before it begins has a meaning only where it ends on another day (PS3.4 C.2.2.2.5.4)."""
+    spanning = {clock.path: day for day, clock in combined(query)}
+    for match in query.matches:
+        if match.vr == "TM" and match.operator is Operator.RANGE and match.values[0] > match.values[1] != "":
+            day = spanning.get(match.path)
+            if day is None or day.values[0] == day.values[1]:
+                raise InvalidQuery(f"{match.name}: the range ends before it begins", parameter=match.name)
 
 
 def _returned(included: Iterable[str]) -> tuple[tuple[Path, ...], bool]:

@@ -168,7 +168,7 @@ def _temporal(path: tuple[str, ...], name: str, vr_: str, raw: str) -> Match:
         return Match(path, Operator.EXACT, (low,))
     if not (low or high):
         raise InvalidQuery(f"{name}: a range needs at least one end", parameter=name)
-    if low and high and low > high and vr_ != "DT":
+    if low and high and low > high and vr_ == "DA":
         raise InvalidQuery(f"{name}: the range ends before it begins", parameter=name)
     return Match(path, Operator.RANGE, (low, high))
 
