@@ -24,9 +24,10 @@ from gateway.cache.client import Cache
 from gateway.cache.sealing import seal_of
 from gateway.cache.spool import Spool
 from gateway.edge import identifiers, problems, routes
+from gateway.edge.encoding import Compression
 from gateway.edge.estate import Estate, Residence
 from gateway.edge.kept import KeptAnswers
-from gateway.edge.middleware import Authentication, Telemetry
+from gateway.edge.middleware import Authentication, Telemetry, isolation
 from gateway.edge.proxies import Proxies
 from gateway.edge.ratelimit import RateLimit
 from gateway.errors import GatewayError
@@ -85,8 +86,9 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     app = Starlette(
         routes=routes.table(),
         middleware=[
-            Middleware(Telemetry),
+            Middleware(Telemetry, headers=isolation(settings)),
             *_cors(settings),
+            *([Middleware(Compression)] if settings.compress else []),
             # Within CORS and telemetry: a page of another origin is told of a fault of ours too, with its request id.
             Middleware(ServerErrorMiddleware, problems.fault),
             Middleware(
@@ -125,13 +127,15 @@ def _cors(settings: Settings) -> list[Middleware]:
         "X-Request-Id",
         "Server-Timing",
         "Content-Location",
+        "Content-Range",
+        "Accept-Ranges",
     ]
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "OPTIONS"],
-            allow_headers=["Accept", "Authorization", "If-None-Match", "Prefer", "traceparent"],
+            allow_methods=["GET", "HEAD", "OPTIONS"],
+            allow_headers=["Accept", "Authorization", "If-None-Match", "If-Range", "Prefer", "Range", "traceparent"],
             expose_headers=exposed,
         )
     ]

@@ -79,18 +79,19 @@ class Small:
 
 
 @contextlib.contextmanager
-def small(directory: Path, **settings: Any) -> Iterator[Small]:
-    """The hospital as files, as a DICOMweb node and as a PACS."""
+def small(directory: Path, *, pacs: dict[str, Any] | None = None, **settings: Any) -> Iterator[Small]:
+    """The hospital as files, as a DICOMweb node and as a PACS; with `pacs`, more keys of the PACS, there are two of it."""
     write(directory)
-    web, pacs = DicomwebSimulator(directory), DimseSimulator(directory, ae_title="PACS")
+    web, archive = DicomwebSimulator(directory), DimseSimulator(directory, ae_title="PACS")
     hints = {"patient_id_issuer": "urn:small"}
     tables = [files_node("files", directory, **hints)]
     with contextlib.ExitStack() as stack:
         web.start()
         stack.callback(web.stop)
         tables.append({"id": "web", "name": "web", "adapter": "dicomweb", "connection": {"url": web.url}, **hints})
-        connection = {"host": "127.0.0.1", "port": pacs.start(), "called_ae_title": "PACS"}
-        stack.callback(pacs.stop)
+        connection = {"host": "127.0.0.1", "port": archive.start(), "called_ae_title": "PACS"}
+        stack.callback(archive.stop)
         dimse = {"adapter": "dimse", "character_set": "ISO_IR 192", "connection": connection}
-        tables.append({"id": "pacs", "name": "pacs", **dimse, **hints})
+        tables.append({"id": "pacs", "name": "pacs", **dimse, **hints, **(pacs or {})})
+        tables += [{**tables[-1], "id": "twin", "name": "twin"}] if pacs else []
         yield Small(stack.enter_context(Gateway(tables, **settings)))

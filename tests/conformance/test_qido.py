@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -10,13 +10,6 @@ from small_hospital import CT, LOPEZ, MR, MULLER, NODES, YAMADA, Small, small
 
 from gateway.model.vocabulary import tag
 from tests.specimens import uid
-
-
-@pytest.fixture(scope="module")
-def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
-    with small(tmp_path_factory.mktemp("small")) as running:
-        yield running
-
 
 SERIES, INSTANCE = uid(MULLER, "1"), uid(MULLER, "1", 1)
 KEYS = [
@@ -231,12 +224,9 @@ def test_pages_are_stable_and_say_what_is_left(hospital: Small) -> None:
         assert not left or f"There are {left} additional results that can be requested" in answer.headers["warning"]
 
 
-def test_a_search_that_would_look_through_too_much_is_413_and_says_what_to_add(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    with small(tmp_path) as hospital:
-        nodes = [dict(node.config) for node in hospital.gateway.app.state.estate.pipeline.federation.nodes.values()]  # type: ignore[union-attr]
-        assert nodes
-        for node in hospital.gateway.app.state.estate.pipeline.federation.nodes.values():  # type: ignore[union-attr]
-            object.__setattr__(node.config, "descent_parents", 1)
-        answer = hospital.get("instances", "pacs")
-        assert answer.status_code == 413
-        assert "add StudyDate, PatientID, AccessionNumber or StudyInstanceUID" in answer.json()["detail"]
+def test_a_search_that_would_look_through_too_much_is_413_and_says_what_to_add(tmp_path: Path) -> None:
+    with small(tmp_path, pacs={"descent_parents": 1}) as hospital:
+        for path in ("/nodes/pacs/dicom-web/instances", "/dicom-web/instances?node=pacs,twin"):
+            answer = hospital.gateway.get(path)
+            assert answer.status_code == 413
+            assert "add StudyDate, PatientID, AccessionNumber or StudyInstanceUID" in answer.json()["detail"]
