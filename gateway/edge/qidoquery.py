@@ -36,7 +36,7 @@ NAME = re.compile(r"[A-Za-z0-9.:_-]{1,128}")
 
 SWITCHES = {"fuzzymatching": "fuzzy", "emptyvaluematching": "empty", "multiplevaluematching": "multiple"}
 """The parameters that ask for kinds of matching besides the usual ones, and what `Matching` calls them."""
-_OPTIONS = frozenset({"limit", "offset", *SWITCHES})
+OPTIONS = frozenset({"limit", "offset", *SWITCHES})
 _ZONE = (TIMEZONE_OFFSET,)
 _ELSEWHERE = frozenset({"node", "accept", "charset"})
 INSTANCE_KEYS = frozenset(
@@ -75,7 +75,7 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
         plain = name.lower()
         if plain == "includefield":
             included.append(value)
-        elif plain in _OPTIONS:
+        elif plain in OPTIONS:
             _add(options, plain, value, plain, plain)
         elif plain not in _ELSEWHERE:
             path_ = path(name)

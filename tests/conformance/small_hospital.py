@@ -27,7 +27,8 @@ OF_MULLER: dict[str, Any] = {
     "AccessionNumber": "ACC-1", "ReferringPhysicianName": "Weiß^Jörg", "StudyID": "S1", "StudyDescription": "Thorax",
     "TimezoneOffsetFromUTC": "+0100", "Modality": "CT", "SOPClassUID": CT, "SeriesDescription": "Lung",
     "SeriesNumber": 7, "PerformedProcedureStepStartDate": "20260301", "PerformedProcedureStepStartTime": "101400",
-    "BodyPartExamined": "CHEST", "NumberOfFrames": "1", **UNICODE,
+    "BodyPartExamined": "CHEST", "NumberOfFrames": "1", "FrameIncrementPointer": 0x00181063,
+    "RedPaletteColorLookupTableData": b"\0\1\2\3", **UNICODE,
 }  # fmt: skip
 
 
