@@ -21,7 +21,7 @@ from gateway.wire.media import parse_media_type, split_list
 _SMALLEST = 512
 _APART = 256 * 1024
 _KEPT_BYTES = 16 * 1024**2
-_GZIP_LEVEL, _ZSTD_LEVEL = 3, 3
+_GZIP_LEVEL, _ZSTD_LEVEL = 1, 3
 _TEXTS = frozenset(
     {
         "application/dicom+json", "application/json", "application/fhir+json", "application/problem+json",

@@ -78,6 +78,12 @@ class Query:
     zoned: tuple[Match, ...] = ()
     zone: str = ""
 
+    @property
+    def asked(self) -> tuple[Match, ...]:
+        """The keys as the request gave them: those on dates and times at its own offset in place of the wider ones."""
+        own = {match.path for match in self.zoned}
+        return (*(match for match in self.matches if match.path not in own), *self.zoned)
+
     def match_on(self, *path: str) -> Match | None:
         """The key on exactly this path, if the query has one."""
         return next((m for m in self.matches if m.path == path), None)

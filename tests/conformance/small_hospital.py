@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -39,9 +40,14 @@ def _requested() -> Sequence:
 
 
 def write(directory: Path) -> None:
-    """Müller: one CT series of two; López: an MR and a CT series, half an hour after midnight; Yamada: hardly anything."""
+    """Müller: one CT series of two, the first with something private; López: an MR and a CT series, half an hour after midnight; Yamada: hardly anything."""
     for number in (1, 2):
-        specimen(directory, "P1", MULLER, number=number, RequestAttributesSequence=_requested(), **OF_MULLER)
+        made = specimen(directory, "P1", MULLER, number=number, RequestAttributesSequence=_requested(), **OF_MULLER)
+        if number == 1:
+            block = made.private_block(0x0009, "MAKER 1.0", create=True)
+            block.add_new(0x01, "LO", "secret of the maker")
+            (file,) = (each for each in directory.iterdir() if dcmread(each).SOPInstanceUID == made.SOPInstanceUID)
+            made.save_as(file, enforce_file_format=True)
     lopez = {
         "PatientName": "García-López^María José", "StudyDate": "20260302", "StudyTime": "003000", "StudyID": "S2",
         "TimezoneOffsetFromUTC": "+0100", "AccessionNumber": "ACC-2", "StudyDescription": "", **UNICODE,

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from national_nodes import Demo
 from small_hospital import CT, LOPEZ, MR, MULLER, NODES, YAMADA, Small, small
 
 from gateway.model.vocabulary import tag
@@ -105,6 +106,13 @@ def test_includefield_takes_lists_repetition_and_all(hospital: Small, node: str)
         assert one not in row  # it has no value
     (row,) = hospital.rows(asked + "&includefield=all", node)
     assert row[described]["Value"] == ["Thorax"]
+
+
+def test_private_attributes_come_with_their_creator(hospital: Small) -> None:
+    """Also where the request does not name the creator (PS3.18 10.6.3.3)."""
+    (row,) = hospital.rows(f"studies/{uid(MULLER)}/instances?InstanceNumber=1&includefield=00091001")
+    assert row["00091001"]["Value"] == ["secret of the maker"]
+    assert row["00090010"] == {"vr": "LO", "Value": ["MAKER 1.0"]}
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -230,3 +238,18 @@ def test_a_search_that_would_look_through_too_much_is_413_and_says_what_to_add(t
             answer = hospital.gateway.get(path)
             assert answer.status_code == 413
             assert "add StudyDate, PatientID, AccessionNumber or StudyInstanceUID" in answer.json()["detail"]
+
+
+def test_names_are_found_by_their_words_at_every_node_of_a_federation(demo: Demo) -> None:
+    """DIMSE nodes of three character sets, DICOMweb, FHIR and files; a letter without its accent, words the other way round."""
+    for node in ("fr-lyon", "pl-krakow", "gr-athens", "es-madrid", "de-berlin", "ee-tartu"):
+        rows = demo.get(f"/nodes/{node}/dicom-web/studies").json()
+        names = {row["00100010"]["Value"][0]["Alphabetic"]: row for row in rows if "00100010" in row}
+        family, given = next(name for name in sorted(names) if "^" in name).split("^")[:2]
+        key = quote(f"{given[:3].upper()} {family[:4].lower()}")
+        found = demo.get(f"/nodes/{node}/dicom-web/studies?PatientName={key}&fuzzymatching=true")
+        assert found.status_code == 200
+        shown = {row["00100010"]["Value"][0]["Alphabetic"] for row in found.json()}
+        assert f"{family}^{given}" in {"^".join(name.split("^")[:2]) for name in shown}, node
+        literal = demo.get(f"/nodes/{node}/dicom-web/studies?PatientName={key}").json()
+        assert literal == []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_hospital import CT, LOPEZ, MULLER, YAMADA, Small
+from small_hospital import CT, LOPEZ, MULLER, YAMADA, Small, small
 from starlette.datastructures import Headers
 from starlette.routing import Route
 
@@ -259,8 +260,10 @@ def media_types(hospital: Small) -> None:
 @shows("Q13")
 def codes(hospital: Small) -> None:
     assert status(hospital, "studies?StudyDate=yesterday") == 400
-    node = hospital.gateway.app.state.estate.pipeline.federation.nodes["pacs"]  # type: ignore[union-attr]
-    assert node.config.descent_parents == 200  # what is beyond it is 413: test_qido
+    with tempfile.TemporaryDirectory() as directory, small(Path(directory), pacs={"descent_parents": 1}) as other:
+        answer = other.get("instances", "pacs")
+    assert answer.status_code == 413
+    assert "add StudyDate, PatientID" in answer.json()["detail"]
 
 
 @shows("R1a")
