@@ -29,10 +29,11 @@ from gateway.cache.sealing import seal_of
 from gateway.cache.spool import Spool
 from gateway.cache.work import queue_of
 from gateway.edge import export, identifiers, problems, routes
+from gateway.edge.encoding import Compression
 from gateway.edge.estate import Estate, Residence
 from gateway.edge.exportpages import Pages
 from gateway.edge.kept import KeptAnswers
-from gateway.edge.middleware import Authentication, Telemetry
+from gateway.edge.middleware import Authentication, Telemetry, isolation
 from gateway.edge.proxies import Proxies
 from gateway.edge.ratelimit import RateLimit
 from gateway.errors import GatewayError, SettingsError
@@ -96,8 +97,9 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     app = Starlette(
         routes=routes.table(),
         middleware=[
-            Middleware(Telemetry),
+            Middleware(Telemetry, headers=isolation(settings)),
             *_cors(settings),
+            *([Middleware(Compression)] if settings.compress else []),
             # Within CORS and telemetry: a page of another origin is told of a fault of ours too, with its request id.
             Middleware(ServerErrorMiddleware, problems.fault),
             Middleware(
@@ -138,13 +140,24 @@ def _cors(settings: Settings) -> list[Middleware]:
         "Content-Location",
         "X-Progress",
         "Expires",
+        "Content-Range",
+        "Accept-Ranges",
     ]
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST", "OPTIONS"],
-            allow_headers=["Accept", "Authorization", "Content-Type", "If-None-Match", "Prefer", "traceparent"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
+            allow_headers=[
+                "Accept",
+                "Authorization",
+                "Content-Type",
+                "If-None-Match",
+                "If-Range",
+                "Prefer",
+                "Range",
+                "traceparent",
+            ],  # fmt: skip
             expose_headers=exposed,
         )
     ]

@@ -108,6 +108,22 @@ class Settings(BaseSettings):
     )
     trusted_proxies: tuple[str, ...] = Field((), description="JSON list of proxy addresses whose Forwarded is believed")
     cors_origins: tuple[str, ...] = Field((), description="JSON list of web origins that browsers may call from")
+    cross_origin_resource_policy: str = Field(
+        "",
+        pattern="^(same-origin|same-site|cross-origin)?$",
+        description="Cross-Origin-Resource-Policy of every answer: cross-origin lets pages that are isolated load from here",
+    )
+    cross_origin_embedder_policy: str = Field(
+        "",
+        pattern="^(require-corp|credentialless|unsafe-none)?$",
+        description="Cross-Origin-Embedder-Policy of every answer, for a viewer that is served through the same proxy",
+    )
+    cross_origin_opener_policy: str = Field(
+        "",
+        pattern="^(same-origin|same-origin-allow-popups|unsafe-none)?$",
+        description="Cross-Origin-Opener-Policy of every answer",
+    )
+    compress: bool = Field(True, description="JSON and XML go out as gzip or zstd to those who take it")
     tls_certificate: Path | None = Field(None, description="PEM certificate chain, to serve HTTPS directly")
     tls_key: Path | None = Field(None, description="PEM private key of tls_certificate")
 

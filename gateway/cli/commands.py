@@ -186,6 +186,17 @@ def ping(
 
 
 @app.command()
+def conformance(nodes: NodeFileOption = None) -> None:
+    """Print the DICOM conformance statement (PS3.2) as Markdown; with --nodes also how each node is spoken to.
+
+    Example: [bold]imaging-gateway conformance --nodes nodes.toml > conformance.md[/bold]
+    """
+    from gateway.cli import conformance as command
+
+    command.run(nodes)
+
+
+@app.command()
 def query(
     patient_id: Annotated[str, typer.Option(help="PatientID; with --issuer when two hospitals use it.")] = "",
     issuer: Annotated[str, typer.Option(help="IssuerOfPatientID.")] = "",

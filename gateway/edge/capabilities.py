@@ -2,60 +2,115 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from xml.sax.saxutils import quoteattr
+
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
 
+from gateway.edge import negotiation
 from gateway.edge.context import base_of
-from gateway.edge.negotiation import DICOM, DICOM_JSON, FRAME_TYPES
+from gateway.edge.negotiation import DICOM, FRAME_TYPES, JSON, MULTIPART, OCTETS
+from gateway.edge.qidoquery import OPTIONS
+from gateway.edge.representations import OFFERED
 from gateway.federation.pictures import RENDERED_TYPES
 from gateway.security.discovery import protected_resource, smart_configuration
+from gateway.wire.media import parse_media_type, preferred
 
-_SEARCH_LEVELS = ("/studies", "/series", "/instances", "/studies/{study}/series", "/studies/{study}/instances",
-                  "/studies/{study}/series/{series}/instances")  # fmt: skip
-_RETRIEVE = ("/studies/{study}", "/studies/{study}/series/{series}",
-             "/studies/{study}/series/{series}/instances/{instance}")  # fmt: skip
+WADL = "application/vnd.sun.wadl+xml"
+_OFFERS = (JSON, WADL, "application/xml", "text/xml")
+_NAMESPACE = "http://wadl.dev.java.net/2009/02"
+_TEXTS = tuple(one.name for one in OFFERED)
+_INSTANCES = f'{MULTIPART}; type="{DICOM}"'
 
+REPRESENTATIONS: dict[str, tuple[str, ...]] = {
+    "search": _TEXTS,
+    "metadata": _TEXTS,
+    "retrieve": (_INSTANCES,),
+    "frames": tuple(f'{MULTIPART}; type="{each}"' for each in FRAME_TYPES),
+    "bulkdata": (f'{MULTIPART}; type="{OCTETS}"', OCTETS),
+    "rendered": RENDERED_TYPES,
+    "thumbnail": RENDERED_TYPES,
+    "store": _TEXTS,
+}
+"""What each kind of resource is available as, by the name of its route."""
+PARAMETERS: dict[str, tuple[str, ...]] = {"search": ("{attributeID}", "includefield", *sorted(OPTIONS))}
+"""The query parameters of each kind of resource, besides `accept` and `charset`, which all take."""
+_COMMON = ("accept", "charset")
+_ABOUT_ITSELF = "capabilities"
 
-def description(base: str) -> dict[str, object]:
-    """Resources, methods and representations of the service at `base`, in the shape of a WADL application as JSON."""
-    resources = [_resource(path, [_method("search", [DICOM_JSON])]) for path in _SEARCH_LEVELS]
-    resources += [_resource(path, [_store()]) for path in ("/studies", "/studies/{study}")]
-    for path in _RETRIEVE:
-        whole = [f'multipart/related; type="{DICOM}"'] + ([DICOM] if path.endswith("{instance}") else [])
-        resources.append(_resource(path, [_method("retrieve", whole)]))
-        resources.append(_resource(f"{path}/metadata", [_method("retrieve-metadata", [DICOM_JSON])]))
-    for path in (*_RETRIEVE, f"{_RETRIEVE[2]}/frames/{{frames}}"):
-        resources.append(_resource(f"{path}/rendered", [_method("retrieve-rendered", list(RENDERED_TYPES))]))
-        resources.append(_resource(f"{path}/thumbnail", [_method("retrieve-thumbnail", list(RENDERED_TYPES))]))
-    frames = [f'multipart/related; type="{each}"' for each in FRAME_TYPES]
-    resources.append(_resource(f"{_RETRIEVE[2]}/frames/{{frames}}", [_method("retrieve-frames", frames)]))
-    resources.append(_resource(f"{_RETRIEVE[2]}/bulkdata/{{path}}", [_method("retrieve-bulkdata", frames[:1])]))
-    return {"application": {"resources": {"@base": f"{base}/", "resource": resources}}}
-
-
-def _resource(path: str, methods: list[dict[str, object]]) -> dict[str, object]:
-    return {"@path": path.lstrip("/"), "method": methods}
-
-
-def _method(identifier: str, types: list[str]) -> dict[str, object]:
-    representations = [{"@mediaType": each} for each in types]
-    return {"@name": "GET", "@id": identifier, "response": {"@status": "200", "representation": representations}}
+Resource = dict[str, object]
 
 
-def _store() -> dict[str, object]:
-    taken, told = ([{"@mediaType": each}] for each in (f'multipart/related; type="{DICOM}"', DICOM_JSON))
-    responses = [{"@status": status, "representation": told} for status in ("200", "202", "409")]
-    return {"@name": "POST", "@id": "store-instances", "request": {"representation": taken}, "response": responses}
+def description(base: str, routes: Iterable[BaseRoute]) -> dict[str, object]:
+    """Resources, methods, parameters and representations of the service at `base`, in the shape of a WADL application as JSON.
+
+    `routes` are the service's own, from the table that answers requests: nothing is described that is not there.
+    """
+    return {"application": {"resources": {"@base": f"{base}/", "resource": list(_resources(routes))}}}
+
+
+def _resources(routes: Iterable[BaseRoute]) -> Iterator[Resource]:
+    by_path: dict[str, list[Resource]] = {}
+    for route in routes:
+        if isinstance(route, Route) and route.name != _ABOUT_ITSELF:
+            methods = sorted((route.methods or set()) - {"HEAD", "OPTIONS"})
+            by_path.setdefault(route.path.lstrip("/"), []).extend(_method(verb, route) for verb in methods)
+    return ({"@path": path, "method": methods} for path, methods in by_path.items())
+
+
+def _method(verb: str, route: Route) -> Resource:
+    types = list(REPRESENTATIONS.get(route.name, ()))
+    if route.name == "retrieve" and route.path.endswith("{instance}"):
+        types.append(DICOM)
+    parameters = (*PARAMETERS.get(route.name, ()), *_COMMON)
+    request: Resource = {"param": [{"@name": name, "@style": "query"} for name in parameters]}
+    if verb == "POST":
+        request["representation"] = [{"@mediaType": _INSTANCES}]
+    return {
+        "@name": verb,
+        "@id": route.name,
+        "request": request,
+        "response": {"@status": "200", "representation": [{"@mediaType": each} for each in types]},
+    }
+
+
+def as_wadl(described: Resource) -> bytes:
+    """The description as WADL in XML (W3C member submission of 2009)."""
+    body = "".join(_element("application", described["application"]))
+    body = body.replace("<application>", f"<application xmlns={quoteattr(_NAMESPACE)}>", 1)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{body}'.encode()
+
+
+def _element(name: str, content: object) -> Iterator[str]:
+    """'@' names are attributes, lists are repeated elements."""
+    assert isinstance(content, dict)
+    attributes = "".join(f" {key[1:]}={quoteattr(str(value))}" for key, value in content.items() if key[0] == "@")
+    yield f"<{name}{attributes}>"
+    for key, value in content.items():
+        if key[0] != "@":
+            for one in value if isinstance(value, list) else [value]:
+                yield from _element(key, one)
+    yield f"</{name}>"
 
 
 async def dicomweb(request: Request) -> Response:
-    """The capabilities of the root that was asked."""
+    """The capabilities of the root that was asked: JSON, or WADL for who asks for XML."""
     node = request.path_params.get("node")
     root = f"{base_of(request)}/nodes/{node}/dicom-web" if node else f"{base_of(request)}/dicom-web"
-    return Response(
-        orjson.dumps(description(root)), headers={"Allow": "GET, POST, OPTIONS"}, media_type="application/json"
-    )
+    described = description(root, _routes_of(request))
+    headers = {"Allow": "GET, HEAD, POST, OPTIONS", "Vary": "Accept"}
+    best = preferred(negotiation.ranges(request, strict=False), [parse_media_type(each) for each in _OFFERS])
+    if best:
+        return Response(as_wadl(described), headers=headers, media_type=_OFFERS[best])
+    return Response(orjson.dumps(described), headers=headers, media_type=JSON)
+
+
+def _routes_of(request: Request) -> list[BaseRoute]:
+    mounts = (route for route in request.app.routes if isinstance(route, Mount) and route.name == "dicomweb")
+    return list(next(mounts).routes or ())
 
 
 async def smart(request: Request) -> Response:

@@ -112,7 +112,7 @@ def context_of(request: Request) -> Context:
 def base_of(request: Request) -> str:
     """The configured public root, else what the request (or the trusted proxy's Forwarded) says."""
     configured: str = request.app.state.settings.public_root
-    return configured.rstrip("/") or str(_with_port(request)).rstrip("/")
+    return configured.rstrip("/") or str(_with_port(request)).rstrip("/") + request.scope.get("public_prefix", "")
 
 
 def _with_port(request: Request) -> URL:

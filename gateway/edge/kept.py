@@ -21,7 +21,7 @@ from gateway.errors import GatewayError
 from gateway.pipeline import Pipeline
 from gateway.telemetry import answer_was_kept
 
-SHAPING = frozenset({b"accept", b"content-type", b"host", b"prefer"})
+SHAPING = frozenset({b"accept", b"content-type", b"host", b"if-range", b"prefer", b"range"})
 """The request headers that an answer may depend on, other than by who asks: `test_kept_answers` holds it to the edge."""
 
 _METHODS = ("GET", "HEAD")
@@ -97,11 +97,15 @@ def _asked(scope: Scope) -> _Asked:
     return _Asked(tuple(shaping), tags, anew, not_kept)
 
 
+def _rooted(scope: Scope) -> tuple[str, str]:
+    return scope.get("root_path", ""), scope.get("public_prefix", "")
+
+
 def _key(scope: Scope, asked: _Asked, access: Hashable) -> Hashable:
     """What is asked for, at which address, by whom; `server` because Host without a port is completed from the connection."""
     path = scope.get("raw_path") or scope["path"].encode()
     query = canonical(path, scope["query_string"])
-    return path, query, scope["scheme"], scope.get("server"), scope.get("root_path"), asked.shaping, access
+    return path, query, scope["scheme"], scope.get("server"), _rooted(scope), asked.shaping, access
 
 
 def canonical(path: bytes, query: bytes) -> bytes:

@@ -16,14 +16,28 @@ from gateway.edge.proxies import Proxies
 from gateway.errors import Forbidden, GatewayError, Unauthenticated
 from gateway.security import guard
 from gateway.security.caller import Caller
+from gateway.settings import Settings
 from gateway.telemetry import Exchange, stage
 from gateway.wire.media import quoted
+
+Headers = tuple[tuple[bytes, bytes], ...]
 
 # Paths that anyone may ask: they say nothing about patients or nodes.
 _OPEN = ("/live", "/ready", "/openapi.json")
 _OPEN_FHIR = re.compile(r"/fhir(?:/r4|/r5)?/(?:metadata/?|\.well-known/smart-configuration)")
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+
+
+def isolation(settings: Settings) -> Headers:
+    """The headers that let pages be isolated from other origins, and load from here when they are (HTML, cross-origin
+    isolation: viewers need it for threads that share memory)."""
+    policies = {
+        b"cross-origin-resource-policy": settings.cross_origin_resource_policy,
+        b"cross-origin-embedder-policy": settings.cross_origin_embedder_policy,
+        b"cross-origin-opener-policy": settings.cross_origin_opener_policy,
+    }
+    return tuple((name, policy.encode()) for name, policy in policies.items() if policy)
 
 
 class Identity(Protocol):
@@ -51,10 +65,11 @@ def in_ascii(query: bytes) -> bytes:
 
 
 class Telemetry:
-    """Gives the request its id and its clock; logs and counts the answer."""
+    """Gives the request its id and its clock; logs and counts the answer. `headers` go with every answer."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, headers: Headers = ()) -> None:
         self._app = app
+        self._headers = (*_SECURITY_HEADERS, *headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,7 +82,7 @@ class Telemetry:
         async def observe(message: Message) -> None:
             if message["type"] == "http.response.start":
                 told = exchange.begins(message["status"], route_name(scope))
-                message = {**message, "headers": [*message.get("headers", ()), *told, *_SECURITY_HEADERS]}
+                message = {**message, "headers": [*message.get("headers", ()), *told, *self._headers]}
             elif message["type"] == "http.response.body":
                 exchange.sends(len(message.get("body", b"")), is_last=not message.get("more_body"))
             await send(message)

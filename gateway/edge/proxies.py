@@ -21,6 +21,8 @@ _VALUE = r'(?:"(?:[^"\\]|\\.)*+"|[^\s",;\\]*+)'
 _ELEMENT = rf"[\w-]++={_VALUE}(?:\s*+;\s*+[\w-]++={_VALUE})*+(?:\s*+;)?+\s*+"
 _FORWARDED = re.compile(rf"\s*+{_ELEMENT}(?:,\s*+{_ELEMENT})*+")
 _HOST = re.compile(r"[A-Za-z0-9._-]+(?::\d{1,5})?|\[[0-9A-Fa-f:.]+\](?::\d{1,5})?")
+_PORT, _HAS_PORT = re.compile(r"\d{1,5}"), re.compile(r":\d{1,5}$")
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 _PARTS = ("proto", "host")
 
 
@@ -54,6 +56,8 @@ class Proxies:
         said = forwarded(Headers(scope=scope))
         if "proto" in said:
             scope["scheme"] = said["proto"]
+        if "prefix" in said:
+            scope["public_prefix"] = said["prefix"]
         if "host" in said:
             others = [(name, value) for name, value in scope["headers"] if name != b"host"]
             scope["headers"] = [*others, (b"host", said["host"].encode("ascii"))]
@@ -61,7 +65,8 @@ class Proxies:
 
 
 def forwarded(headers: Headers) -> dict[str, str]:
-    """`proto` and `host` as the nearest proxy says them; what it does not say, or what cannot be one, is left out.
+    """`proto`, `host` and `prefix` (of the path) as the nearest proxy says them; what it does not say, or what cannot be one,
+    is left out.
 
     A proxy sets one family of headers and may pass the other on as its caller sent it. Where the two disagree, the
     scheme is http and the host is not believed.
@@ -87,9 +92,15 @@ def _standard(headers: Headers) -> dict[str, str]:
 
 
 def _customary(headers: Headers) -> dict[str, str]:
-    """X-Forwarded-Proto and X-Forwarded-Host, the last value of each."""
-    lists = {part: ",".join(headers.getlist(f"x-forwarded-{part}")) for part in _PARTS}
-    return _believable({part: text.rpartition(",")[2].strip() for part, text in lists.items()})
+    """X-Forwarded-Proto, -Host, -Port (where the host has none) and -Prefix, the last value of each."""
+    lists = {part: ",".join(headers.getlist(f"x-forwarded-{part}")) for part in (*_PARTS, "port", "prefix")}
+    said = {part: text.rpartition(",")[2].strip() for part, text in lists.items()}
+    believed = _believable(said)
+    standard_port = {"http": "80", "https": "443"}.get(believed.get("proto", ""))
+    if "host" in believed and _PORT.fullmatch(said["port"]) and not _HAS_PORT.search(believed["host"]):
+        believed["host"] += "" if said["port"] == standard_port else f":{said['port']}"
+    prefix = said["prefix"].rstrip("/")
+    return believed | ({"prefix": prefix} if _PREFIX.fullmatch(prefix) else {})
 
 
 def _believable(said: dict[str, str]) -> dict[str, str]:

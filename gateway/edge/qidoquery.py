@@ -10,7 +10,8 @@ from typing import TypeVar
 from gateway.edge import negotiation
 from gateway.errors import InvalidQuery
 from gateway.model import zoned
-from gateway.model.query import Match, Matching, Query, check_uid
+from gateway.model.matching import combined
+from gateway.model.query import Match, Matching, Operator, Query, check_uid
 from gateway.model.vocabulary import (
     ISSUER,
     PATIENT_ID,
@@ -35,7 +36,7 @@ NAME = re.compile(r"[A-Za-z0-9.:_-]{1,128}")
 
 SWITCHES = {"fuzzymatching": "fuzzy", "emptyvaluematching": "empty", "multiplevaluematching": "multiple"}
 """The parameters that ask for kinds of matching besides the usual ones, and what `Matching` calls them."""
-_OPTIONS = frozenset({"limit", "offset", *SWITCHES})
+OPTIONS = frozenset({"limit", "offset", *SWITCHES})
 _ZONE = (TIMEZONE_OFFSET,)
 _ELSEWHERE = frozenset({"node", "accept", "charset"})
 INSTANCE_KEYS = frozenset(
@@ -74,7 +75,7 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
         plain = name.lower()
         if plain == "includefield":
             included.append(value)
-        elif plain in _OPTIONS:
+        elif plain in OPTIONS:
             _add(options, plain, value, plain, plain)
         elif plain not in _ELSEWHERE:
             path_ = path(name)
@@ -93,6 +94,7 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
         all_attributes=everything,
         combined_datetime=True,
     )
+    _check_times(query)
     page = {name: negotiation.count(options[name], name) for name in ("limit", "offset") if name in options}
     return Search(zoned.at_offset(query, offset) if offset else query, page.get("limit"), page.get("offset", 0))
 
@@ -135,6 +137,16 @@ def _without_parents(matches: tuple[Match, ...], parents: Mapping[Path, str | No
         if uid and match.values != (uid,):
             raise InvalidQuery(f"the path names another {match.name}", parameter=match.name)
     return tuple(match for match in matches if not parents.get(match.path))
+
+
+def _check_times(query: Query) -> None:
+    """A range of times that ends before it begins has a meaning only where it ends on another day (PS3.4 C.2.2.2.5.4)."""
+    spanning = {clock.path: day for day, clock in combined(query)}
+    for match in query.matches:
+        if match.vr == "TM" and match.operator is Operator.RANGE and match.values[0] > match.values[1] != "":
+            day = spanning.get(match.path)
+            if day is None or day.values[0] == day.values[1]:
+                raise InvalidQuery(f"{match.name}: the range ends before it begins", parameter=match.name)
 
 
 def _returned(included: Iterable[str]) -> tuple[tuple[Path, ...], bool]:

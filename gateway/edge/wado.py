@@ -6,15 +6,17 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from gateway.edge import negotiation, problems, representations
+from gateway.edge import negotiation, problems, ranges, representations
 from gateway.edge.context import Context, context_of, mark_cacheable, revalidated
 from gateway.edge.negotiation import DICOM, OCTETS, DicomAccept, OctetAccept
+from gateway.edge.ranges import Range
 from gateway.edge.representations import DICOM_XML, Representation
 from gateway.errors import GatewayError, InvalidQuery, NotAcceptable
 from gateway.federation.node import aclosing_iterator
@@ -207,15 +209,41 @@ async def bulkdata(request: Request) -> Response:
     """One bulk data value, at the address that /metadata gave (PS3.18 10.4.1.1.5)."""
     context, ref = context_of(request), ref_of(request)
     path = bulkdata_path(request.path_params["path"])
-    accept = negotiation.octets(request, strict=context.settings.strict_accept, single=True)
+    accept = _of_one_value(request, strict=context.settings.strict_accept)
     async with AsyncExitStack() as stack:
         found = await stack.enter_async_context(context.pipeline.bulkdata(context.caller, ref, path, context.nodes))
         first = await anext(found.parts)
         _check(accept, first)
         location = f"{context.root}/{ref.path}/bulkdata/{path}"
-        response = _octets(stack, accept, first, _checked(accept, found.parts), lambda _: location)
+        wanted = ranges.asked(request, first.size) if accept.single_part else None
+        if wanted is not None:
+            response = _ranged(request, stack, first, wanted, location)
+        else:
+            response = _octets(stack, accept, first, _checked(accept, found.parts), lambda _: location)
+        if accept.single_part:
+            response.headers["Accept-Ranges"] = "bytes"
         return _with_issues(request, response, found.issues, context.root)
     raise AssertionError("unreachable")
+
+
+def _of_one_value(request: Request, *, strict: bool) -> OctetAccept:
+    """As `octets`; who asks for a range of anything gets it of the value itself, not of a multipart body around it."""
+    accept = negotiation.octets(request, strict=strict, single=True)
+    takes_any = any(one.essence == "*/*" for one in negotiation.accepted(request, strict=strict))
+    return replace(accept, single_part=True) if takes_any and request.headers.get("range") else accept
+
+
+def _ranged(request: Request, stack: AsyncExitStack, first: FramePart, wanted: Range, location: str) -> Response:
+    """206 with the range, or 416 with the size (RFC 9110 15.3.7, 15.5.17)."""
+    headers = {"Cache-Control": "private, no-cache", "Vary": "Accept, Authorization", "Content-Location": location}
+    headers["Content-Range"] = wanted.content_range
+    if not wanted.is_satisfiable:
+        detail = f"the value has {wanted.size} bytes"
+        return problems.render(request, 416, "GW101", "Range not satisfiable", detail, "Range", headers)
+    headers["Content-Length"] = str(wanted.length)
+    response = OpenStream(stack.pop_all(), _guarded(ranges.cut(first.body, wanted)), _typed(first), headers)
+    response.status_code = 206
+    return response
 
 
 def bulkdata_path(path: str) -> str:

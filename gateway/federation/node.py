@@ -22,7 +22,7 @@ from gateway.mapping.read import Reader
 from gateway.model.query import Operator, Query, Ref
 from gateway.model.seam import Adapter, Finds, Locates, Location, NativeQuery, Report
 from gateway.model.study import Row, from_plain, to_plain
-from gateway.model.vocabulary import STUDY_UID, Level
+from gateway.model.vocabulary import ALWAYS_RETURNED, STUDY_UID, Level
 from gateway.telemetry import looking_up, node_operation, stage
 
 T = TypeVar("T")
@@ -80,6 +80,12 @@ class Node:
     def says_all_of(self, path: tuple[str, ...], complete_rows: bool) -> bool:
         """Whether an attribute missing from a row has no value: the node gives all it has, and the mapping reads it."""
         return complete_rows and (self.asker.mapping.protocol == "dicom" or self.asker.reads(path))
+
+    def says_none_of(self, path: tuple[str, ...], complete_rows: bool) -> bool:
+        """Whether an attribute missing from a row is one without a value: as `says_all_of`, and of what QIDO-RS obliges
+        every server to give."""
+        is_obliged = self.config.adapter == "dicomweb" and len(path) == 1 and path[0] in ALWAYS_RETURNED
+        return is_obliged or self.says_all_of(path, complete_rows)
 
     async def places(self, ref: Ref) -> list[tuple[Adapter, Ref]]:
         """The adapters that have the instances under `ref`, each with its part: the node's own, or those of the addresses

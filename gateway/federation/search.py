@@ -24,6 +24,7 @@ from gateway.model.study import Row
 from gateway.model.vocabulary import (
     DECIDED_BELOW,
     ISSUER,
+    MODALITY,
     SERIES_KEYS,
     STUDY_KEYS,
     STUDY_UID,
@@ -32,6 +33,7 @@ from gateway.model.vocabulary import (
 )
 
 _SHARE_OF_PATIENCE = 0.8
+_FEW_STUDIES = 20
 _UIDS_A_QUESTION = 100  # a C-FIND UID list stays well below what PACS accept
 
 
@@ -126,7 +128,7 @@ class NodeSearch:
         """As `matches`; where the node tells all it has, an absent attribute is one without a value."""
         verdict = matches(match, row.attributes)
         is_empty = verdict is None and match.operator is Operator.EMPTY
-        return True if is_empty and self.node.says_all_of(match.path, complete_rows) else verdict
+        return True if is_empty and self.node.says_none_of(match.path, complete_rows) else verdict
 
     async def _studies_by_uid(self, upper: Query, uids: frozenset[str]) -> tuple[Row, ...]:
         rows: list[Row] = []
@@ -141,27 +143,18 @@ class NodeSearch:
 
     def _decided(self, decided: Verdict, lower: Sequence[Match], complete_rows: bool) -> list[Match] | None:
         """The keys that only rows below can decide, [] when the row answers all; None when it does not answer."""
-        verdict, undecided = decided
-        undecided = self._without_empty(undecided, complete_rows)
+        verdict, undecided = decided[0], self._without_empty(decided[1], complete_rows)
         if verdict is False or any(self.node.says_all_of(match.path, complete_rows) for match in undecided):
             return None
-        if any(match.operator is Operator.EMPTY for match in undecided):
-            self._note_undecided(undecided)
-            return None
-        return [*undecided, *lower]
+        untold = [match for match in undecided if match.operator is Operator.EMPTY]
+        for match in untold:
+            self._undecided(match)
+        return None if untold else [*undecided, *lower]
 
     def _without_empty(self, undecided: Iterable[Match], complete_rows: bool) -> list[Match]:
         """Less the keys for attributes without a value that the node would have told, did they have one."""
-        return [
-            match
-            for match in undecided
-            if match.operator is not Operator.EMPTY or not self.node.says_all_of(match.path, complete_rows)
-        ]
-
-    def _note_undecided(self, matches_: Iterable[Match]) -> None:
-        for match in matches_:
-            if match.operator is Operator.EMPTY:
-                self._undecided(match)
+        says_none_of = self.node.says_none_of
+        return [m for m in undecided if m.operator is not Operator.EMPTY or not says_none_of(m.path, complete_rows)]
 
     async def _all_exist_below(self, row: Row, keys: Iterable[Match]) -> bool:
         for match in keys:
@@ -240,6 +233,12 @@ class NodeSearch:
         """One question at the level itself; the studies are asked for where a row does not name its patient."""
         answer = await self._ask(query)
         kept = self._answering(query, answer)
+        if query.level is Level.IMAGE:
+            bare = sorted({row.study for row in kept if MODALITY not in row.attributes})
+            own = tuple(match for match in query.matches if level_of(match.path) is Level.SERIES)
+            few = [Query(Level.SERIES, study=uid) for uid in bare]
+            asked = await in_parallel(few if len(bare) <= _FEW_STUDIES else [Query(Level.SERIES, own)], self._ask)
+            kept = _with_series(kept, [series for one in asked for series in one.rows])
         unnamed = frozenset(row.study for row in kept if not row.patient.is_named)
         by_uid = _by_uid(await self._studies_by_uid(Query(Level.STUDY), unnamed) if unnamed else ())
         return tuple(self._completed(kept, by_uid))
@@ -263,8 +262,11 @@ class NodeSearch:
             below = replace(query, matches=tuple(m for m in query.matches if level_of(m.path) is Level.IMAGE))
             under = [replace(below, study=study, series=one.series) for one in series]
             found = await in_parallel(under, self._one_level)
-            return [row for rows in found for row in rows]
-        return await self._one_level(replace(query, study=study))
+            return _with_series([row for rows in found for row in rows], series)
+        rows = await self._one_level(replace(query, study=study))
+        if query.level is not Level.IMAGE or query.series or all(MODALITY in row.attributes for row in rows):
+            return rows
+        return _with_series(rows, (await self._ask(Query(Level.SERIES, study=study))).rows)
 
     async def _one_level(self, query: Query) -> list[Row]:
         answer = await self._ask(query)
@@ -367,6 +369,20 @@ def _is_patient_of(row: Row, parent: Row, node: Node) -> bool:
     if not row.patient.is_named or row.patient == parent.patient:
         return True
     return row.patient.id == parent.patient.id and row.patient.issuer == node.reader.issuer
+
+
+def _with_series(rows: Sequence[Row], series: Iterable[Row]) -> list[Row]:
+    """Instances with the attributes of their series, which are theirs where the path does not name it (PS3.18 Table
+    10.6.3-2). A series that two patients share says nothing."""
+    known: dict[tuple[str, str], Dataset | None] = {}
+    for one in series:
+        known[one.study, one.series] = None if (one.study, one.series) in known else one.attributes
+    return [_inheriting(row, known.get((row.study, row.series)) or {}) for row in rows]
+
+
+def _inheriting(row: Row, series: Dataset) -> Row:
+    own = {tag: value for tag, value in series.items() if tag in SERIES_KEYS and tag not in row.attributes}
+    return replace(row, attributes={**own, **row.attributes}) if own else row
 
 
 def _with_study(row: Row, parent: Row) -> Row:

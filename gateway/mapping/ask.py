@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from gateway.mapping.schema import Entry, Mapping
 from gateway.mapping.transforms import TRANSFORMS, Asked
 from gateway.model.dataset import as_text, attribute
-from gateway.model.matching import matches
+from gateway.model.matching import combined, matches
 from gateway.model.query import Match, Operator, Query
 from gateway.model.seam import NativeMatch, NativeQuery
 from gateway.model.vocabulary import ISSUER, Level, level_of, path_name, tag
@@ -64,7 +64,13 @@ class Asker:
         """The native query with the keys it could not take. Nothing is dropped: every key is sent, or is in `here`."""
         sent: dict[str, NativeMatch] = {}
         here: list[Match] = []
-        for match in self.canonical(query).matches:
+        query = self.canonical(query)
+        # Nodes that take them for two ranges would lose what lies on the days between.
+        clocks = [clock for _, clock in combined(query)]
+        for match in query.matches:
+            if match in clocks:
+                here.append(match)
+                continue
             source = self._sources.get(match.path)
             if source and source.entry.fixed is not None:
                 if not _holds(match, source.entry.fixed):

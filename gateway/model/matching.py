@@ -28,7 +28,7 @@ _LEADING_SPACE_COUNTS = frozenset({"LT", "ST", "UT", "UC", "UR"})  # PS3.5 Table
 
 def decider(query: Query) -> Callable[[Row], Verdict]:
     """Whether a row answers the whole query, and the keys it leaves undecided (empty unless the answer is None)."""
-    pairs = dict(_combined(query))
+    pairs = dict(combined(query))
     keys = [(key, pairs.get(key)) for key in query.matches if key not in pairs.values()]
     tests = [(key, clock, _on_dataset(key, clock)) for key, clock in keys]
 
@@ -91,7 +91,7 @@ def matches_span(date_match: Match, time_match: Match, dataset: Dataset) -> bool
     return _at(time_match.path, dataset, lambda value: _is_within("TM", value, low, high))
 
 
-def _combined(query: Query) -> Iterator[tuple[Match, Match]]:
+def combined(query: Query) -> Iterator[tuple[Match, Match]]:
     """The (date key, time key) pairs that are both ranges, where the query means them as one span."""
     if not query.combined_datetime:
         return

@@ -80,6 +80,12 @@ class Query:
     zoned: tuple[Match, ...] = ()
     zone: str = ""
 
+    @property
+    def asked(self) -> tuple[Match, ...]:
+        """The keys as the request gave them: those on dates and times at its own offset in place of the wider ones."""
+        own = {match.path for match in self.zoned}
+        return (*(match for match in self.matches if match.path not in own), *self.zoned)
+
     def match_on(self, *path: str) -> Match | None:
         """The key on exactly this path, if the query has one."""
         return next((m for m in self.matches if m.path == path), None)
@@ -170,7 +176,7 @@ def _temporal(path: tuple[str, ...], name: str, vr_: str, raw: str) -> Match:
         return Match(path, Operator.EXACT, (low,))
     if not (low or high):
         raise InvalidQuery(f"{name}: a range needs at least one end", parameter=name)
-    if low and high and low > high and vr_ != "DT":
+    if low and high and low > high and vr_ == "DA":
         raise InvalidQuery(f"{name}: the range ends before it begins", parameter=name)
     return Match(path, Operator.RANGE, (low, high))
 

@@ -138,6 +138,14 @@ RETURNED = {
     ),
 }  # fmt: skip
 
+# Of these the ones that every QIDO-RS server gives, so that an absent one has no value (types 1 and 2 of the same tables).
+ALWAYS_RETURNED = frozenset(
+    _tags(
+        "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientName", "PatientID",
+        "PatientBirthDate", "PatientSex", "StudyID", "Modality", "SeriesNumber", "InstanceNumber",
+    )
+)  # fmt: skip
+
 # Patient and study attributes that may be matched at the STUDY level (PS3.4 C.6.2.1, PS3.18 Table 10.6.1-5, optional keys).
 STUDY_KEYS = frozenset(
     _tags(

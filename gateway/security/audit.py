@@ -165,7 +165,7 @@ class Audit:
             tuple(nodes),
             request_id.get(),
             datetime.now(UTC),
-            self._hashed(query.matches) if query else {},
+            self._hashed(query.asked) if query else {},
             asked.path if asked else "",
             [asked.study] if asked else [],
         )

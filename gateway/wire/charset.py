@@ -26,6 +26,8 @@ _BY_NUMBER = _SINGLE_BYTE | {
     6: "ascii", 13: "shift_jis", 14: "shift_jis", 58: "gb2312", 87: "iso2022_jp", 149: "euc_kr", 159: "iso2022_jp_2",
     192: "utf_8",
 }  # fmt: skip
+DEFINED_TERMS = (*(f"ISO_IR {number}" for number in sorted(_BY_NUMBER)), "GB18030", "GBK")
+"""Those of (0008,0005) that are read and written, without code extensions (ISO 2022), which are too."""
 # Escape sequences of PS3.3 Tables C.12-3 and C.12-4. The iso2022_jp codecs read and write their own.
 _BY_ESCAPE = {
     b"\x1b(B": "ascii", b"\x1b-A": "iso8859_1", b"\x1b-B": "iso8859_2", b"\x1b-C": "iso8859_3", b"\x1b-D": "iso8859_4",

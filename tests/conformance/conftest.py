@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from national_nodes import Demo, node_tables
+from small_hospital import Small, small
 
 from gateway.simulators import corpus as corpora
 from gateway.simulators.corpus import Corpus
@@ -24,6 +25,13 @@ def tables(corpus: Corpus) -> Iterator[list[dict[str, Any]]]:
     """The [[node]] tables of the federation, with their simulators running."""
     with contextlib.ExitStack() as stack:
         yield node_tables(corpus, stack)
+
+
+@pytest.fixture(scope="session")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
+    """Three studies behind three protocols, served without a view."""
+    with small(tmp_path_factory.mktemp("small")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -293,9 +293,9 @@ def test_a_complete_answer_is_revalidated(demo: Demo) -> None:
         "/fhir/metadata",
     ):
         first = demo.get(path)
-        again = demo.get(path, headers={"if-none-match": f'"other", W/{first.headers["etag"]}'})
+        again = demo.get(path, headers={"if-none-match": f'"other", W/{first.headers["etag"].removeprefix("W/")}'})
         assert (again.status_code, again.content) == (304, b""), path
-        assert again.headers["etag"] == first.headers["etag"]
+        assert again.headers["etag"].removeprefix("W/") == first.headers["etag"].removeprefix("W/")
         assert demo.get(path, headers={"if-none-match": '"other"'}).status_code == 200
         assert demo.get(path, headers={"if-none-match": "*"}).status_code == 304, path
 

@@ -99,7 +99,8 @@ class Served:
 
     def get(self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None, **claims: Any):  # type: ignore[no-untyped-def]
         claims = {"purpose_of_use": "TREAT", **claims}
-        sent = {**JSON, "Authorization": self.issuer.bearer(**claims), **(headers or {})}
+        plain = {**JSON, "Accept-Encoding": "identity"}
+        sent = {**plain, "Authorization": self.issuer.bearer(**claims), **(headers or {})}
         return self.gateway.client.request(method, path, headers=sent)
 
     @property

@@ -213,3 +213,31 @@ def _pair(tmp_path_factory) -> tuple[Asker, Reader]:
         mapping = load(file)
         _PAIR.append((Asker(mapping, "H"), Reader(mapping, "n", "H")))
     return _PAIR[0]
+
+
+def test_times_that_end_a_span_begun_on_another_day_are_matched_here():
+    """A node that takes them for times of every day would lose what lies between."""
+    keys = (parse_match((tag("StudyDate"),), "20260301-20260305"), parse_match((tag("StudyTime"),), "1000-0900"))
+    asker = Asker(SHIPPED["dicom"], "HOSPITAL")
+    plan = asker.plan(Query(Level.STUDY, keys, combined_datetime=True))
+    assert [match.path for match in plan.native.match] == ["StudyDate"]
+    assert plan.here == (keys[1],)
+    assert "StudyTime" in plan.native.return_
+    apart = asker.plan(Query(Level.STUDY, keys))
+    assert [match.path for match in apart.native.match] == ["StudyDate", "StudyTime"]
+
+
+@pytest.mark.parametrize("format_", ["dicom", "fhir-r4"])
+def test_that_there_is_no_value_is_asked_of_no_node(format_):
+    key = Match((tag("AccessionNumber"),), Operator.EMPTY, ("",))
+    plan = Asker(SHIPPED[format_], "HOSPITAL").plan(Query(Level.STUDY, (key,)))
+    assert plan.native.match == ()
+    assert plan.here == (key,)
+
+
+def test_words_of_a_name_are_looked_for_only_where_a_name_is_what_dicom_says():
+    key = Match((tag("PatientName"),), Operator.FUZZY, ("muller hans",))
+    sent = Asker(SHIPPED["dicom"], "HOSPITAL").plan(Query(Level.STUDY, (key,)))
+    assert [(one.path, one.operator) for one in sent.native.match] == [("PatientName", Operator.FUZZY)]
+    here = Asker(SHIPPED["fhir-r4"], "HOSPITAL").plan(Query(Level.STUDY, (key,)))
+    assert (here.native.match, here.here) == ((), (key,))

@@ -14,6 +14,7 @@ from gateway.errors import AuditUnavailable, SettingsError
 from gateway.model.answer import Issue
 from gateway.model.query import Query, Ref, parse_match
 from gateway.model.vocabulary import STUDY_UID, Level, tag
+from gateway.model.zoned import at_offset
 from gateway.security.audit import Audit, match_hash
 from gateway.security.caller import Caller
 from gateway.telemetry import request_id
@@ -278,3 +279,13 @@ async def test_processes_that_share_a_pipe_leave_each_others_records_whole():
     told = written.splitlines()
     assert {len(set(line)) for line in told} == {1}
     assert sorted(map(len, told)) == sorted([30_000, 90, 5_000] * 80 + [90] * 240)
+
+
+async def test_dates_at_the_request_s_own_offset_are_recorded_as_they_were_asked_for(tmp_path):
+    asked = at_offset(query(("StudyDate", "20260301"), ("StudyTime", "1000-1100"), combined_datetime=True), "+0200")
+    assert asked.match_on(tag("StudyDate")).values == ("20260228", "20260302")
+    (line,) = await audited(tmp_path / "audit", (("search", CALLER, [], asked), lambda record: None))
+    assert line["match"] == {
+        "StudyDate": match_hash(SECRET, "StudyDate", "20260301"),
+        "StudyTime": match_hash(SECRET, "StudyTime", "1000-1100"),
+    }
