@@ -85,11 +85,11 @@ async def retrieve(request: Request) -> Response:
             context.pipeline.retrieve(context.caller, ref, context.nodes, accept.transfer_syntaxes)
         )
         first = await anext(outgoing.instances)
-        return await _respond(request, context, accept, outgoing, first, stack)
+        return await respond(request, context, accept, outgoing, first, stack)
     raise AssertionError("unreachable")
 
 
-async def _respond(
+async def respond(
     request: Request,
     context: Context,
     accept: DicomAccept,
