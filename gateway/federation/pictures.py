@@ -102,8 +102,11 @@ class Pictures:
     imaging: Imaging
 
     @asynccontextmanager
-    async def open(self, ref: Ref, nodes: Sequence[Node], show: Shows, asked: Asked) -> AsyncIterator[OpenedPictures]:
-        """The pictures under `ref`; entering it waits for the first. `show` is what the caller may see of a data set.
+    async def open(
+        self, ref: Ref, nodes: Sequence[Node], show: Shows, asked: Asked, *, documents: bool
+    ) -> AsyncIterator[OpenedPictures]:
+        """The pictures under `ref`; entering it waits for the first. `show` is what the caller may see of a data set;
+        `documents` says whether it may see encapsulated ones, of whose content nothing can be taken away.
 
         Raises NotAcceptable where nothing can be rendered as asked, TooLarge for too many instances, and as the retrieval.
         """
@@ -111,7 +114,7 @@ class Pictures:
             if ref.instance is None:
                 await self._check_count(ref, nodes)
             datasets, silent, gaps = await self._described(ref, nodes)
-            jobs, notes = _jobs(ref, datasets, asked)
+            jobs, notes = _jobs(ref, datasets, asked, documents=documents)
             source = self._made(jobs, nodes, asked, show)
             pictures = await stack.enter_async_context(aclosing_iterator(source))
             first = await anext(pictures)
@@ -269,7 +272,9 @@ class Pictures:
         return Ref(one.study, one.series, one.instance), len(found) if has_pixels else 0
 
 
-def _jobs(ref: Ref, datasets: Sequence[Dataset], asked: Asked) -> tuple[list[_Job], tuple[str, ...]]:
+def _jobs(
+    ref: Ref, datasets: Sequence[Dataset], asked: Asked, *, documents: bool
+) -> tuple[list[_Job], tuple[str, ...]]:
     """What is to be made, and what has to be said about it. Raises NotAcceptable where nothing can be made."""
     jobs: list[_Job] = []
     notes: list[str] = []
@@ -277,7 +282,7 @@ def _jobs(ref: Ref, datasets: Sequence[Dataset], asked: Asked) -> tuple[list[_Jo
     for dataset in datasets:
         place = Ref(ref.study, text(dataset, SERIES_UID), text(dataset, INSTANCE_UID))
         media_type = _media_type(dataset, asked)
-        if not media_type:
+        if not media_type or (media_type == PDF and not documents):
             left_out += 1
         elif media_type in (GIF, PDF):
             jobs.append(_Job(place, dataset, _animated(dataset, asked), media_type))

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import gdcm
 import numpy
 import pydicom
 import pytest
@@ -168,3 +169,31 @@ async def test_without_the_extra_it_says_which_to_install(monkeypatch: pytest.Mo
     monkeypatch.setattr("gateway.imaging.processes.find_spec", lambda name: None)
     with pytest.raises(NotAcceptable, match=r"imaging-gateway\[pixels\]"):
         await Imaging(1, 60.0, 64 << 20).recode(encoded(named("CT_small.dcm")))
+
+
+@pytest.mark.parametrize("end", ["201", "202", "203"])
+async def test_high_throughput_jpeg_2000_is_decoded(imaging: Imaging, end: str) -> None:
+    """The middle of CT_small.dcm, encoded without loss by OpenJPH, as no pydicom file is."""
+    data = Path(__file__).with_name("ct_small_middle.jph").read_bytes()
+    attributes = dict(encoded(named("CT_small.dcm")).attributes)
+    attributes |= {tag: {"vr": "US", "Value": [64]} for tag in ("00280010", "00280011")}
+    recoded = await imaging.recode(EncodedFrame(attributes, f"1.2.840.10008.1.2.4.{end}", data))
+    assert recoded.data == samples(named("CT_small.dcm"))[32:96, 32:96].tobytes()
+
+
+async def test_jpeg_lossless_of_any_predictor_is_decoded(imaging: Imaging, tmp_path: Path) -> None:
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(named("CT_small.dcm")))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(tmp_path / "lossless.dcm"))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    frame = encoded(tmp_path / "lossless.dcm")
+    assert frame.transfer_syntax == "1.2.840.10008.1.2.4.57"
+    assert (await imaging.recode(frame)).data == samples(named("CT_small.dcm")).tobytes()
