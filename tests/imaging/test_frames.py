@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from gateway.errors import NotAcceptable, TooLarge
+from gateway.errors import ImagingBusy, NotAcceptable, TooLarge
 from gateway.imaging.attributes import elsewhere, frame_attributes
 from gateway.imaging.options import PNG, Rendering
 from gateway.imaging.processes import EncodedFrame, Imaging
@@ -147,6 +147,35 @@ async def test_whoever_leaves_takes_nobody_else_along() -> None:
     assert (await staying).data
     await imaging.close()
     assert imaging._idle == []
+
+
+async def test_when_too_much_is_under_way_new_work_is_turned_away_and_patient_work_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    imaging = Imaging(1, 60.0, 64 << 20)
+    monkeypatch.setattr("gateway.imaging.processes._MOST_WAITING", 1)
+    whole = encoded(named("CT_small.dcm"))
+    begun = asyncio.create_task(imaging.recode(whole))
+    await asyncio.sleep(0)
+    with pytest.raises(ImagingBusy):
+        await imaging.recode(whole)
+    assert (await imaging.recode(whole, patient=True)).data
+    assert (await begun).data
+    with imaging.holding(8 * (64 << 20)), pytest.raises(ImagingBusy), imaging.holding(1):
+        raise AssertionError
+    await imaging.close()
+
+
+async def test_a_process_that_has_nothing_to_do_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.imaging.processes._IDLE_SECONDS", 0.05)
+    imaging = Imaging(1, 60.0, 64 << 20)
+    await imaging.recode(encoded(named("CT_small.dcm")))
+    process = imaging._idle[0].process
+    async with asyncio.timeout(30):
+        while process.returncode is None:
+            await asyncio.sleep(0.01)
+    assert imaging._idle == []
+    await imaging.close()
 
 
 async def test_an_image_that_needs_too_much_memory_is_refused() -> None:
