@@ -125,6 +125,11 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     return app
 
 
+_CORS_HEADERS = (
+    "Accept", "Authorization", "Content-Type", "If-None-Match", "If-Range", "Prefer", "Range", "traceparent",
+)  # fmt: skip
+
+
 def _cors(settings: Settings) -> list[Middleware]:
     if not settings.cors_origins:
         return []

@@ -294,7 +294,7 @@ class Pipeline:
         """The instances under `ref` rendered; what is written into them is what the caller may see."""
         async with (
             self._request("rendered", caller, names, ref=ref) as (nodes, view, record),
-            self.pictures.open(view_ref(view, ref), nodes, view.dataset, asked) as opened,
+            self.pictures.open(view_ref(view, ref), nodes, view.dataset, asked, documents=view.is_plain) as opened,
         ):
             record.issues = (*opened.silent, *opened.gaps)
             async with aclosing_iterator(_view_pictures(view, opened.pictures, record)) as pictures:

@@ -33,13 +33,13 @@ async def rendered(request: Request) -> Response:
     return await answered(request, context, ref, asked)
 
 
-async def answered(request: Request, context: Context, ref: Ref, asked: Asked) -> Response:
-    """The answer to whoever asks for rendered images, by WADO-RS or WADO-URI."""
+async def answered(request: Request, context: Context, ref: Ref, asked: Asked, *, single: bool = False) -> Response:
+    """The answer to whoever asks for rendered images, by WADO-RS or WADO-URI; the latter knows single parts only."""
     async with AsyncExitStack() as stack:
         outgoing = await stack.enter_async_context(context.pipeline.rendered(context.caller, ref, context.nodes, asked))
         first = await anext(outgoing.pictures)
         is_one = ref.instance and (len(asked.numbers) <= 1 or first.media_type == GIF)
-        if is_one and _wants_one(request):
+        if is_one and (single or _wants_one(request)):
             response = await _alone(request, first, outgoing, stack)
         else:
             response = _together(context, first, outgoing, stack)

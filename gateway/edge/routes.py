@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Scope
 
-from gateway.edge import admin, capabilities, export, fhir, openapi, qido, rendered, stow, wado
+from gateway.edge import admin, capabilities, export, fhir, openapi, qido, rendered, stow, wado, wadouri
 from gateway.model.vocabulary import Level
 
 _FHIR_ROOTS = ("", "/fhir", "/fhir/r4", "/fhir/r5")
@@ -35,6 +35,7 @@ def dicomweb() -> list[BaseRoute]:
         routes.append(Route(f"{path}/thumbnail", rendered.thumbnail, methods=["GET"], name="thumbnail"))
     routes.append(Route(f"{instance}/frames/{{frames}}", wado.frames, methods=["GET"], name="frames"))
     routes.append(Route(f"{instance}/bulkdata/{{path}}", wado.bulkdata, methods=["GET"], name="bulkdata"))
+    routes.append(Route("/wado", wadouri.retrieve, methods=["GET"], name="wado-uri"))
     routes.append(Route("/", capabilities.dicomweb, methods=["OPTIONS"], name="capabilities"))
     routes.append(_Options("/{anything:path}", capabilities.dicomweb, methods=["OPTIONS"], name="capabilities"))
     return routes

@@ -87,11 +87,11 @@ async def retrieve(request: Request) -> Response:
             context.pipeline.retrieve(context.caller, ref, context.nodes, accept.transfer_syntaxes)
         )
         first = await anext(outgoing.instances)
-        return await _respond(request, context, accept, outgoing, first, stack)
+        return await respond(request, context, accept, outgoing, first, stack)
     raise AssertionError("unreachable")
 
 
-async def _respond(
+async def respond(
     request: Request,
     context: Context,
     accept: DicomAccept,
@@ -241,7 +241,7 @@ def _ranged(request: Request, stack: AsyncExitStack, first: FramePart, wanted: R
         detail = f"the value has {wanted.size} bytes"
         return problems.render(request, 416, "GW101", "Range not satisfiable", detail, "Range", headers)
     headers["Content-Length"] = str(wanted.length)
-    response = OpenStream(stack.pop_all(), _guarded(ranges.cut(first.body, wanted)), _typed(first), headers)
+    response = OpenStream(stack.pop_all(), guarded(ranges.cut(first.body, wanted)), _typed(first), headers)
     response.status_code = 206
     return response
 

@@ -102,8 +102,11 @@ class Pictures:
     imaging: Imaging
 
     @asynccontextmanager
-    async def open(self, ref: Ref, nodes: Sequence[Node], show: Shows, asked: Asked) -> AsyncIterator[OpenedPictures]:
-        """The pictures under `ref`; entering it waits for the first. `show` is what the caller may see of a data set.
+    async def open(
+        self, ref: Ref, nodes: Sequence[Node], show: Shows, asked: Asked, *, documents: bool
+    ) -> AsyncIterator[OpenedPictures]:
+        """The pictures under `ref`; entering it waits for the first. `show` is what the caller may see of a data set;
+        `documents` says whether it may see encapsulated ones, of whose content nothing can be taken away.
 
         Raises NotAcceptable where nothing can be rendered as asked, TooLarge for too many instances, and as the retrieval.
         """
@@ -111,7 +114,7 @@ class Pictures:
             if ref.instance is None:
                 await self._check_count(ref, nodes)
             datasets, silent, gaps = await self._described(ref, nodes)
-            jobs, notes = _jobs(ref, datasets, asked)
+            jobs, notes = _jobs(ref, datasets, asked, documents=documents)
             source = self._made(jobs, nodes, asked, show)
             pictures = await stack.enter_async_context(aclosing_iterator(source))
             first = await anext(pictures)
@@ -155,6 +158,10 @@ class Pictures:
         if wrong:
             count = images.frame_count(job.dataset)
             raise InvalidQuery(f"frame {wrong} of an instance that has {count}", parameter="frames")
+        with self.imaging.holding(images.bytes_of_frame(job.dataset) * len(job.numbers)):
+            return await self._fetched(job, nodes, rendering)
+
+    async def _fetched(self, job: _Job, nodes: Sequence[Node], rendering: Rendering) -> bytes:
         tables = await self._tables(job, nodes)
         frames: list[EncodedFrame] = []
         most = images.most_bytes_of_frame(job.dataset)
@@ -210,9 +217,10 @@ class Pictures:
             yield await self._recoded(part, dataset, into)
 
     async def _recoded(self, part: FramePart, dataset: Dataset, into: str) -> FramePart:
-        data = await _read(part.body, images.most_bytes_of_frame(dataset))
-        frame = EncodedFrame(images.frame_attributes(dataset, part.number), part.transfer_syntax, data)
-        given = (await self.imaging.recode(frame, "" if into == EXPLICIT else into)).data
+        with self.imaging.holding(images.bytes_of_frame(dataset)):
+            data = await _read(part.body, images.most_bytes_of_frame(dataset))
+            frame = EncodedFrame(images.frame_attributes(dataset, part.number), part.transfer_syntax, data)
+            given = (await self.imaging.recode(frame, "" if into == EXPLICIT else into)).data
         return FramePart(part.number, frame_media_type(into), into, _whole(given), len(given))
 
     async def thumbnail(self, ref: Ref, nodes: Sequence[Node], asked: Asked) -> tuple[Picture, tuple[Issue, ...]]:
@@ -269,7 +277,9 @@ class Pictures:
         return Ref(one.study, one.series, one.instance), len(found) if has_pixels else 0
 
 
-def _jobs(ref: Ref, datasets: Sequence[Dataset], asked: Asked) -> tuple[list[_Job], tuple[str, ...]]:
+def _jobs(
+    ref: Ref, datasets: Sequence[Dataset], asked: Asked, *, documents: bool
+) -> tuple[list[_Job], tuple[str, ...]]:
     """What is to be made, and what has to be said about it. Raises NotAcceptable where nothing can be made."""
     jobs: list[_Job] = []
     notes: list[str] = []
@@ -277,7 +287,7 @@ def _jobs(ref: Ref, datasets: Sequence[Dataset], asked: Asked) -> tuple[list[_Jo
     for dataset in datasets:
         place = Ref(ref.study, text(dataset, SERIES_UID), text(dataset, INSTANCE_UID))
         media_type = _media_type(dataset, asked)
-        if not media_type:
+        if not media_type or (media_type == PDF and not documents):
             left_out += 1
         elif media_type in (GIF, PDF):
             jobs.append(_Job(place, dataset, _animated(dataset, asked), media_type))

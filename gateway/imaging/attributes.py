@@ -56,10 +56,15 @@ def pixels_of_frame(dataset: Dataset) -> int:
     return max((whole_number(dataset, ROWS) or 0) * (whole_number(dataset, COLUMNS) or 0), 0)
 
 
+def bytes_of_frame(dataset: Dataset) -> int:
+    """What a frame takes when it is decoded; for one bit to a pixel as much as for eight."""
+    samples, bits = whole_number(dataset, SAMPLES) or 1, whole_number(dataset, BITS_ALLOCATED) or 16
+    return pixels_of_frame(dataset) * samples * max(bits, 8) // 8
+
+
 def most_bytes_of_frame(dataset: Dataset) -> int:
     """More than a frame of this size can honestly take, compressed or not."""
-    samples, bits = whole_number(dataset, SAMPLES) or 1, whole_number(dataset, BITS_ALLOCATED) or 16
-    return pixels_of_frame(dataset) * samples * max(bits, 8) // 8 * 2 + (1 << 20)
+    return bytes_of_frame(dataset) * 2 + (1 << 20)
 
 
 def may_show_identity(dataset: Dataset) -> bool:

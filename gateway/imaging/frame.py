@@ -12,7 +12,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.encoders.base import get_encoder
 from pydicom.pixels.utils import get_expected_length
-from pydicom.uid import UID
+from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit
 
 from gateway.model.dataset import Dataset
 
@@ -83,9 +83,11 @@ def native(frame: Frame) -> bytes:
 
 
 def encode(frame: Frame, transfer_syntax: str) -> bytes:
-    """The same samples in a lossless syntax (or JPEG Baseline, from 8 bits). Raises CannotDecode."""
+    """The same samples in a lossless syntax (or JPEG Baseline, from 8 bits); `frame.told` then says how. Raises CannotDecode."""
     try:
-        if transfer_syntax == "1.2.840.10008.1.2.4.50":
+        if transfer_syntax == JPEG2000Lossless and frame.told["photometric_interpretation"] == "RGB":
+            frame.told["photometric_interpretation"] = "YBR_RCT"  # as the IODs want it (PS3.5 8.2.4); it loses nothing
+        if transfer_syntax == JPEGBaseline8Bit:
             return _jpeg(frame)
         options = {key: value for key, value in frame.told.items() if key != "number_of_frames"}
         encoder = get_encoder(transfer_syntax)

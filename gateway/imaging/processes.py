@@ -7,8 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +25,8 @@ _PACKAGES = ("PIL", "openjpeg", "rle", "jpeg_ls", "_gdcm")
 _MOST_WAITING = 64
 _BASE_MEMORY = 1536 << 20
 _MEMORY_PER_PIXEL = 40
+_HELD_PER_PIXEL = 8
+_IDLE_SECONDS = 60.0
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR")
 
 
@@ -50,6 +52,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    rests_since: float = 0.0
 
     async def ask(self, asked: dict[str, Any], data: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
         head = orjson.dumps(asked)
@@ -74,7 +77,8 @@ class _Worker:
 
 
 class Imaging:
-    """At most `processes` at work; each piece of work has `seconds` from when it is asked for, waiting included.
+    """At most `processes` at work; each piece of work has `seconds`, and waits as long for its turn. What is `patient` waits
+    without end and is never turned away: an answer that has begun cannot say that too many images are being decoded.
 
     Processes start when they are first needed. Nothing of `most_pixels` or more is begun. Without the extra `pixels`
     everything here raises NotAcceptable.
@@ -86,6 +90,8 @@ class Imaging:
         self._places = asyncio.Semaphore(processes)
         self._idle: list[_Worker] = []
         self._tasks: set[asyncio.Task[tuple[dict[str, Any], bytes]]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self._held = 0
         self._missing: tuple[str, ...] | None = None
 
     async def open(self) -> None:
@@ -98,6 +104,7 @@ class Imaging:
         for worker in self._idle:
             await worker.end()
         self._idle.clear()
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     def require(self) -> None:
         """Raises NotAcceptable where the packages that decode are not installed."""
@@ -114,6 +121,18 @@ class Imaging:
         if pixels > self.most_pixels:
             raise TooLarge(f"{pixels} pixels are more than are decoded at once ({self.most_pixels}); ask for less")
 
+    @contextmanager
+    def holding(self, size: int, *, patient: bool = False) -> Iterator[None]:
+        """Whoever fetches frames to have them decoded holds about so many bytes. Raises ImagingBusy where all of them
+        together would be too many; one alone never is."""
+        if not patient and self._held and self._held + size > _HELD_PER_PIXEL * self.most_pixels:
+            raise ImagingBusy("too many images are being decoded", retry_after=1.0)
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
+
     async def render(self, frames: Sequence[EncodedFrame], rendering: Rendering) -> bytes:
         """The frames as one PNG or JPEG, several as one GIF. Raises NotAcceptable for what cannot be decoded."""
         told = [
@@ -123,7 +142,7 @@ class Imaging:
         asked = {"work": "render", "frames": told, "rendering": rendering.to_json()}
         return (await self._ask(asked, [one.data for one in frames]))[1]
 
-    async def recode(self, frame: EncodedFrame, into: str = "") -> Recoded:
+    async def recode(self, frame: EncodedFrame, into: str = "", *, patient: bool = False) -> Recoded:
         """The frame in the syntax `into`; '' is native, little endian. Raises NotAcceptable where that cannot be."""
         asked = {
             "work": "recode",
@@ -131,19 +150,21 @@ class Imaging:
             "transfer_syntax": frame.transfer_syntax,
             "into": into,
         }
-        return Recoded(*await self._ask(asked, [frame.data]))
+        return Recoded(*await self._ask(asked, [frame.data], patient=patient))
 
     async def neutral(self, columns: int, rows: int, word: str, media_type: str) -> bytes:
         """A picture that shows nothing of an instance but one word."""
         asked = {"work": "neutral", "columns": columns, "rows": rows, "word": word, "media_type": media_type}
         return (await self._ask(asked, []))[1]
 
-    async def _ask(self, asked: dict[str, Any], data: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
+    async def _ask(
+        self, asked: dict[str, Any], data: Sequence[bytes], *, patient: bool = False
+    ) -> tuple[dict[str, Any], bytes]:
         """Who leaves does not take a process along: the work is ended in its time, and its place is free then."""
         self.require()
-        if len(self._tasks) >= _MOST_WAITING:
+        if not patient and len(self._tasks) >= _MOST_WAITING:
             raise ImagingBusy("too many images are being decoded", retry_after=1.0)
-        task = asyncio.create_task(self._worked(asked, data))
+        task = asyncio.create_task(self._in_turn(asked, data, None if patient else self._seconds))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -152,17 +173,22 @@ class Imaging:
             raise _failure(told["failed"])
         return told, given
 
-    async def _worked(self, asked: dict[str, Any], data: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
-        at_work = False
+    async def _in_turn(
+        self, asked: dict[str, Any], data: Sequence[bytes], wait: float | None
+    ) -> tuple[dict[str, Any], bytes]:
         try:
-            async with asyncio.timeout(self._seconds), self._places:
-                worker = await self._worker()
-                at_work = True
-                return await self._at(worker, asked, data)
+            async with asyncio.timeout(wait):
+                await self._places.acquire()
         except TimeoutError:
-            if at_work:
-                raise TooLarge(f"the image is not decoded within {self._seconds:g} s; ask for it as stored") from None
             raise ImagingBusy("other images are being decoded", retry_after=self._seconds / 2) from None
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._at(await self._worker(), asked, data)
+        except TimeoutError:
+            detail = f"the image is not decoded within {self._seconds:g} s; ask for it as stored"
+            raise TooLarge(detail) from None
+        finally:
+            self._places.release()
 
     async def _at(self, worker: _Worker, asked: dict[str, Any], data: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
         is_whole = False
@@ -174,9 +200,20 @@ class Imaging:
         finally:
             if is_whole:
                 self._idle.append(worker)
+                worker.rests_since = asyncio.get_running_loop().time()
+                asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._retire, worker)
             else:
                 await asyncio.shield(worker.end())
         return reply
+
+    def _retire(self, worker: _Worker) -> None:
+        """Ends a process that nothing was asked of for a while: it may still hold the memory of its largest image."""
+        since = asyncio.get_running_loop().time() - worker.rests_since
+        if worker in self._idle and since >= _IDLE_SECONDS:
+            self._idle.remove(worker)
+            ending = asyncio.create_task(worker.end())
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
     async def _worker(self) -> _Worker:
         while self._idle:

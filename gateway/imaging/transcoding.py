@@ -54,22 +54,24 @@ async def transcoded(stream: Part10Stream, into: str, imaging: Imaging, change: 
         source = EXPLICIT if stored in NATIVE_SYNTAXES else stored  # their bytes are turned round by now
         offsets = _extended_offsets(decode(converted, EXPLICIT_LITTLE))
         number, told, size = 0, None, 0
-        async with aclosing(_frames(stream, conversion, attributes, stored, offsets)) as frames:
-            async for data in frames:
-                recoded = await imaging.recode(EncodedFrame(attributes, source, data), "" if into == EXPLICIT else into)
-                if told is None:
-                    told, size = recoded.told, len(recoded.data)
-                    header = _header(told, size * count, into)
-                    _describe(dataset, told, stored, into)
-                    yield file_meta_of(stream, dataset, into)
-                    for chunk in sliced(await asyncio.to_thread(encoded, dataset)):
+        with imaging.holding(images.bytes_of_frame(attributes), patient=True):
+            async with aclosing(_frames(stream, conversion, attributes, stored, offsets)) as frames:
+                async for data in frames:
+                    frame = EncodedFrame(attributes, source, data)
+                    recoded = await imaging.recode(frame, "" if into == EXPLICIT else into, patient=True)
+                    if told is None:
+                        told, size = recoded.told, len(recoded.data)
+                        header = _header(told, size * count, into)
+                        _describe(dataset, told, stored, into)
+                        yield file_meta_of(stream, dataset, into)
+                        for chunk in sliced(await asyncio.to_thread(encoded, dataset)):
+                            yield chunk
+                        yield header
+                    number += 1
+                    if number > count or (into == EXPLICIT and len(recoded.data) != size):
+                        raise Part10Error("the frames are not all alike, or more than announced")
+                    for chunk in sliced(_framed(recoded, into)):
                         yield chunk
-                    yield header
-                number += 1
-                if number > count or (into == EXPLICIT and len(recoded.data) != size):
-                    raise Part10Error("the frames are not all alike, or more than announced")
-                for chunk in sliced(_framed(recoded, into)):
-                    yield chunk
         if number != count:
             raise Part10Error("there are fewer frames than announced")
         yield _end(size * count, into)

@@ -101,8 +101,8 @@ def _render(asked: dict[str, Any], data: bytes) -> Reply:
 def _recode(asked: dict[str, Any], data: bytes) -> Reply:
     # What JPEG has lost is not lost again by turning it into RGB, as everybody does; of the others nothing is to be lost.
     frame = decode(asked["attributes"], asked["transfer_syntax"], data, as_rgb=asked["transfer_syntax"] in ALWAYS_LOSSY)
-    told = {name: value for name, value in frame.told.items() if isinstance(value, (int, str))}
-    return told, encode(frame, asked["into"]) if asked["into"] else native(frame)
+    given = encode(frame, asked["into"]) if asked["into"] else native(frame)
+    return {name: value for name, value in frame.told.items() if isinstance(value, (int, str))}, given
 
 
 def _neutral(asked: dict[str, Any], data: bytes) -> Reply:

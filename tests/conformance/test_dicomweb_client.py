@@ -368,3 +368,22 @@ def data_set(file: bytes) -> bytes:
     assert file[128:132] == b"DICM"
     assert file[132:136] == b"\x02\x00\x00\x00"
     return file[144 + int.from_bytes(file[140:144], "little") :]
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_rendered_images_come_to_the_client_from_every_kind_of_node(demo: Demo, node: str) -> None:
+    service = DICOMwebClient(f"{demo.url}/nodes/{node}/dicom-web", permissive_uid=True)
+    study, series, instance = next(
+        (study, series, instance)
+        for study in demo.corpus.studies()
+        for series in study.series
+        for instance in series.instances
+        if study.node == node and "PixelData" in read(instance)
+    )
+    place = study.study_uid, series.series_uid, instance.sop_instance_uid
+    for media_type, magic in (("image/png", b"\x89PNG"), ("image/jpeg", b"\xff\xd8")):
+        assert service.retrieve_instance_rendered(*place, media_types=(media_type,)).startswith(magic)
+    frame = service.retrieve_instance_frames_rendered(*place, frame_numbers=[1], media_types=("image/png",))
+    assert frame.startswith(b"\x89PNG")
+    small = service.retrieve_instance_rendered(*place, media_types=("image/png",), params={"viewport": "8,8"})
+    assert len(small) < len(frame)

@@ -346,3 +346,27 @@ def test_the_search_for_originals_would_find_one(veiled: Veiled, demo: Demo) -> 
     assert veiled.seen > 100
     with pytest.raises(AssertionError):
         veiled.search(plain, "planted")
+
+
+def test_rendered_images_and_transcoded_instances_go_by_the_names_of_the_view(veiled: Veiled) -> None:
+    rendered = 0
+    for study in studies(veiled):
+        whole, _, of_instance, instance = paths_of(veiled, study)
+        original = read(instance)
+        if "PixelData" not in original:
+            continue
+        for where in (whole, of_instance):
+            veiled.get(f"{where}/thumbnail")
+        image = veiled.get(f"{of_instance}/rendered?annotation=patient", accept="image/png").content
+        veiled.get(f"{of_instance}/rendered", accept='multipart/related; type="image/png"')
+        assert image != veiled.get(f"{of_instance}/rendered", accept="image/png").content
+        plain = f"/dicom-web/studies/{study.study_uid}/series/{study.series[0].series_uid}/instances/{instance.sop_instance_uid}"
+        shown = veiled.demo.get(f"{plain}/rendered?annotation=patient", headers={"accept": "image/png"})
+        assert shown.status_code == 200
+        assert shown.content != image  # another name is written into it
+        alone = veiled.get(of_instance, accept="application/dicom; transfer-syntax=1.2.840.10008.1.2.4.90")
+        received = pydicom.dcmread(io.BytesIO(alone.content))
+        check_rewritten(veiled, received)
+        assert (received.pixel_array == original.pixel_array).all()
+        rendered += 1
+    assert rendered > 1

