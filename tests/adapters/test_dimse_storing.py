@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,16 +128,16 @@ async def test_an_archive_that_takes_everything_gets_it_as_it_is(given):
 
 
 async def test_a_compressed_instance_is_never_changed(tmp_path):
-    path = get_testdata_file("JPEG2000.dcm")
+    path = Path(str(get_testdata_file("JPEG2000.dcm")))
     with archive([ExplicitVRLittleEndian], [SecondaryCaptureImageStorage, dcmread(path).SOPClassUID]) as where:
-        [outcome] = await stored(where, open(path, "rb").read())
+        [outcome] = await stored(where, path.read_bytes())
     assert outcome.failure == 0x0122, "nothing that was proposed is taken, so it is not known whether the class is"
     with archive([ExplicitVRLittleEndian], [dcmread(path).SOPClassUID]) as where:
         plain = instance(SOPClassUID=dcmread(path).SOPClassUID)
-        outcomes = await stored(where, plain, open(path, "rb").read())
+        outcomes = await stored(where, plain, path.read_bytes())
     assert [outcome.failure for outcome in outcomes] == [0, 0xC122]
     with archive([JPEG2000Lossless, "1.2.840.10008.1.2.4.91"], [dcmread(path).SOPClassUID]) as where:
-        [outcome] = await stored(where, open(path, "rb").read())
+        [outcome] = await stored(where, path.read_bytes())
     assert outcome.failure == 0
 
 
@@ -186,9 +187,13 @@ async def test_what_was_told_before_an_abort_stands():
     with archive(statuses=[0, None]) as where:
         adapter = DimseAdapter("pacs", host="127.0.0.1", port=where.port, called_ae_title="ARCHIVE")
         await adapter.open()
-        with pytest.raises(NodeError):
+
+        async def listening() -> None:
             async for outcome in adapter.store(parts(*made)):
                 told.append(outcome)
+
+        with pytest.raises(NodeError):
+            await listening()
         await adapter.close()
     assert [outcome.sop_instance_uid for outcome in told] == uids(made)[:1]
 

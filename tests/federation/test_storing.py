@@ -220,19 +220,22 @@ def test_a_pacs_that_aborts_in_the_middle_has_what_it_took_and_the_rest_failed()
 
 def test_a_dicomweb_node_that_dies_in_the_middle_has_what_it_took_and_the_rest_failed(tmp_path: Path) -> None:
     made = [instance(f"1.2.3.{number}") for number in range(4)]
-    with DicomwebSimulator(tmp_path) as web, FaultProxy(web.port, "http") as proxy:
-        with Gateway([web_table(f"http://127.0.0.1:{proxy.port}/dicom-web")]) as gateway:
-            content = body(*map(encoded, made))
-            half = content.index(encoded(made[2]))
+    with (
+        DicomwebSimulator(tmp_path) as web,
+        FaultProxy(web.port, "http") as proxy,
+        Gateway([web_table(f"http://127.0.0.1:{proxy.port}/dicom-web")]) as gateway,
+    ):
+        content = body(*map(encoded, made))
+        half = content.index(encoded(made[2]))
 
-            def sending() -> Iterator[bytes]:
-                yield content[:half]
-                while web.operations["store"] < 2:
-                    threading.Event().wait(0.01)
-                proxy.set(Fault("refuse"))
-                yield content[half:]
+        def sending() -> Iterator[bytes]:
+            yield content[:half]
+            while web.operations["store"] < 2:
+                threading.Event().wait(0.01)
+            proxy.set(Fault("refuse"))
+            yield content[half:]
 
-            answer = read(gateway.client.post("/dicom-web/studies", content=sending(), headers={"Content-Type": DICOM}))
+        answer = read(gateway.client.post("/dicom-web/studies", content=sending(), headers={"Content-Type": DICOM}))
     # The answer to the second may have been on its way.
     assert (answer.status, answer.stored) in ((202, uids(made)[:1]), (202, uids(made)[:2]))
     assert answer.failed == dict.fromkeys([uid for uid in uids(made) if uid not in answer.stored], 0x0110)

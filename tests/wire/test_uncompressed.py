@@ -17,7 +17,6 @@ from gateway.wire.part10 import open_part10
 from gateway.wire.uncompressed import TARGETS, UNCOMPRESSED, implicit_little_endian, written_as
 from tests.sending import encoded, instance
 
-
 BROKEN = ("MR_truncated.dcm", "rtplan_truncated.dcm", "badVR.dcm")
 
 
