@@ -172,6 +172,18 @@ def test_a_request_beyond_its_ceiling_is_too_large(directory, chunked):
     assert len(files_in(directory)) == (2 if chunked else 0)
 
 
+def test_what_is_not_stored_is_in_the_audit(gateway, tmp_path):
+    send(gateway.client, instance("1.2.3"), b"no DICOM" * 100)
+    record = audited(gateway, tmp_path)
+    assert (record["outcome"], record["count"]) == ("partial", 1)
+    assert record["issues"] == [{"node": "disk", "code": "GW211"}]
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
+def test_other_methods_are_not_taken(gateway, method):
+    assert gateway.client.request(method, "/dicom-web/studies").status_code == 405
+
+
 # --- bodies and types
 
 

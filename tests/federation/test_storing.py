@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -275,6 +276,42 @@ def test_a_node_of_one_association_is_asked_about_each_study_in_between(tmp_path
         with Gateway([table]) as gateway:
             answer = send(gateway.client, *made)
     assert (answer.status, answer.stored) == (200, uids(made))
+
+
+def test_a_slow_sender_does_not_hold_the_only_association(tmp_path: Path) -> None:
+    made = [instance("1.2.3") for _ in range(2)]
+    content = body(*map(encoded, made))
+    half = content.index(encoded(made[1])) + 100
+    with DimseSimulator(tmp_path) as pacs:
+        table = dimse_table(pacs.port, pacs.ae_title)
+        table["connection"]["max_associations"] = 1
+        with Gateway([table], find_ttl=0, location_ttl=0) as gateway:
+
+            def sending() -> Iterator[bytes]:
+                yield content[:half]
+                while pacs.operations["C-STORE"] < 1:
+                    threading.Event().wait(0.01)
+                assert len(gateway.get("/dicom-web/studies").json()) == 1, "searched in the middle of the upload"
+                yield content[half:]
+
+            answer = read(gateway.client.post("/dicom-web/studies", content=sending(), headers={"Content-Type": DICOM}))
+    assert (answer.status, answer.stored) == (200, uids(made))
+
+
+def test_a_sender_that_leaves_gives_the_only_association_back(tmp_path: Path) -> None:
+    content = body(encoded(instance("1.2.3")), encoded(instance("1.2.3")))
+    head = f"POST /dicom-web/studies HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {DICOM}\r\nContent-Length: {len(content)}\r\n\r\n"
+    with DimseSimulator(tmp_path) as pacs:
+        table = dimse_table(pacs.port, pacs.ae_title)
+        table["connection"]["max_associations"] = 1
+        with Gateway([table]) as gateway:
+            with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
+                connection.sendall(head.encode() + content[:-200])
+                while pacs.operations["C-STORE"] < 1:
+                    threading.Event().wait(0.01)
+            answer = send(gateway.client, instance("1.2.3"))
+            assert answer.status == 200
+            assert len(gateway.get("/dicom-web/studies/1.2.3/instances").json()) == 2
 
 
 def test_a_node_that_cannot_be_searched_contradicts_nobody() -> None:
