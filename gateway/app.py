@@ -153,16 +153,7 @@ def _cors(settings: Settings) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
-            allow_headers=[
-                "Accept",
-                "Authorization",
-                "Content-Type",
-                "If-None-Match",
-                "If-Range",
-                "Prefer",
-                "Range",
-                "traceparent",
-            ],  # fmt: skip
+            allow_headers=_CORS_HEADERS,
             expose_headers=exposed,
         )
     ]

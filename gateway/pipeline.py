@@ -283,7 +283,7 @@ class Pipeline:
                 await store.run()
             finally:
                 record.studies = sorted(store.sent) or record.studies
-                record.count, record.issues = store.count, tuple(store.issues)
+                record.count, record.issues = store.count, store.shortcomings()
                 await self.storing.purge(store)
             return store
 

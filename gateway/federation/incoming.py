@@ -6,12 +6,12 @@ node stores one instance the next is not read: the sender is held back.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile, _TemporaryFileWrapper
+from typing import BinaryIO
 
 from gateway.errors import InvalidQuery
 from gateway.federation.coercion import Coerce, as_it_is, unchanged
@@ -21,14 +21,14 @@ from gateway.model.seam import Part, StoreOutcome
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, SOP_CLASS_UID, STUDY_UID
 from gateway.wire.multipart import MultipartPart
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, Part10Stream, identify, open_part10
+from gateway.wire.threads import run
 
 DICOM = "application/dicom"
 # Failure and Warning Reasons of PS3.18 Tables I.2-1 and I.2-2; of A9xx the last digits are ours.
 OUT_OF_RESOURCES, CANNOT_UNDERSTAND, FAILED = 0xA700, 0xC000, 0x0110
 OTHER_STUDY, OTHER_PATIENT = 0xA900, 0xA901
 COERCED = 0xB000
-_AT_ONCE = 512 << 10
-_CHUNK = 512 << 10
+_AT_ONCE = 1 << 20
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Arrived:
         return Part(
             self.ref.instance or "",
             self.transfer_syntax,
-            _chunks(self.file),
+            _chunks(self.file, self.size),
             self.ref.series or "",
             self.size,
             self.file,
@@ -132,7 +132,7 @@ class Intake:
         file, self._file = self._file, None
         if file is not None:
             with suppress(OSError):
-                await asyncio.to_thread(file.close)
+                await run(None, file.close)
 
     async def _arrived(self, part: MultipartPart, result: Result) -> Arrived:
         if "content-type" in part.headers and part.media_type.essence != DICOM:
@@ -151,23 +151,22 @@ class Intake:
         return Arrived(result.ref, found, stream.transfer_syntax, Path(self._file.name), size, result)
 
     async def _keep(self, body: AsyncIterator[bytes]) -> int:
-        """Writes the body to a file that only this process's user can read (0600)."""
-
-        def opened() -> _TemporaryFileWrapper[bytes]:
-            return NamedTemporaryFile(dir=self.directory, prefix=".store-", suffix=".dcm")
-
-        file = await asyncio.to_thread(opened)
-        self._file = file
+        """Writes the body to a file that only this process's user can read (0600). Each visit to a thread writes much."""
         size, gathered = 0, bytearray()
         async for chunk in body:
             size += len(chunk)
             gathered += chunk
             if len(gathered) >= _AT_ONCE:
-                await asyncio.to_thread(file.write, gathered)
+                await run(None, self._write, gathered)
                 gathered = bytearray()
-        await asyncio.to_thread(file.write, gathered)
-        await asyncio.to_thread(file.flush)
+        await run(None, self._write, gathered)
         return size
+
+    def _write(self, data: bytearray) -> None:
+        if self._file is None:
+            self._file = NamedTemporaryFile(dir=self.directory, prefix=".store-", suffix=".dcm")  # noqa: SIM115
+        self._file.write(data)
+        self._file.flush()
 
 
 async def _up_to(body: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
@@ -198,10 +197,16 @@ def _check(ref: Ref, stream: Part10Stream, study: str | None) -> None:
         raise _Refused(OTHER_STUDY)
 
 
-async def _chunks(file: Path) -> AsyncIterator[bytes]:
-    opened = await asyncio.to_thread(file.open, "rb", 0)
+async def _chunks(file: Path, size: int) -> AsyncIterator[bytes]:
+    def begin() -> tuple[BinaryIO, bytes]:
+        opened = file.open("rb", 0)
+        return opened, opened.read(_AT_ONCE)
+
+    opened, chunk = await run(None, begin)
     try:
-        while chunk := await asyncio.to_thread(opened.read, _CHUNK):
+        while chunk:
             yield chunk
+            size -= len(chunk)
+            chunk = await run(None, opened.read, _AT_ONCE) if size > 0 else b""
     finally:
         opened.close()

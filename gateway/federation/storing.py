@@ -11,6 +11,7 @@ from pathlib import Path
 from gateway.cache.answers import Answers
 from gateway.errors import GatewayError, InvalidQuery, NodeError, NodeProtocolError, NowhereToStore, Unsupported
 from gateway.federation.coercion import as_it_is, with_issuer
+from gateway.federation.fanout import cancel_all
 from gateway.federation.incoming import FAILED, OTHER_PATIENT, Arrived, Intake, Result
 from gateway.federation.merge import Domains
 from gateway.federation.node import Node, aclosing_iterator
@@ -18,6 +19,10 @@ from gateway.federation.whose import Claims, Whose
 from gateway.model.answer import Issue
 from gateway.model.seam import Adapter, Part, Stores
 from gateway.wire.multipart import MultipartError, MultipartPart
+
+NOT_STORED = "GW211"
+_PATIENCE = 1.0
+"""Seconds that a node, and who waits for it, waits for the next instance of a slow sender."""
 
 
 @dataclass(slots=True)
@@ -92,6 +97,7 @@ class Store:
     issues: list[Issue] = field(default_factory=list)
     sent: set[str] = field(default_factory=set)
     """The studies of which something was given to the node, whatever became of it."""
+    _coming: asyncio.Task[Arrived | None] | None = None
 
     @property
     def results(self) -> list[Result]:
@@ -101,6 +107,12 @@ class Store:
     def count(self) -> int:
         """How many are stored."""
         return sum(result.is_stored for result in self.results)
+
+    def shortcomings(self) -> tuple[Issue, ...]:
+        """The issues, and that instances were not stored, if some were not: for the audit."""
+        lacking = len(self.results) - self.count
+        own = Issue(self.node.id, NOT_STORED, f"instances not stored: {lacking} of {len(self.results)}")
+        return (*self.issues, own) if lacking else tuple(self.issues)
 
     async def run(self) -> None:
         """Every part to its result. Raises NodeError where the node took nothing because it cannot be talked to, and
@@ -115,6 +127,7 @@ class Store:
             self.issues.append(Issue.of(error))
             await self._give_up()
         finally:
+            await cancel_all([self._coming] if self._coming else [])
             self.whose.close()
             await self.intake.close()
         if self.intake.broken is not None:
@@ -130,16 +143,26 @@ class Store:
 
     async def _first(self, one: Arrived | None = None) -> Arrived | None:
         """The next instance, or `one`, whose study is of the same patient at the node, as far as that is known."""
-        one = one or await self.intake.next()
+        one = one or await self._next()
         while one is not None and not await self.whose.fits(one):
             one.result.failure = OTHER_PATIENT
-            one = await self.intake.next()
+            one = await self._next()
         return one
 
-    async def _stored(self, first: Arrived) -> Arrived | None:
-        """Gives the node the instance and all that follow of studies that were looked at; the first one of another study.
+    async def _next(self) -> Arrived | None:
+        coming, self._coming = self._coming, None
+        return await (coming or self.intake.next())
 
-        The turn at the node ends there: it is asked about that study in a turn of its own.
+    async def _soon(self) -> bool:
+        """Whether the next instance is there before the node has waited for it too long."""
+        self._coming = asyncio.create_task(self.intake.next())
+        await asyncio.wait({self._coming}, timeout=_PATIENCE)
+        return self._coming.done()
+
+    async def _stored(self, first: Arrived) -> Arrived | None:
+        """Gives the node the instance and all that follow at once of studies that were looked at; the next one after those.
+
+        The turn at the node ends there: about another study it is asked in a turn of its own, and a slow sender holds none.
         """
         waiting: deque[Arrived] = deque([first])
         given: deque[Result] = deque()
@@ -150,28 +173,27 @@ class Store:
                     given.popleft().take(outcome)
             if given:
                 raise NodeProtocolError(self.node.id, "did not say what became of an instance")
-        return await self._first(waiting.popleft()) if waiting else None
+        return await self._first(waiting.popleft() if waiting else None)
 
     async def _offered(self, waiting: deque[Arrived], given: deque[Result]) -> AsyncIterator[Part]:
-        """As long as it is known whose the next one's study is; that one is then left in `waiting`."""
+        """As long as the next one is there soon, of a study that is known to be its patient's; it is else left in `waiting`."""
         while waiting:
             one = waiting.popleft()
             self.sent.add(one.ref.study)
             given.append(one.result)
             yield one.part
-            following = await self.intake.next()
-            while following is not None and self.whose.known(following) is False:
-                following.result.failure = OTHER_PATIENT
-                following = await self.intake.next()
+            if not await self._soon():
+                return
+            following = await self._next()
             if following is None:
                 return
             waiting.append(following)
-            if self.whose.known(following) is None:
+            if not self.whose.known(following):
                 return
 
     async def _give_up(self) -> None:
         """Reads the rest, so that each part has its result: it failed."""
-        while (one := await self.intake.next()) is not None:
+        while (one := await self._next()) is not None:
             one.result.failure = FAILED
 
 

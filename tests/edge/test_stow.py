@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,18 @@ def test_a_request_beyond_its_ceiling_is_too_large(directory, chunked):
     assert len(files_in(directory)) == (2 if chunked else 0)
 
 
+def test_what_is_not_stored_is_in_the_audit(gateway, tmp_path):
+    send(gateway.client, instance("1.2.3"), b"no DICOM" * 100)
+    record = audited(gateway, tmp_path)
+    assert (record["outcome"], record["count"]) == ("partial", 1)
+    assert record["issues"] == [{"node": "disk", "code": "GW211"}]
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
+def test_other_methods_are_not_taken(gateway, method):
+    assert gateway.client.request(method, "/dicom-web/studies").status_code == 405
+
+
 # --- bodies and types
 
 
@@ -302,3 +316,49 @@ def test_what_was_stored_can_be_read_by_pydicom(gateway, directory):
     send(gateway.client, one)
     [path] = files_in(directory)
     assert "OriginalAttributesSequence" not in dcmread(path), "nothing had to be changed"
+
+
+def test_the_service_says_that_it_stores(gateway):
+    answer = gateway.client.options("/dicom-web/studies")
+    resources = answer.json()["application"]["resources"]["resource"]
+    stores = {
+        resource["@path"]
+        for resource in resources
+        for method in resource["method"]
+        if method["@id"] == "store-instances"
+    }
+    assert stores == {"studies", "studies/{study}"}
+
+
+def damaged(content: bytes, chance: random.Random) -> bytes:
+    """The body with a few bytes lost, doubled or changed somewhere, above all where its structure is."""
+    made = bytearray(content)
+    for _ in range(chance.randint(1, 4)):
+        marks = [at for mark in (b"--" + BOUNDARY.encode(), b"\r\n\r\n", b"DICM") if (at := made.find(mark)) >= 0]
+        at = min(len(made), max(0, chance.choice([*marks, chance.randrange(len(made) + 1)]) + chance.randint(-4, 8)))
+        match chance.randrange(4):
+            case 0:
+                del made[at : at + chance.randint(1, 200)]
+            case 1:
+                made[at:at] = made[at : at + chance.randint(1, 200)]
+            case 2:
+                made[at : at + 1] = bytes([chance.randrange(256)])
+            case _:
+                del made[at:]
+    return bytes(made)
+
+
+def test_no_damage_to_a_body_is_a_fault_of_ours(gateway, directory, tmp_path):
+    chance = random.Random(4)
+    whole = body(*(encoded(instance("1.2.3", SeriesInstanceUID="1.2.3.1")) for _ in range(3)))
+    given = Counter()
+    for _ in range(150):
+        content = damaged(whole, chance)
+        response = gateway.client.post("/dicom-web/studies", content=content, headers={"Content-Type": DICOM})
+        given[response.status_code] += 1
+    assert set(given) <= {200, 202, 400, 409}, given
+    assert given[400] > 10
+    assert given[202] > 10
+    assert nothing_is_left(tmp_path)
+    for path in files_in(directory):
+        dcmread(path)

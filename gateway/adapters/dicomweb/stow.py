@@ -19,10 +19,10 @@ _REFERENCED, _FAILED = tag("ReferencedSOPSequence"), tag("FailedSOPSequence")
 _REFERENCED_UID, _FAILURE, _WARNING = tag("ReferencedSOPInstanceUID"), tag("FailureReason"), tag("WarningReason")
 _PROCESSING_FAILURE, _OUT_OF_RESOURCES, _SYNTAX_NOT_SUPPORTED = 0x0110, 0xA700, 0xC122  # PS3.18 Table I.2-2
 
-REFUSED = {413: _OUT_OF_RESOURCES, 415: _SYNTAX_NOT_SUPPORTED}
+REFUSED = {413: _OUT_OF_RESOURCES, 415: _SYNTAX_NOT_SUPPORTED, 507: _OUT_OF_RESOURCES}
 """Statuses that say all there is to say of the one instance: too large for the node, or in a syntax that it does not take."""
-MAYBE_REFUSED = frozenset({400, 409})
-"""Those that come with a store response, mostly; Orthanc says 400 as soon as one instance fails."""
+MAYBE_REFUSED = frozenset({400, 409, 500})
+"""Those that come with a store response, mostly, and are about this instance in any case; Orthanc says 400 where one fails."""
 
 
 class Upload:

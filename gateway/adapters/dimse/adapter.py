@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Literal, TypeVar
 
 from gateway import metrics
-from gateway.adapters.dimse.associations import NodeAssociation, Peer
+from gateway.adapters.dimse.associations import NodeAssociation, NothingAccepted, Peer
 from gateway.adapters.dimse.channel import Channel
 from gateway.adapters.dimse.identifiers import FindRequest, TextMatching, request_of
 from gateway.adapters.dimse.operations import Associations, Operation, find_context
@@ -117,10 +117,13 @@ class DimseAdapter:
         def work(operation: Operation[Sequence[Record | Report]]) -> None:
             self._find(operation, query, request, matching.character_set)
 
-        async with self._associations.operation(work, _ROWS_AHEAD) as found:
-            async for batch in found:
-                for item in batch:
-                    yield item
+        try:
+            async with self._associations.operation(work, _ROWS_AHEAD) as found:
+                async for batch in found:
+                    for item in batch:
+                        yield item
+        except NothingAccepted:
+            raise Unsupported(self.node, "does not accept C-FIND") from None
 
     def _find(
         self,

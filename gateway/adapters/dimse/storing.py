@@ -83,9 +83,11 @@ class _Storing:
         return status
 
     def _associated(self, sop_class: str, syntax: str) -> NodeAssociation | None:
-        """An association on which all was proposed that the instance could go in; None where the node takes nothing."""
-        syntaxes = (syntax, *TARGETS) if syntax in UNCOMPRESSED else (syntax,)
-        wanted = dict.fromkeys((sop_class, each) for each in syntaxes)
+        """An association on which all was proposed that the instance could go in; None where the node takes nothing.
+
+        The plain syntaxes are proposed for a compressed instance as well: they tell whether it is the class that is not taken.
+        """
+        wanted = dict.fromkeys((sop_class, each) for each in (syntax, *TARGETS))
         if self._refused.issuperset(wanted):
             return None
         if self._association and self._proposed.keys() >= wanted.keys() and self._association.is_usable:
