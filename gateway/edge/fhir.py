@@ -70,12 +70,15 @@ class FhirRequest:
         return revalidated(self.request, response)
 
 
-def handler(version: str | None, answer: Callable[[FhirRequest], Awaitable[Response]]):  # type: ignore[no-untyped-def]
-    """The endpoint that answers with `answer`, at a root of this version (see `routes`)."""
+def handler(  # type: ignore[no-untyped-def]
+    version: str | None, answer: Callable[[FhirRequest], Awaitable[Response]], *, negotiates: bool = True
+):
+    """The endpoint that answers with `answer`, at a root of this version (see `routes`); one that gives no FHIR resource does
+    not negotiate which."""
 
     async def handle(request: Request) -> Response:
         context = context_of(request)
-        is_r5 = negotiation.fhir_version(request, version) == "5.0"
+        is_r5 = (negotiation.fhir_version(request, version) if negotiates else version) == "5.0"
         estate, patients = request.scope["estate"], request.app.state.patients
         renderer = Renderer(is_r5, context.base, estate.issuers, patients, estate.time_zones)
         root = context.base + request.scope["root_path"].removeprefix(request.scope.get("app_root_path", ""))
