@@ -42,7 +42,11 @@ def run(bench: Bench) -> None:
 
 
 def _export(
-    bench: Bench, nodes: CatalogueNodes, rows: Sequence[Sequence[Mapping[str, Any]]], directory: Path, client: httpx.Client
+    bench: Bench,
+    nodes: CatalogueNodes,
+    rows: Sequence[Sequence[Mapping[str, Any]]],
+    directory: Path,
+    client: httpx.Client,
 ) -> None:
     began = time.monotonic()
     with _gateway(bench, nodes, directory) as (served, first):
@@ -54,7 +58,9 @@ def _export(
     with _gateway(bench, nodes, directory) as (served, second):
         export = Export(client, re.sub(r"^http://[^/]+", served.url, export.url))
         manifest = _follow(export)
-        say(f"  done after {time.monotonic() - began:.0f} s; memory grew by {second.growth:.0f} MB to {second.most / 1e6:.0f} MB")
+        say(
+            f"  done after {time.monotonic() - began:.0f} s; memory grew by {second.growth:.0f} MB to {second.most / 1e6:.0f} MB"
+        )
         studies, patients = (_ids(client, manifest, type_) for type_ in ("ImagingStudy", "Patient"))
     held = {row["StudyInstanceUID"] for part in rows for row in part}
     people = {row["PatientID"] for part in rows for row in part}
@@ -64,9 +70,22 @@ def _export(
         f"{time.monotonic() - began:.0f} s in all, {size:.0f} MB in {len(manifest['output'])} files, "
         f"{len(studies) - once} else, {len(manifest['error'])} files of errors; begun again at: {export.progress[0]}"
     )
-    bench.count("Export of the catalogue, killed in the middle: studies exported once / held", "studies", once, len(held), Bar("equal"), note)
+    bench.count(
+        "Export of the catalogue, killed in the middle: studies exported once / held",
+        "studies",
+        once,
+        len(held),
+        Bar("equal"),
+        note,
+    )
     lone = sum(times == 1 for times in patients.values())
-    bench.count("Export of the catalogue, killed in the middle: patients exported once / held", "patients", lone, len(people), Bar("equal"))
+    bench.count(
+        "Export of the catalogue, killed in the middle: patients exported once / held",
+        "patients",
+        lone,
+        len(people),
+        Bar("equal"),
+    )
     name = f"Export of the catalogue: most memory over the pages after the kill / over the {_KILLED_AT} before it"
     bench.count(name, "MB", second.most / 1e6, first.most / 1e6, Bar("at most", 1.3), "more pages take no more")
 
@@ -74,7 +93,12 @@ def _export(
 @contextmanager
 def _gateway(bench: Bench, nodes: CatalogueNodes, directory: Path) -> Iterator[tuple[Server, Memory]]:
     """One that keeps its exports, and the memory that it takes meanwhile."""
-    kept = {"export_directory": directory / "kept", "export_page": PAGE, "secret": "one for all", "store": directory / "store"}
+    kept = {
+        "export_directory": directory / "kept",
+        "export_page": PAGE,
+        "secret": "one for all",
+        "store": directory / "store",
+    }
     tables = nodes.tables(quirks=[], search_deadline=60)
     with (
         bench.gateway(tables, probe="false", search_deadline=60, **kept) as served,
