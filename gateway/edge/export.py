@@ -32,7 +32,8 @@ def routes(version: str | None) -> list[BaseRoute]:
     """The routes of one root, to stand before those of the resources."""
 
     def route(path: str, answer: Callable[[FhirRequest], Awaitable[Response]], name: str, *methods: str) -> Route:
-        return Route(path, handler(version, answer), methods=list(methods), name=name)
+        begins = answer is _begin
+        return Route(path, handler(version, answer, negotiates=begins), methods=list(methods), name=name)
 
     return [
         route("/$export", _begin, "export", "GET", "POST"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
@@ -22,6 +23,7 @@ from gateway.edge.fhirsearch import StudySearch, parse
 from gateway.edge.imagingstudy import Renderer, Resource
 from gateway.errors import Forbidden, GatewayError, NodeError, NoNodeAnswered
 from gateway.exporting.engine import Made
+from gateway.federation.holders import depends_on_holder
 from gateway.federation.page import Page, Position, Reach
 from gateway.model.answer import Found, Issue
 from gateway.model.dataset import text
@@ -37,6 +39,8 @@ _PAUSES = (1.0, 2.0, 4.0)
 """Seconds before a page is asked for again of which a node's part is missing: what hours of work miss is worth a moment."""
 _PASSING = ("GW201", "GW202", "GW203", "GW208", "GW210")
 _AT_ONCE = 100
+_OF_A_CROWDED_DAY = 5
+"""Pages that one step takes out of a day that fills whole pages: each step has to have the whole day before it."""
 _SUBSETTED = {"system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue", "code": "SUBSETTED"}
 # What a resource has to have to be one (FHIR R4 and R5: cardinality 1.., Organization org-1).
 _MANDATORY = {
@@ -49,13 +53,15 @@ _MANDATORY = {
 
 @dataclass(slots=True)
 class _State:
-    """How far a job has come: which of its searches, behind which result. `studies` and `pages` are counts so far."""
+    """How far a job has come: which of its searches, behind which result. `studies` and `pages` are counts so far;
+    `is_crowded` says that the page before lay within one day."""
 
     walk: int = 0
     after: list[str] | None = None
     studies: int = 0
     pages: int = 0
     reached: str = ""
+    is_crowded: bool = False
     given_up: list[str] = field(default_factory=list)
     issues: list[list[str]] = field(default_factory=list)
     nodes: int = 0
@@ -142,6 +148,11 @@ class _Doing:
         asked = self.job.asked
         return Renderer(asked["is_r5"], asked["base"], self.estate.issuers, self.pages.patients, self.estate.time_zones)
 
+    @property
+    def size(self) -> int:
+        """Studies of a page, and of a file."""
+        return int(self.job.asked["page"])
+
     def nodes(self) -> tuple[list[str], list[Issue]]:
         """The nodes of the beginning that may be asked still, and an issue for each other. Raises Forbidden for none."""
         wanted: list[str] = self.job.asked["nodes"]
@@ -168,8 +179,9 @@ class _Doing:
             walk=state.walk if page.more and page.items else state.walk + 1,
             after=list(astuple(page.last)) if page.more and page.items and page.last else None,
             studies=state.studies + studies,
-            pages=state.pages + 1,
-            reached=_reached(page.items) or state.reached,
+            pages=state.pages + max(1, math.ceil(len(page.items) / self.size)),
+            reached=_day(page.items[-1:]) or state.reached,
+            is_crowded=len(page.items) >= self.size and _day(page.items[:1]) == _day(page.items[-1:]),
             given_up=sorted({*state.given_up, *(one.node for one in issues if one.node and one.code in _PASSING)}),
             issues=[[one.node, one.code, one.text] for one in issues],
             nodes=len(self.job.asked["nodes"]),
@@ -196,7 +208,10 @@ class _Doing:
             return Page()
         after = Position(*state.after) if state.after else None
         accepts = search.accepts if search.conditions else None
-        reach = Reach(search.sort, self.job.asked["page"], after, accepts=accepts)
+        # What other holders say is asked for a page's results only; more of them would pass for incomplete.
+        takes_more = state.is_crowded and not any(map(depends_on_holder, search.query.matches))
+        size = self.size * (_OF_A_CROWDED_DAY if takes_more else 1)
+        reach = Reach(search.sort, size, after, accepts=accepts)
         resource = STUDY if STUDY in walk.types else PATIENT
         return await self.estate.pipeline.search(self.caller, search.query, names, reach, resource=resource)
 
@@ -208,12 +223,14 @@ class _Doing:
             lines[type_] = await self._lines(type_, make(items))
         given = {mark for some in lines.values() for mark in some}
         seen = await asyncio.to_thread(self.pages.exports.seen, self.job.id, given) if given else set()
-        bodies, marks = [], []
+        bodies: list[Body] = []
+        marks: list[bytes] = []
         for type_, some in lines.items():
             new = {mark: line for mark, line in some.items() if mark not in seen}
-            if new:
-                bodies.append(Body(type_, len(new), b"".join(new.values())))
-                marks += list(new)
+            marks += new
+            for first in range(0, len(new), self.size):
+                part = list(new.values())[first : first + self.size]
+                bodies.append(Body(type_, len(part), b"".join(part)))
         return bodies, marks, sum(body.count for body in bodies if body.kind == STUDY)
 
     def _studies(self, items: Sequence[Found]) -> Iterable[Resource]:
@@ -281,9 +298,9 @@ def _stopped(state: _State) -> Issue:
     )
 
 
-def _reached(items: Sequence[Found]) -> str:
-    """The day of the last study, as people write it; '' where it has none."""
-    day = parse_date(text(items[-1].attributes, STUDY_DATE)) if items else None
+def _day(items: Sequence[Found]) -> str:
+    """The day of the one study, as people write it; '' where it has none, or there is none."""
+    day = parse_date(text(items[0].attributes, STUDY_DATE)) if items else None
     return day.isoformat() if day else ""
 
 

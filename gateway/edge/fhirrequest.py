@@ -76,12 +76,13 @@ Answer = Callable[[FhirRequest], Awaitable[Response]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def handler(version: str | None, answer: Answer) -> Endpoint:
-    """A route's endpoint; `version` is that of its root, None where the caller chooses."""
+def handler(version: str | None, answer: Answer, *, negotiates: bool = True) -> Endpoint:
+    """A route's endpoint; `version` is that of its root, None where the caller chooses. One that gives no FHIR resource does
+    not negotiate which."""
 
     async def handle(request: Request) -> Response:
         context = context_of(request)
-        form = negotiated(request, version)
+        form = negotiated(request, version) if negotiates else FhirFormat(version or "4.0")
         estate, patients = request.scope["estate"], request.app.state.patients
         renderer = Renderer(form.is_r5, context.base, estate.issuers, patients, estate.time_zones)
         root = context.base + request.scope["root_path"].removeprefix(request.scope.get("app_root_path", ""))

@@ -164,7 +164,8 @@ class Exports:
         if size and self.used() + size > self.max_bytes:
             raise TooLarge("the export would exceed what all exports together may take (GATEWAY_EXPORT_BYTES)")
         files = tuple(
-            File(f"{number:08d}-{token}.{body.kind}.ndjson", body.kind, body.count, len(body.lines)) for body in bodies
+            File(f"{number:08d}-{token}-{part}.{body.kind}.ndjson", body.kind, body.count, len(body.lines))
+            for part, body in enumerate(bodies)
         )
         named = f"{number:08d}-{token}.marks" if told else ""
         step = Step(number, state, files, before.size + size, outcome, named)

@@ -21,7 +21,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also starts as a script
 
-from tests.bench import catalogue, chart, fanout, lookups, metadata, rendering, streaming, workers
+from tests.bench import catalogue, chart, export, fanout, lookups, metadata, rendering, streaming, workers
 from tests.bench.identity import identity
 from tests.bench.measuring import Bench, Result, say
 from tests.bench.processes import ROOT
@@ -33,6 +33,7 @@ GROUPS = {
     "metadata": metadata.run,
     "rendering": rendering.run,
     "catalogue": catalogue.run,
+    "export": export.run,
     "workers": workers.run,
 }
 

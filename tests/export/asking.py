@@ -23,19 +23,20 @@ class Export:
     progress: list[str] = field(default_factory=list)
 
     def poll(self) -> httpx.Response:
-        answer = self.client.get(self.url)
+        answer = self.client.get(self.url, headers={"Accept": "application/json"})
         if "x-progress" in answer.headers:
             self.progress.append(answer.headers["x-progress"])
         return answer
 
     def over(self, seconds: float = 60.0) -> httpx.Response:
         """The first answer that is not 202 (or 429)."""
-        ends = time.monotonic() + seconds
+        ends, polls = time.monotonic() + seconds, 0
         while time.monotonic() < ends:
             answer = self.poll()
             if answer.status_code not in (202, 429):
                 return answer
-            time.sleep(max(0.5, min(float(answer.headers["retry-after"]), 1.0)))
+            polls += 1  # a few may come in quick succession
+            time.sleep(0.1 if polls < 7 else max(1.0, min(float(answer.headers["retry-after"]), 2.0)))
         raise AssertionError(f"the export did not end; last heard: {self.progress[-1:]}")
 
     def manifest(self, seconds: float = 60.0) -> dict[str, Any]:
@@ -47,7 +48,7 @@ class Export:
         """The resources of one type, from `output` and `error`."""
         for file in (*manifest["output"], *manifest["error"]):
             if file["type"] == type_:
-                answer = self.client.get(file["url"])
+                answer = self.client.get(file["url"], headers={"Accept": "application/fhir+ndjson"})
                 assert answer.status_code == 200, answer.text
                 assert answer.headers["content-type"].startswith("application/fhir+ndjson")
                 read = [orjson.loads(line) for line in answer.content.splitlines()]

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
+from gateway.edge import exportpages
 from tests.catalogue import CatalogueNodes, catalogue_nodes, free_ports, made_up
 from tests.export.asking import ASYNC, Export, begin
 from tests.federation.flaky import Flaky
@@ -356,7 +357,8 @@ def test_a_node_that_stops_at_its_maximum_is_named(nodes: CatalogueNodes) -> Non
         assert any(issue["code"] == "incomplete" and "n00" in issue["diagnostics"] for issue in told)
 
 
-def test_an_export_of_silence_is_an_error_not_an_empty_list() -> None:
+def test_an_export_of_silence_is_an_error_not_an_empty_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exportpages, "_PAUSES", (0.1,))
     silent = {"id": "silent", "name": "silent", "adapter": "dicomweb"}
     silent |= {"connection": {"url": f"http://127.0.0.1:{free_ports(1)[0]}"}}
     with Gateway([silent]) as running:
@@ -392,6 +394,10 @@ def test_two_patients_12345_of_two_hospitals_stay_two() -> None:
         manifest = export.manifest()
         patients = {one["id"]: one for one in export.lines(manifest, "Patient")}
         studies = {one["id"]: one["subject"]["reference"] for one in export.lines(manifest, "ImagingStudy")}
+        bare = begin(running.client, "/fhir/$export?_typeFilter=ImagingStudy%3Fpatient.identifier%3D12345").over()
+    assert bare.status_code == 409
+    assert "NORTH" in bare.text
+    assert "SOUTH" in bare.text
     assert len(patients) == 2
     assert {one["name"][0]["family"] for one in patients.values()} == {"Berg", "Thal"}
     assert all([identifier["value"] for identifier in one["identifier"]] == ["12345"] for one in patients.values())
