@@ -56,6 +56,8 @@ REFUSED = [
     ("studies?includefield=all&includefield=PatientName", "includefield"),
     ("studies?fuzzymatching=perhaps", "fuzzymatching"),
     ("studies?OtherPatientIDsSequence=1", "OtherPatientIDsSequence"),
+    ("studies?PatientID.StudyDescription=1", "PatientID.StudyDescription"),
+    ("studies?includefield=PatientID.PatientName", "PatientID.PatientName"),
     ("studies?PixelData=1", "PixelData"),
     ("studies?PatientName=%FF%FE", "PatientName"),
     ("series?SeriesNumber=one", "SeriesNumber"),
