@@ -45,6 +45,7 @@ MOST_SECONDS = 60.0
 OVER_A_SOCKET = 50
 """Every so many requests one goes through the server and a socket; the others to the application itself."""
 _SMALL = 2_000_000
+_SLOWEST = 5
 _CACHES = {"kept_bytes": _SMALL, "local_cache_bytes": _SMALL, "spool_bytes": 50_000_000}
 _UNEXPLAINED = b"GW000"
 _CURRENT: ContextVar[Made] = ContextVar("made")
@@ -57,7 +58,8 @@ class Outcome:
     statuses: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     unhandled: list[str] = field(default_factory=list)
-    slowest: tuple[float, str] = (0.0, "")
+    slowest: list[tuple[float, str, str]] = field(default_factory=list)
+    """Seconds, status and request of the slowest, the slowest first."""
     seconds: float = 0.0
     count: int = 0
     memory: list[int] = field(default_factory=list)
@@ -162,7 +164,8 @@ class Fuzz:
                 status = "raised"
                 self.outcome.failures.append(f"{type(error).__name__}: {error}: {made}")
             self.outcome.statuses[status] += 1
-            self.outcome.slowest = max(self.outcome.slowest, (time.monotonic() - began, str(made)))
+            told = (time.monotonic() - began, status, str(made))
+            self.outcome.slowest = sorted((*self.outcome.slowest, told), reverse=True)[:_SLOWEST]
 
     def _noted(self, _: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """A fault of ours over one node's answer is that node's failure to the caller; here it is ours."""
@@ -308,7 +311,7 @@ def told(outcome: Outcome) -> str:
     lines = [
         f"{outcome.count} requests in {outcome.seconds:.0f} s ({rate:.0f} a second)",
         "  " + ", ".join(f"{status}: {count}" for status, count in sorted(outcome.statuses.items())),
-        f"  slowest: {outcome.slowest[0]:.1f} s for {outcome.slowest[1][:200]}",
+        *(f"  slow: {seconds:.1f} s for {status} {made[:160]}" for seconds, status, made in outcome.slowest),
         f"  tasks {outcome.tasks[0]} -> {outcome.tasks[1]}; permits out {outcome.permits}; associations out "
         f"{outcome.associations}; unfinished files {outcome.unfinished}",
         f"  resident MB, from the first to the last: {memory}",
