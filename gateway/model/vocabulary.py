@@ -78,11 +78,14 @@ def has_several_values(tag_: str) -> bool:
 def path(name: str) -> tuple[str, ...]:
     """A QIDO-RS attribute ('PatientID', '00101002.00100020') as a tuple of 8-hex tags. Raises InvalidQuery (PS3.18 8.3.4.1)."""
     try:
-        return tuple(tag(step) for step in name.split("."))
+        found = tuple(tag(step) for step in name.split("."))
     except KeyError:
         raise InvalidQuery(
             f"'{name}' is not an attribute: give a DICOM keyword or an 8-digit hexadecimal tag", parameter=name
         ) from None
+    if any(vr(step) not in ("SQ", "UN") for step in found[:-1]):
+        raise InvalidQuery(f"'{name}' leads into what is no sequence", parameter=name)
+    return found
 
 
 def path_name(path_: tuple[str, ...]) -> str:

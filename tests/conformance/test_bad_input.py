@@ -63,6 +63,8 @@ REFUSED = [
     ("instances?00091002=x&00090010=GEMS", "00091002"),
     ("studies?charset=iso-8859-2", "charset"),
     ("studies?OtherPatientIDsSequence=1", "OtherPatientIDsSequence"),
+    ("studies?PatientID.StudyDescription=1", "PatientID.StudyDescription"),
+    ("studies?includefield=PatientID.PatientName", "PatientID.PatientName"),
     ("studies?PixelData=1", "PixelData"),
     ("studies?PatientName=%FF%FE", "PatientName"),
     ("series?SeriesNumber=one", "SeriesNumber"),

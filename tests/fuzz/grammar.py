@@ -140,7 +140,7 @@ class Maker:
             raw = _bent(chance, raw)
         if chance.random() < 0.08:
             path = _path(chance, path)
-        made = Made(number, method, quote(path, safe="/%$.:").encode(), raw, headers + _headers(chance, path), body)
+        made = Made(number, method, _quoted(path, "/%$.:").encode(), raw, headers + _headers(chance, path), body)
         made.chunks = chance.choice((1, 1, 2, 7))
         if chance.random() < 0.03:
             made.leaves = chance.choice((0, 0, 1, 2))
@@ -168,8 +168,12 @@ class Maker:
         return ("POST", *_form(chance, held))
 
 
+def _quoted(text: str, safe: str = "") -> str:
+    return quote(text.encode("utf-8", "surrogatepass"), safe=safe)
+
+
 def _filled(template: str, held: Held) -> str:
-    values = {name: quote(str(getattr(held, name)), safe="") for name in ("patient", "name", "accession")}
+    values = {name: _quoted(str(getattr(held, name))) for name in ("patient", "name", "accession")}
     return template.format(study=held.study, series=held.series, instance=held.instance, day=held.day, **values)
 
 
@@ -236,7 +240,7 @@ def _other_value(chance: Random, pairs: Pairs, _: str) -> Pairs:
     at = chance.randrange(len(pairs))
     name, _, value = pairs[at].partition("=")
     odd = chance.choice(ODD)
-    odd = chance.choice((odd, quote(odd.encode("utf-8", "surrogatepass")), value + odd, odd + value, f"{value},{odd}"))
+    odd = chance.choice((odd, _quoted(odd), value + odd, odd + value, f"{value},{odd}"))
     return [*pairs[:at], f"{name}={odd}", *pairs[at + 1 :]]
 
 
@@ -260,7 +264,7 @@ def _renamed(chance: Random, pairs: Pairs, _: str) -> Pairs:
         return [chance.choice(ODD)]
     at = chance.randrange(len(pairs))
     name, joint, value = pairs[at].partition("=")
-    name = chance.choice((name.upper(), name + chance.choice(ODD), chance.choice(ODD), name[:-1], quote(name, safe="")))
+    name = chance.choice((name.upper(), name + chance.choice(ODD), chance.choice(ODD), name[:-1], _quoted(name)))
     return [*pairs[:at], name + chance.choice((joint, "", "==")) + value, *pairs[at + 1 :]]
 
 

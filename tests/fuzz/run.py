@@ -3,8 +3,8 @@
     python -m tests.fuzz.run --count 200000 --seed 1
     python -m tests.fuzz.run --seed 1 --only 4711
 
-A request fails the gateway that is answered by a 5xx which no node explains, that raises, that takes more than its time, or
-whose answer is not what its Content-Type says. Exit code 1 means that there was one, or that something was left over.
+A request fails the gateway that is answered by a 5xx which no node explains, that raises, that is logged as a fault, that
+takes more than its time, or whose answer is not what its Content-Type says. Exit code 1 means that there was one, or that something was left over.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import psutil
+import structlog
 
 from gateway.edge.wado import BrokenOff
 from gateway.simulators import corpus
@@ -43,8 +45,10 @@ MOST_SECONDS = 60.0
 OVER_A_SOCKET = 50
 """Every so many requests one goes through the server and a socket; the others to the application itself."""
 _SMALL = 2_000_000
+_SLOWEST = 5
 _CACHES = {"kept_bytes": _SMALL, "local_cache_bytes": _SMALL, "spool_bytes": 50_000_000}
 _UNEXPLAINED = b"GW000"
+_CURRENT: ContextVar[Made] = ContextVar("made")
 
 
 @dataclass
@@ -54,7 +58,8 @@ class Outcome:
     statuses: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     unhandled: list[str] = field(default_factory=list)
-    slowest: tuple[float, str] = (0.0, "")
+    slowest: list[tuple[float, str, str]] = field(default_factory=list)
+    """Seconds, status and request of the slowest, the slowest first."""
     seconds: float = 0.0
     count: int = 0
     memory: list[int] = field(default_factory=list)
@@ -121,6 +126,7 @@ class Fuzz:
 
     def run(self) -> Outcome:
         outcome, gateway = self.outcome, self._gateway
+        structlog.get_config()["processors"].insert(0, self._noted)
         gateway.loop.set_exception_handler(lambda _, told: outcome.unhandled.append(str(told)[:500]))
         before = _settled_tasks(gateway)
         began = time.monotonic()
@@ -144,7 +150,9 @@ class Fuzz:
         for number in self._next:
             if number % every == 0:
                 self.outcome.memory.append(psutil.Process().memory_info().rss)
+                print(f"{number} of {len(self._numbers)}, {self.outcome.memory[-1] / 1e6:.0f} MB", file=sys.stderr)
             made = self._maker.make(number)
+            _CURRENT.set(made)
             began = time.monotonic()
             try:
                 async with asyncio.timeout(MOST_SECONDS):
@@ -156,7 +164,15 @@ class Fuzz:
                 status = "raised"
                 self.outcome.failures.append(f"{type(error).__name__}: {error}: {made}")
             self.outcome.statuses[status] += 1
-            self.outcome.slowest = max(self.outcome.slowest, (time.monotonic() - began, str(made)))
+            told = (time.monotonic() - began, status, str(made))
+            self.outcome.slowest = sorted((*self.outcome.slowest, told), reverse=True)[:_SLOWEST]
+
+    def _noted(self, _: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """A fault of ours over one node's answer is that node's failure to the caller; here it is ours."""
+        if line.get("event") == "fault" and line.get("kind") != BrokenOff.__name__:
+            where = f"{line.get('kind')} at {line.get('reason')}, node {line.get('node')}"
+            self.outcome.failures.append(f"logged as a fault, {where}: {_CURRENT.get(None)}")
+        return line
 
     async def _sent(self, made: Made) -> str:
         if made.number % OVER_A_SOCKET == 0:
@@ -295,7 +311,7 @@ def told(outcome: Outcome) -> str:
     lines = [
         f"{outcome.count} requests in {outcome.seconds:.0f} s ({rate:.0f} a second)",
         "  " + ", ".join(f"{status}: {count}" for status, count in sorted(outcome.statuses.items())),
-        f"  slowest: {outcome.slowest[0]:.1f} s for {outcome.slowest[1][:200]}",
+        *(f"  slow: {seconds:.1f} s for {status} {made[:160]}" for seconds, status, made in outcome.slowest),
         f"  tasks {outcome.tasks[0]} -> {outcome.tasks[1]}; permits out {outcome.permits}; associations out "
         f"{outcome.associations}; unfinished files {outcome.unfinished}",
         f"  resident MB, from the first to the last: {memory}",

@@ -38,6 +38,9 @@ FOUND = [
     (b"/dicom-web/studies", b"PatientName=\xed\xa0\x80", 400),
     (b"/fhir/ImagingStudy", b"_count=\xff", 400),
     (b"/no", b"\xff", 404),
+    # What is no sequence has no attributes within it: a C-FIND identifier cannot be made of that.
+    (b"/nodes/pacs/dicom-web/studies", b"QueryRetrieveLevel.InstitutionName=9", 400),
+    (b"/nodes/pacs/dicom-web/studies", b"PatientID=1&includefield=PatientID.StudyDescription", 400),
     # An alternative of nothing.
     (b"/fhir/ImagingStudy", b"started=,", 400),
     (b"/fhir/ImagingStudy", b"modality=,,", 400),

@@ -14,8 +14,9 @@ from schemathesis import GenerationMode
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from gateway.edge import openapi, qido, routes
+from gateway.edge import openapi, qido, routes, wado
 from gateway.edge.openapi import _OF_A_SEARCH
+from gateway.model import query
 from tests import peers
 from tests.interop.conftest import ISSUER, node
 from tests.judges.conftest import TIME_ZONE
@@ -113,6 +114,12 @@ def test_every_route_is_described(gateway: Gateway) -> None:
 
 def test_every_parameter_of_a_search_is_described() -> None:
     assert qido._PARAMETERS.keys() <= _OF_A_SEARCH.keys()
+
+
+def test_the_forms_that_are_described_are_those_that_are_read() -> None:
+    assert query._UID.pattern == openapi._UID
+    assert query._NUMBER.pattern == openapi._NUMBER
+    assert openapi._IN_PATHS["path"]["pattern"] == f"^{wado._BULKDATA.pattern}$"
 
 
 def test_the_description_is_public_and_names_no_node(shelf: Shelf) -> None:

@@ -1,4 +1,4 @@
-"""Opens OHIF on the demo's hospitals in a headless browser, and compares what it shows with the hospitals' own files."""
+"""Opens OHIF on the demo's hospitals in a headless browser and asks by the clients of npm; compares with the hospitals' files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.viewer.visits import VISITS, Visit
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "viewer"
 OHIF = "@ohif/app@3.13.2"
-MODULES = ("playwright-core@1.65.1", "dicomweb-client@0.11.3", "xhr2@0.2.1")
+MODULES = ("playwright-core@1.65.1", "dicomweb-client@0.11.3", "xhr2@0.2.1", "fhir-kit-client@2.0.3")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -175,9 +175,9 @@ def browse(tools: Tools, viewer: str, gateway: str, visits: list[dict[str, Any]]
     return _node(tools, "viewer.mjs", str(plan))  # type: ignore[no-any-return]
 
 
-def ask(tools: Tools, gateway: str, study: str) -> dict[str, Any]:
-    """What dicomweb-client (npm) makes of one study."""
-    return _node(tools, "client.mjs", str(tools.modules), f"{gateway}/dicom-web", study)  # type: ignore[no-any-return]
+def ask(tools: Tools, script: str, root: str, study: str) -> dict[str, Any]:
+    """What a client of npm makes of one study."""
+    return _node(tools, script, str(tools.modules), root, study)  # type: ignore[no-any-return]
 
 
 def _node(tools: Tools, script: str, *arguments: str) -> Any:
@@ -209,11 +209,23 @@ def check(tools: Tools, only: str) -> list[Fault]:
 
 
 def client_faults(tools: Tools, gateway: str, archive: Corpus) -> list[Fault]:
+    """What dicomweb-client, and fhir-kit-client in both versions, make of a study that several nodes hold."""
     study = archive.case("shared-study").studies[0]
-    answers = ask(tools, gateway, study.study_uid)
-    expected = {"instances": len(study.instances), "name": study.patient_name, "faults": []}
+    uid, count, name = study.study_uid, len(study.instances), study.patient_name
+    found = _compared(
+        "dicomweb-client", ask(tools, "client.mjs", f"{gateway}/dicom-web", uid), instances=count, name=name
+    )
+    for root, version in (("r4", "4.0.1"), ("r5", "5.0.0")):
+        answers = ask(tools, "fhir.mjs", f"{gateway}/fhir/{root}", uid)
+        family = name.partition("^")[0]
+        found += _compared(f"fhir-kit-client {root}", answers, version=version, instances=count, family=family)
+    return found
+
+
+def _compared(client: str, answers: dict[str, Any], **expected: Any) -> list[Fault]:
+    expected["faults"] = []
     return [
-        Fault("dicomweb-client", f"{key}: {answers.get(key)!r} instead of {value!r}")
+        Fault(client, f"{key}: {answers.get(key)!r} instead of {value!r}")
         for key, value in expected.items()
         if answers.get(key) != value
     ]

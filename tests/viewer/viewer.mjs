@@ -41,6 +41,21 @@ function watch(page) {
 
 /** What the active viewport holds: the image's address, its decoded samples and the greys on the canvas. Runs in the page. */
 function shown() {
+  /** [column, row, red, green, blue] for pixels of the image in a grid, where the canvas has them. */
+  const drawn = (viewport, image, pixels) => {
+    const { imageData } = viewport.getImageData?.() ?? {};
+    const { width, height } = viewport.canvas;
+    const scale = width / viewport.canvas.clientWidth;
+    const found = [];
+    for (let down = 1; imageData && down < 48; down++)
+      for (let across = 1; across < 48; across++) {
+        const [column, row] = [Math.round(across * image.columns / 48), Math.round(down * image.rows / 48)];
+        const [x, y] = viewport.worldToCanvas(imageData.indexToWorld([column, row, 0])).map(one => Math.floor(one * scale));
+        if (x >= 0 && y >= 0 && x < width && y < height)
+          found.push([column, row, ...pixels.slice(4 * (y * width + x), 4 * (y * width + x) + 3)]);
+      }
+    return found;
+  };
   const viewports = window.cornerstone?.getRenderingEngines?.().flatMap(engine => engine.getViewports()) ?? [];
   return viewports.flatMap(viewport => {
     const id = viewport.getCurrentImageId?.();
@@ -54,6 +69,7 @@ function shown() {
     let sum = 0;
     for (const sample of samples) sum += sample;
     return [{
+      drawn: drawn(viewport, image, pixels), window: viewport.getProperties?.().voiRange ?? null,
       id, rows: image.rows, columns: image.columns, samples: samples.length, sum, colour: Boolean(image.color),
       scaled: Boolean(image.preScale?.scaled), greys: greys.size, of: viewport.getImageIds?.().length ?? 0,
     }];
