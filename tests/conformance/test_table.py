@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from pydicom import dcmread
 from small_hospital import CT, LOPEZ, MULLER, YAMADA, Small, small
 from starlette.datastructures import Headers
 from starlette.routing import Route
@@ -15,7 +20,8 @@ from starlette.routing import Route
 from gateway.edge import routes
 from gateway.edge.proxies import forwarded
 from gateway.model.vocabulary import RETURNED, Level, tag
-from tests.running import Gateway
+from tests import sending
+from tests.running import Gateway, files_node
 from tests.specimens import uid
 
 README = Path(__file__).parents[2] / "README.md"
@@ -390,3 +396,91 @@ def behind_a_proxy(hospital: Small) -> None:
     del said["x-forwarded-proto"]  # the tests' own server believes it
     (row,) = hospital.get("studies?StudyID=S1", **said).json()  # nobody whom the gateway trusts
     assert row["00081190"]["Value"][0].startswith(hospital.gateway.url)
+
+
+@shows("R1b")
+def rendered(hospital: Small) -> None:
+    for path in (STUDY_PATH, SERIES_PATH, INSTANCE_PATH, f"{INSTANCE_PATH}/frames/1"):
+        assert hospital.get(f"{path}/thumbnail", Accept="image/png").headers["content-type"] == "image/png"
+    for path in (INSTANCE_PATH, f"{INSTANCE_PATH}/frames/1"):
+        assert hospital.get(f"{path}/rendered", Accept="image/jpeg").content[:2] == b"\xff\xd8"
+    assert hospital.get(f"{SERIES_PATH}/rendered", Accept="image/png").content.count(b"\x89PNG") == 2
+
+
+@shows("R3")
+def rendering_parameters(hospital: Small) -> None:
+    path = f"{INSTANCE_PATH}/rendered"
+    shown = hospital.get(f"{path}?viewport=3,2&window=40,400,linear&annotation=technique", Accept="image/png")
+    width, height = struct.unpack(">II", shown.content[16:24])
+    assert (shown.status_code, width, height) == (200, 2, 2)
+    coarse, fine = (hospital.get(f"{path}?quality={each}", Accept="image/jpeg").content for each in (5, 100))
+    assert coarse != fine
+    for wrong in ("viewport=big", "window=1", "quality=0", "annotation=everything"):
+        assert status(hospital, f"{path}?{wrong}", Accept="image/png") == 400, wrong
+
+
+@contextlib.contextmanager
+def storing(**more: Any) -> Iterator[tuple[httpx.Client, Path]]:
+    """A client of a gateway over an empty directory, which takes what is stored."""
+    with tempfile.TemporaryDirectory() as directory:
+        node = files_node("disk", Path(directory), patient_id_issuer="HOSPITAL", **{"store": True, **more})
+        with Gateway([node]) as gateway:
+            yield gateway.client, Path(directory)
+
+
+@shows("S1")
+def stored(_: Small) -> None:
+    with storing() as (client, directory):
+        one, other = sending.instance("1.2.3"), sending.instance("1.2.4")
+        assert sending.send(client, one).status == 200
+        assert sending.send(client, other, at="/nodes/disk/dicom-web/studies/1.2.4").status == 200
+        files = {path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+        assert files == {sending.encoded(one), sending.encoded(other)}
+
+
+@shows("S2")
+def codes_of_storing(_: Small) -> None:
+    with storing() as (client, _directory):
+        good, bad = sending.encoded(sending.instance("1.2.3")), b"no DICOM"
+        assert [sending.send(client, *some).status for some in ([good], [good, bad], [bad])] == [200, 202, 409]
+        for kind, body in ((sending.DICOM, b"no part"), ("application/dicom", good)):
+            answer = client.post("/dicom-web/studies", content=body, headers={"Content-Type": kind})
+            assert answer.status_code == (400 if body == b"no part" else 415)
+
+
+@shows("S3")
+def outcomes(_: Small) -> None:
+    with storing() as (client, _directory):
+        one = sending.instance("1.2.3")
+        answer = sending.send(client, one, b"no DICOM").body
+        (kept,) = answer[sending.STORED]["Value"]
+        assert kept["00081155"]["Value"] == [one.SOPInstanceUID]
+        assert kept["00081190"]["Value"][0].endswith(f"/instances/{one.SOPInstanceUID}")
+        assert answer["00081190"]["Value"][0].endswith("/studies/1.2.3")
+        (other,) = answer[sending.OTHERS]["Value"]
+        assert other["00081197"]["Value"]
+
+
+@shows("S4")
+def coerced(_: Small) -> None:
+    with storing(store={"default": True, "set_issuer": True}) as (client, directory):
+        sending.send(client, sending.instance("1.2.3"))
+        (file,) = (path for path in directory.rglob("*") if path.is_file())
+        kept = dcmread(file)
+        assert kept.IssuerOfPatientID == "HOSPITAL"
+        assert kept.OriginalAttributesSequence[0].ReasonForTheAttributeModification == "COERCE"
+
+
+@shows("S5")
+def another_study(_: Small) -> None:
+    with storing() as (client, _directory):
+        answer = sending.send(client, sending.instance("1.2.3"), at="/dicom-web/studies/1.2.4")
+        assert answer.status == 409
+        assert answer.failed
+
+
+@shows("W8")
+def wado_uri(hospital: Small) -> None:
+    asked = f"wado?requestType=WADO&studyUID={uid(MULLER)}&seriesUID={SERIES}&objectUID={INSTANCE}"
+    assert hospital.get(asked, Accept="*/*").headers["content-type"] == "image/jpeg"
+    assert hospital.get(f"{asked}&contentType=application/dicom", Accept="*/*").content[128:132] == b"DICM"
