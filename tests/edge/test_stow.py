@@ -321,12 +321,7 @@ def test_what_was_stored_can_be_read_by_pydicom(gateway, directory):
 def test_the_service_says_that_it_stores(gateway):
     answer = gateway.client.options("/dicom-web/studies")
     resources = answer.json()["application"]["resources"]["resource"]
-    stores = {
-        resource["@path"]
-        for resource in resources
-        for method in resource["method"]
-        if method["@id"] == "store-instances"
-    }
+    stores = {resource["@path"] for resource in resources for method in resource["method"] if method["@name"] == "POST"}
     assert stores == {"studies", "studies/{study}"}
 
 
