@@ -172,7 +172,7 @@ def test_options_tells_what_the_service_does(demo: Demo) -> None:
     for path in ("/dicom-web", "/dicom-web/", "/dicom-web/studies", "/nodes/ee-tartu/dicom-web/"):
         answer = demo.gateway.client.options(path, follow_redirects=True)
         assert answer.status_code == 200, path
-        assert answer.headers["allow"] == "GET, POST, OPTIONS"
+        assert answer.headers["allow"] == "GET, HEAD, POST, OPTIONS"
         described = answer.json()["application"]["resources"]
         assert described["@base"].startswith(demo.url + path.rstrip("/").removesuffix("/studies"))
         assert "studies/{study}/series" in {resource["@path"] for resource in described["resource"]}

@@ -30,7 +30,8 @@ def test_wadl_says_what_json_says(hospital: Small, accept: str) -> None:
     for element, resource in zip(resources, described["resource"], strict=True):
         assert element.get("path") == resource["@path"]
         types = [each["@mediaType"] for method in resource["method"] for each in method["response"]["representation"]]
-        assert [each.get("mediaType") for each in element.iter(WADL + "representation")] == types
+        answers = element.iterfind(f"{WADL}method/{WADL}response/{WADL}representation")
+        assert [each.get("mediaType") for each in answers] == types
         names = [each["@name"] for method in resource["method"] for each in method["request"]["param"]]
         assert [each.get("name") for each in element.iter(WADL + "param")] == names
 
@@ -50,7 +51,10 @@ def test_every_route_is_described_and_nothing_else(hospital: Small) -> None:
 def test_what_is_described_can_be_asked_for(hospital: Small) -> None:
     described = options(hospital, "*/*").json()["application"]["resources"]["resource"]
     (studies,) = (resource for resource in described if resource["@path"] == "studies")
-    (search,) = studies["method"]
+    search, store = studies["method"]
+    assert [each["@mediaType"] for each in store["request"]["representation"]] == [
+        'multipart/related; type="application/dicom"'
+    ]
     for each in search["response"]["representation"]:
         assert hospital.get("studies", Accept=each["@mediaType"]).status_code == 200
     names = {each["@name"] for each in search["request"]["param"]}

@@ -466,13 +466,13 @@ def test_what_the_caller_has_already_is_not_sent_again(demo: Demo, accept: str) 
     )
     seen = set()
     for path in paths:
-        first = demo.get(path, headers={"accept": accept})
+        first = demo.get(path, headers={"accept": accept, "accept-encoding": "identity"})
         assert first.status_code == 200
         seen.add(first.headers["etag"])
         for tag in (first.headers["etag"], f'W/{first.headers["etag"]}, "other"'):
-            again = demo.get(path, headers={"accept": accept, "if-none-match": tag})
+            again = demo.get(path, headers={"accept": accept, "accept-encoding": "identity", "if-none-match": tag})
             assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"]), path
-        other = demo.get(path, headers={"accept": accept, "if-none-match": '"other"'})
+        other = demo.get(path, headers={"accept": accept, "accept-encoding": "identity", "if-none-match": '"other"'})
         assert other.status_code == 200
     assert len(seen) == len(paths)
     assert "etag" not in demo.get("/fhir/ImagingStudy?_count=2", headers={"accept": accept}).headers

@@ -415,7 +415,7 @@ def rendering_parameters(hospital: Small) -> None:
     assert (shown.status_code, width, height) == (200, 2, 2)
     coarse, fine = (hospital.get(f"{path}?quality={each}", Accept="image/jpeg").content for each in (5, 100))
     assert coarse != fine
-    for wrong in ("viewport=big", "window=1", "quality=0", "annotation=everything"):
+    for wrong in ("viewport=big", "window=1", "quality=0"):
         assert status(hospital, f"{path}?{wrong}", Accept="image/png") == 400, wrong
 
 
