@@ -29,7 +29,7 @@ from urllib.parse import unquote
 import psutil
 import structlog
 
-from gateway.edge.wado import BrokenOff
+from gateway.edge.problems import BrokenOff
 from gateway.simulators import corpus
 from gateway.simulators.dicomweb import DicomwebSimulator
 from gateway.simulators.dimse import DimseSimulator
