@@ -250,6 +250,14 @@ def test_without_respond_async_the_caller_is_told_what_to_send(served: Gateway) 
     assert "Prefer: respond-async" in answer.json()["issue"][0]["diagnostics"]
 
 
+def test_what_is_told_of_a_beginning_and_an_end_is_no_error(served: Gateway) -> None:
+    begun = served.client.get("/fhir/$export", params={"_type": "Endpoint"}, headers=ASYNC)
+    ended = served.client.delete(begun.headers["content-location"])
+    for answer in (begun, ended):
+        (issue,) = answer.json()["issue"]
+        assert (answer.status_code, issue["severity"], list(issue["details"])) == (202, "information", ["text"])
+
+
 def test_another_type_than_json_is_not_acceptable(served: Gateway) -> None:
     assert served.get("/fhir/$export", headers={**ASYNC, "Accept": "image/png"}).status_code == 406
 
