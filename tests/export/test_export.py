@@ -235,7 +235,7 @@ def test_what_is_not_supported_is_refused_by_name(served: Gateway, query: str, n
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b'{"resourceType": "Patient"}', b'{"resourceType": "Parameters", "parameter": [{}]}',
              b'{"resourceType": "Parameters", "parameter": [{"name": "_type", "valueInteger": 3}]}',
-             b'{"resourceType": "Parameters", "parameter": 7}'],
+             b'{"resourceType": "Parameters", "parameter": 7}', b'{"resourceType": "Parameters", "parameter": {}}'],
 )  # fmt: skip
 def test_a_body_that_is_no_parameters_is_refused(served: Gateway, body: bytes) -> None:
     headers = {**ASYNC, "Content-Type": "application/fhir+json"}

@@ -189,14 +189,22 @@ def _stored(chance: Random, held: Held, root: str) -> tuple[str, list[tuple[byte
     whole = b""
     for _ in range(chance.choice((0, 1, 1, 2, 5))):
         type_ = chance.choice(
-            (*("application/dicom",) * 6, "application/dicom+json", "text/plain", "", "application/dicom; x=" + "y" * 40)
+            (
+                *("application/dicom",) * 6,
+                "application/dicom+json",
+                "text/plain",
+                "",
+                "application/dicom; x=" + "y" * 40,
+            )
         )
         data = chance.choice(
             (*(held.body,) * 4, held.body[: chance.randrange(400)], b"", b"DICM", b"[]", chance.randbytes(200))
         )
         data = data if chance.random() < 0.5 else _bent(chance, data)
         whole += b"--" + mark + b"\r\nContent-Type: " + type_.encode() + b"\r\n\r\n" + data + b"\r\n"
-    whole += chance.choice((*(b"--" + mark + b"--\r\n",) * 4, b"--" + mark + b"--", b"", b"--" + mark, b"--" + mark + b"--x"))
+    whole += chance.choice(
+        (*(b"--" + mark + b"--\r\n",) * 4, b"--" + mark + b"--", b"", b"--" + mark, b"--" + mark + b"--x")
+    )
     if chance.random() < 0.3:
         whole = _bent(chance, whole)
     content = chance.choice(
@@ -212,7 +220,10 @@ def _stored(chance: Random, held: Held, root: str) -> tuple[str, list[tuple[byte
 def _form(chance: Random, held: Held) -> tuple[str, list[tuple[bytes, bytes]], bytes]:
     """POST _search and $export."""
     path, _, query = _filled(chance.choice(RESOURCES), held).partition("?")
-    parameters = {"resourceType": "Parameters", "parameter": [{"name": "_type", "valueString": chance.choice((*TYPES, *ODD))}]}
+    parameters = {
+        "resourceType": "Parameters",
+        "parameter": [{"name": "_type", "valueString": chance.choice((*TYPES, *ODD))}],
+    }
     kind, body = chance.choice(
         (
             ("application/x-www-form-urlencoded", query.encode()),
