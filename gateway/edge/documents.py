@@ -18,7 +18,7 @@ from gateway.errors import Unmappable
 from gateway.model.documents import Document
 from gateway.wire.fhirxml import element_names
 
-_ID = re.compile(r"[A-Za-z0-9.-]{1,64}")
+_ID = re.compile(r"(?!\.+$)[A-Za-z0-9.-]{1,64}")  # not a step upwards in an address
 _UID = re.compile(r"[0-9.]{1,64}")
 _LONGEST = 55
 _DEEPEST = 40
@@ -50,7 +50,8 @@ def document_id(node: str, original: str) -> str:
 def original_id(node: str, identifier: str) -> str:
     """The inverse of `document_id`; '' for the id of another node's resource, or of none."""
     start = f"{node_mark(node)}-"
-    return identifier.removeprefix(start) if identifier.startswith(start) and _ID.fullmatch(identifier) else ""
+    original = identifier.removeprefix(start) if identifier.startswith(start) else ""
+    return original if _ID.fullmatch(original) and len(original) <= _LONGEST else ""
 
 
 def rendered(document: Document, renderer: Renderer) -> Resource:

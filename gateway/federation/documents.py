@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,16 +11,17 @@ from typing import Any
 from gateway.cache.answers import Loaded
 from gateway.cache.keys import key
 from gateway.cache.tags import ANY_ISSUER, Tag, patient_tag
-from gateway.errors import NodeError, NodeProtocolError, NotFound, Unmappable
+from gateway.errors import Conflict, NodeError, NodeProtocolError, NotFound, Unmappable
 from gateway.federation.bearers import names_issuer
 from gateway.federation.fanout import ask_all
 from gateway.federation.federate import Federation
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.model.answer import Answer, Issue, stale_issue
 from gateway.model.documents import Document, DocumentSearch
+from gateway.model.query import Match, Operator, Query
 from gateway.model.seam import NodeResource, Report, ResourceQuery, Resources
 from gateway.model.study import from_plain, to_plain
-from gateway.model.vocabulary import PATIENT_ID
+from gateway.model.vocabulary import PATIENT_ID, STUDY_UID, Level
 from gateway.telemetry import looking_up, stage
 
 _MOST_DATA = 8 * 1024 * 1024
@@ -43,7 +45,7 @@ async def documents(federation: Federation, search: DocumentSearch, nodes: Seque
     resources take no part.
 
     Raises NotFound when no node takes part, NoNodeAnswered when all that do failed, Conflict for a bare PatientID that the
-    patients of several issuers bear, whether these have documents or only studies.
+    patients of several issuers bear, whether these have documents or only studies, and for a study UID of several patients.
     """
     asked = [node for node in nodes if isinstance(node.finder, Resources) and node.may("find")]
     if not asked:
@@ -63,6 +65,8 @@ async def documents(federation: Federation, search: DocumentSearch, nodes: Seque
             found += outcome.value[0]
             issues += outcome.value[1]
     await _check_bare_patient_id(federation, search, found, nodes, issues)
+    if search.study and found:
+        found = await _of_its_patient(federation, search, found, nodes, issues)
     return Answer(tuple(found), tuple(dict.fromkeys(issues)))
 
 
@@ -85,6 +89,30 @@ async def _check_bare_patient_id(
     except NodeError as error:
         issues.append(Issue.of(error))
     federation.check_bare_patient_id(search.patient, bearers, nodes, issues)
+
+
+async def _of_its_patient(
+    federation: Federation, search: DocumentSearch, found: list[Document], nodes: Sequence[Node], issues: list[Issue]
+) -> list[Document]:
+    """The documents of the study's own patient, as all nodes tell whose it is."""
+    by_uid = Query(Level.STUDY, (Match((STUDY_UID,), Operator.EXACT, (search.study,)),))
+    try:
+        answer = await federation.search(by_uid, nodes)
+    except NodeError as error:
+        issues.append(Issue.of(error))
+        return found
+    issues += answer.issues
+    studies = [one for one in answer.items if search.is_theirs is None or search.is_theirs(one)]
+    if len(studies) > 1 or any(one.in_node for one in studies):
+        text = f"the study {search.study} is held for more than one patient; give the patient as well"
+        raise Conflict(text, parameter="study", choices=tuple(sorted({one.patient.issuer for one in studies})))
+    patients = {key for one in studies for key in one.known_as}
+    kept = [one for one in found if not patients or one.bearer.known_as & patients]
+    left_out = Counter(one.node for one in found) - Counter(one.node for one in kept)
+    for node, count in left_out.items():
+        text = f"node {node}: gave {count} {search.kind} of another patient than the study's, left out"
+        issues.append(Issue(node, NodeProtocolError.code, text))
+    return kept
 
 
 async def _of_node(federation: Federation, node: Node, search: DocumentSearch) -> tuple[list[Document], list[Issue]]:

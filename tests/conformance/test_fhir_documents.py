@@ -234,6 +234,73 @@ def test_the_capability_statement_says_what_is_searched(three: Gateway) -> None:
         assert {"patient", "identifier", "authored", "intent"} <= listed["ServiceRequest"]
 
 
+def test_a_search_may_be_posted_and_counted(three: Gateway) -> None:
+    form = {"patient.identifier": "urn:north|12345", "_elements": "status,subject"}
+    answer = three.client.post("/fhir/DiagnosticReport/_search", data=form)
+    (one,) = found(answer.json())
+    assert {"resourceType", "id", "meta", "status", "code", "subject"} == set(one)
+    counted = searched(three, "/fhir/DiagnosticReport?identifier=A1&_summary=count")
+    assert (counted["total"], found(counted)) == (3, [])
+    answer = three.get("/fhir/DiagnosticReport?identifier=A1&encounter=1", headers={"Prefer": "handling=lenient"})
+    assert len(found(answer.json())) == 3
+    assert "'encounter' is not supported" in diagnostics(answer.json())
+
+
+def test_a_server_without_reports_has_none(tmp_path: Path) -> None:
+    with hospitals(tmp_path, north={"service_requests": False}) as (gateway, _):
+        bundle = searched(gateway, "/fhir/DiagnosticReport?patient.identifier=urn:north|12345")
+        assert (bundle["total"], diagnostics(bundle)) == (0, "")
+
+
+def test_each_report_of_many_names_its_own_study(tmp_path: Path) -> None:
+    """More than are read one by one."""
+    for number in range(70):
+        specimen(tmp_path / "north", "many", f"study-{number}")
+    with hospitals(tmp_path, north={"reports": True, "page_size": 100}) as (gateway, simulators):
+        reports = found(searched(gateway, "/fhir/DiagnosticReport?patient.identifier=urn:north|many&_count=100"))
+        assert {one["imagingStudy"][0]["reference"] for one in reports} == {
+            f"ImagingStudy/{uid(f'study-{number}')}" for number in range(70)
+        }
+        assert simulators["north"].operations["read_ImagingStudy"] == 0
+        bundle = searched(gateway, f"/fhir/DiagnosticReport?study={uid('study-7')}")
+        assert len(found(bundle)) == 1
+
+
+def test_a_study_of_two_patients_needs_the_patient_as_well(tmp_path: Path) -> None:
+    for name in ("north", "west"):
+        specimen(tmp_path / name, f"mine-{name}", "shared")
+    with hospitals(tmp_path, north={"reports": True}, west={"reports": True}) as (gateway, _):
+        answer = gateway.get(f"/fhir/DiagnosticReport?study={uid('shared')}")
+        assert answer.status_code == 409
+        assert "give the patient as well" in answer.text
+        for name, system in (("north", "urn:north"), ("west", "urn:west")):
+            query = f"study={uid('shared')}&patient.identifier={system}|mine-{name}"
+            bundle = searched(gateway, f"/fhir/DiagnosticReport?{query}")
+            assert [one["subject"]["identifier"]["system"] for one in found(bundle)] == [system]
+            assert not diagnostics(bundle)
+
+
+def test_a_report_of_another_patient_than_its_studys_is_left_out(tmp_path: Path) -> None:
+    """Whether the node itself can be seen to contradict itself, or only the study's holders together."""
+    write(tmp_path / "south", "south")
+    (study,) = {f.id for f in FhirSimulator(tmp_path / "south", "R5").facts if f.study.uid == uid("south-ct")}
+    subjects = {
+        "without saying for certain": about(tmp_path / "south", "only-south", "urn:south", "R5"),
+        "of another patient than the study's": {"identifier": {"system": "urn:south", "value": "only-south"}},
+    }
+    for number, (text, subject) in enumerate(subjects.items()):
+        wrong = report(
+            "1", subject=subject, identifier=[{"value": "X"}], study=[{"reference": f"ImagingStudy/{study}"}]
+        )
+        root = tmp_path / str(number)
+        with hospitals(root, south={"documents": [wrong]}) as (gateway, _):
+            bundle = searched(gateway, f"/fhir/r5/DiagnosticReport?study={uid('south-ct')}")
+            assert found(bundle) == []
+            assert f"1 DiagnosticReport {text}" in diagnostics(bundle)
+            shown = found(searched(gateway, "/fhir/DiagnosticReport?identifier=X"))
+            assert len(shown) == (text == "of another patient than the study's")
+
+
 def test_the_same_id_at_two_nodes_is_two_reports(tmp_path: Path) -> None:
     options: dict[str, dict[str, Any]] = {}
     for name in ("north", "west"):

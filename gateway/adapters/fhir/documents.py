@@ -14,13 +14,14 @@ from gateway.adapters.fhir.pages import FHIR_JSON, Finding, SearchRefused
 from gateway.adapters.fhir.search import Search
 from gateway.adapters.fhir.server import Server
 from gateway.adapters.http.client import HttpClient
-from gateway.errors import NodeProtocolError, Unsupported
+from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.seam import NativeQuery, NodeResource, Report, ResourceQuery
 from gateway.model.vocabulary import Level
 from gateway.wire.fhirjson import FhirRecord, Resource
 
-_PAGE = 100
+_PAGE, _STUDIES_AT_ONCE = 100, 20
 _TYPED = re.compile(r"(?:.*/)?([A-Z][A-Za-z]+)/[^/]+(?:/_history/[^/]+)?")
+_STUDY = re.compile(r"ImagingStudy/([A-Za-z0-9.-]{1,64})")
 _OF_STUDIES = ("imagingStudy", "study")
 _DICOM_UID = "urn:dicom:uid"
 
@@ -169,30 +170,60 @@ class Documents:
     async def _follow(self, resources: list[Resource]) -> None:
         subjects = (one for resource in resources for one in references_to(resource, "subject"))
         named = (one for resource in resources for element in _OF_STUDIES for one in references_to(resource, element))
-        wanted = [one for one in dict.fromkeys((*subjects, *named)) if self._finding.known.is_open(one)]
+        open_studies = [one for one in dict.fromkeys(named) if self._finding.known.is_open(one)]
+        await self._know([found[1] for one in open_studies if (found := _STUDY.fullmatch(one))])
+        wanted = [one for one in dict.fromkeys((*subjects, *open_studies)) if self._finding.known.is_open(one)]
         await asyncio.gather(*map(self._finding.read, wanted))
+        others = dict.fromkeys(other for resource in resources for _, other in self._other_patients(resource))
+        await asyncio.gather(*map(self._finding.read, others))
+
+    def _other_patients(self, resource: Resource) -> Iterator[tuple[str, str]]:
+        """(its own, the study's) where a study that it refers to names its patient by another reference."""
+        known = self._finding.known
+        for own in references_to(resource, "subject"):
+            for study in self._studies(resource):
+                for element in ("subject", "patient"):
+                    for other in references_to(study, element):
+                        is_plain = not own.startswith("#") and not other.startswith("#")
+                        if is_plain and known.address(own) != known.address(other):
+                            yield own, other
+
+    async def _know(self, ids: list[str]) -> None:
+        """Several studies at once where the server searches them by id: each report has one of its own. What this does not find
+        is read one by one."""
+        if len(ids) < 2 or "_id" not in self._server.parameters:
+            return
+        for start in range(0, len(ids), _STUDIES_AT_ONCE):
+            search: Search = (("_id", ",".join(ids[start : start + _STUDIES_AT_ONCE])),)
+            try:
+                bundle, _ = await self._finding.page(self._address("ImagingStudy", search), search, is_first=True)
+            except (SearchRefused, NodeProtocolError, NodeRefused):
+                return
+            for study in bundle.studies:
+                self._finding.known.add(study)
 
     def _with_bearer(self, resource: Resource) -> NodeResource:
         inside = [one for one in _objects(resource.get("contained")) if one.get("resourceType") == "Patient"]
         subject = self._subject(resource)
         record = {"resourceType": "ImagingStudy", "subject": subject, "patient": subject, "contained": inside}
         held = {name: value for name, value in record.items() if value}
-        return NodeResource(
-            resource, self._server.version, FhirRecord(held, self._patient), dict(self._studies(resource))
-        )
+        uids = {reference: uid for reference, study in self._named_studies(resource) if (uid := study_uid(study))}
+        return NodeResource(resource, self._server.version, FhirRecord(held, self._patient), uids)
 
     def _patient(self, reference: str) -> Resource | None:
         found = self._finding.known.resolve(reference)
         return found if found and found.get("resourceType") == "Patient" else None
 
     def _subject(self, resource: Resource) -> Resource | None:
-        """The reference to the patient; None for one to something else, and where its identifier is not that of the Patient
-        it names."""
+        """The reference to the patient; None for one to something else, where its identifier is not that of the Patient it
+        names, and where a study that it refers to is of somebody else."""
         subject = resource.get("subject")
         if not isinstance(subject, dict):
             return None
         reference, own = subject.get("reference"), subject.get("identifier")
         typed = _TYPED.fullmatch(reference) if isinstance(reference, str) else None
+        if any(not self._is_same(own_, other) for own_, other in self._other_patients(resource)):
+            return None
         if str(subject.get("type") or "Patient").rpartition("/")[2] != "Patient" or (typed and typed[1] != "Patient"):
             return None
         if not isinstance(reference, str):
@@ -202,16 +233,30 @@ class Documents:
             return subject if typed else None
         return subject if not isinstance(own, dict) or _bears(inside, own) else None
 
-    def _studies(self, resource: Resource) -> Iterator[tuple[str, str]]:
+    def _is_same(self, one: str, other: str) -> bool:
+        """Whether two Patients bear one identifier: a server may have somebody twice."""
+        patients = [self._patient(reference) or {} for reference in (one, other)]
+        held = [
+            {
+                (str(each.get("system")), str(each["value"]))
+                for each in _objects(patient.get("identifier"))
+                if "value" in each
+            }
+            for patient in patients
+        ]
+        return bool(held[0] & held[1])
+
+    def _studies(self, resource: Resource) -> Iterator[Resource]:
+        return (study for _, study in self._named_studies(resource))
+
+    def _named_studies(self, resource: Resource) -> Iterator[tuple[str, Resource]]:
+        """The studies that it refers to, as far as they are known, by the reference."""
         for element in _OF_STUDIES:
-            for one in _objects(resource.get(element)):
-                reference = one.get("reference")
-                if not isinstance(reference, str):
-                    continue
+            for reference in references_to(resource, element):
                 inside = reference.startswith("#")
                 study = contained(resource, reference) if inside else self._finding.known.resolve(reference)
-                if study and study.get("resourceType") == "ImagingStudy" and (uid := study_uid(study)):
-                    yield reference, uid
+                if study and study.get("resourceType") == "ImagingStudy":
+                    yield reference, study
 
 
 def _bears(patient: Resource, identifier: Resource) -> bool:
