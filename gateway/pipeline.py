@@ -10,6 +10,7 @@ from typing import Protocol
 from gateway import metrics
 from gateway.cache import bodies
 from gateway.errors import Forbidden, GatewayError, NodeProtocolError, NotAcceptable, NotFound
+from gateway.federation.documents import documents
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
 from gateway.federation.node import Node, aclosing_iterator
@@ -24,6 +25,7 @@ from gateway.imaging.processes import Imaging
 from gateway.imaging.syntaxes import EXPLICIT, NATIVE_SYNTAXES, can_become, can_decode
 from gateway.imaging.transcoding import has_pixels, transcoded
 from gateway.model.answer import Answer, Found, Issue
+from gateway.model.documents import Document, DocumentSearch
 from gateway.model.query import Query, Ref
 from gateway.model.seam import FramePart
 from gateway.privacy.view import View, view_found, view_ref
@@ -211,6 +213,20 @@ class Pipeline:
             with stage("view"):
                 pieces = tuple(_view_written(view, piece) for piece in described.pieces)
             return Metadata(pieces, _view_issues(view, record.issues), bool(described.gaps))
+
+    async def documents(
+        self, caller: Caller, search: DocumentSearch, names: Sequence[str], *, permission: str
+    ) -> Answer[Document]:
+        """Reports or orders, whole. Raises Forbidden also for who sees studies changed: what a report says cannot be."""
+        action = "search" if permission == "s" else "read"
+        asking = self._request(action, caller, names, query=search.patient, resource=search.kind, permission=permission)
+        async with asking as (nodes, view, record):
+            if not view.is_plain:
+                raise Forbidden(f"{search.kind} is not given to who sees studies changed: its text names people")
+            with stage("merge"):
+                answer = await documents(self.federation, search, nodes)
+            record.issues, record.count = answer.issues, len(answer.items)
+            return answer
 
     @asynccontextmanager
     async def retrieve(

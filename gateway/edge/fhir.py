@@ -1,4 +1,4 @@
-"""The FHIR edge's routes, R4 and R5: search and read of ImagingStudy, Patient, Endpoint, Organization; the CapabilityStatement."""
+"""The FHIR edge's routes, R4 and R5: search and read of each resource that is served, and the CapabilityStatement."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gateway.edge import directory, patientsearch, profiles, shown, studysearch
+from gateway.edge import directory, documentsearch, patientsearch, profiles, shown, studysearch
 from gateway.edge.fhirmeta import capability_statement
 from gateway.edge.fhirrequest import Answer, FhirRequest, handler, posted
 from gateway.edge.identifiers import uid_of_id
@@ -20,10 +20,8 @@ _SEARCHES: dict[str, tuple[Answer, str]] = {
     "/Patient": (patientsearch.search, "fhir-search-patient"),
     "/Endpoint": (directory.search_endpoints, "fhir-search-endpoint"),
     "/Organization": (directory.search_organizations, "fhir-search-organization"),
-}
-_NOT_SERVED = {
-    "DiagnosticReport": "reports are not asked of the nodes; search ImagingStudy",
-    "ServiceRequest": "orders are not asked of the nodes; ImagingStudy.basedOn has their accession number",
+    "/DiagnosticReport": (documentsearch.search("DiagnosticReport"), "fhir-search-report"),
+    "/ServiceRequest": (documentsearch.search("ServiceRequest"), "fhir-search-order"),
 }
 
 
@@ -35,12 +33,10 @@ def routes(version: str | None) -> list[BaseRoute]:
         "/Patient/{id}": (patientsearch.read, "fhir-read-patient"),
         "/Endpoint/{id}": (directory.read_endpoint, "fhir-read-endpoint"),
         "/Organization/{id}": (directory.read_organization, "fhir-read-organization"),
+        "/DiagnosticReport/{id}": (documentsearch.read("DiagnosticReport"), "fhir-read-report"),
+        "/ServiceRequest/{id}": (documentsearch.read("ServiceRequest"), "fhir-read-order"),
     }
-    found: list[BaseRoute] = [
-        Route(path, handler(version, _refusal(kind)), name="fhir-not-served")
-        for kind in _NOT_SERVED
-        for path in (f"/{kind}", f"/{kind}/{{id}}")
-    ]
+    found: list[BaseRoute] = []
     for path, (answer, name) in _SEARCHES.items():
         endpoint = handler(version, answer)
         found.append(Route(path, endpoint, methods=["GET"], name=name))
@@ -49,13 +45,6 @@ def routes(version: str | None) -> list[BaseRoute]:
         Route(path, handler(version, answer), methods=["GET"], name=name) for path, (answer, name) in reads.items()
     ]
     return found
-
-
-def _refusal(kind: str) -> Answer:
-    async def refuse(asked: FhirRequest) -> Response:
-        raise NotFound(f"{kind} is not served: {_NOT_SERVED[kind]}")
-
-    return refuse
 
 
 async def _metadata(asked: FhirRequest) -> Response:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from gateway import __version__
-from gateway.edge import directory, fhirsearch, patientkeys, patientsearch, studykeys
+from gateway.edge import directory, documentsearch, fhirsearch, patientkeys, patientsearch, studykeys
 from gateway.edge.fhirformat import FORMATS
 from gateway.edge.profiles import BASE, PROFILES
 
@@ -31,6 +31,10 @@ def capability_statement(*, is_r5: bool, root: str) -> dict[str, Any]:
         _resource("Patient", patientkeys.KEYS, {"searchRevInclude": list(patientsearch.REVERSE_INCLUDES)}),
         _resource("Endpoint", directory.ENDPOINT),
         _resource("Organization", directory.ORGANIZATION),
+        *(
+            _resource(kind, keys, {"documentation": documentsearch.DOCUMENTATION})
+            for kind, keys in documentsearch.KEYS.items()
+        ),
     ]
     return {
         "resourceType": "CapabilityStatement",

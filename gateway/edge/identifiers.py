@@ -22,7 +22,7 @@ def study_id(found: Found, patient_mark: Callable[[PatientKey], str]) -> str:
     """The StudyInstanceUID; for a clash, 8 hex of the node id and the packed UID, and 8 more of the patient within one node."""
     if not found.ambiguous:
         return found.study
-    identifier = f"{_node_mark(found.origin)}-{pack(found.study)}"
+    identifier = f"{node_mark(found.origin)}-{pack(found.study)}"
     return f"{identifier}-{patient_mark(found.patient)[:8]}" if found.in_node else identifier
 
 
@@ -31,13 +31,14 @@ def names_study(identifier: str, found: Found, patient_mark: Callable[[PatientKe
     is not seen, because its node is silent or was not asked; the bare UID names it only while nothing contradicts."""
     if identifier == study_id(found, patient_mark):
         return True
-    of_holders = {f"{_node_mark(node)}-{pack(found.study)}" for node in found.holders}
+    of_holders = {f"{node_mark(node)}-{pack(found.study)}" for node in found.holders}
     marks = {patient_mark(key)[:8] for key in found.patients if key.is_named}
     of_patients = {f"{of_holder}-{mark}" for of_holder in of_holders for mark in marks}
     return identifier in of_patients or (identifier in of_holders and not found.in_node)
 
 
-def _node_mark(node: str) -> str:
+def node_mark(node: str) -> str:
+    """What tells a node's ids from another's: 8 hex."""
     return hashlib.sha256(node.encode()).hexdigest()[:8]
 
 

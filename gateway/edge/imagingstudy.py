@@ -121,7 +121,7 @@ class Renderer:
         modalities = texts(attributes, MODALITIES_IN_STUDY)
         if modalities:
             resource["modality"] = [self._modality(one) for one in modalities]
-        resource["subject"] = self._subject(found)
+        resource["subject"] = self.subject(found)
         _put(resource, "started", self.started(found))
         _put(resource, "basedOn", [_order(identifier) for identifier in self._accessions(found)])
         referrer = display_name(attributes, REFERRER)
@@ -147,7 +147,7 @@ class Renderer:
                 identifier |= {"system": self.issuers.system(name)} if name else {}
             yield {**identifier, "value": accession}
 
-    def _subject(self, found: Found) -> Resource:
+    def subject(self, found: Found) -> Resource:
         """A reference with the business identifier, so that a reader without access to Patient still knows who it is."""
         if not found.patient.is_named:
             return {"type": "Patient", "display": "Patient without an identifier"}

@@ -123,6 +123,22 @@ def compare(moment: str, period: Period) -> bool:
     return _exactly(value, period)
 
 
+def compare_span(start: str | None, end: str | None, period: Period) -> bool:
+    """As `compare`, for a Period, which may be open at either end."""
+    read = _local if period.span.floating else span_of
+    first, last = (read(each) if each else None for each in (start, end))
+    low = first.low if first else datetime.min.replace(tzinfo=UTC)
+    high = last.high if last else datetime.max.replace(tzinfo=UTC)
+    floating = [each.floating for each in (first, last) if each]
+    if not floating:
+        return False
+    if any(floating) and not period.span.floating:
+        early, late = first is not None and first.floating, last is not None and last.floating
+        value = Span(low - _EARLIEST if early else low, high + _LATEST if late else high, False)
+        return _overlapping(value, period)
+    return _exactly(Span(low, high, period.span.floating), period)
+
+
 def _local(moment: str) -> Span | None:
     return span_of(re.sub(r"(Z|[+-]\d{2}:\d{2})$", "", moment) if "T" in moment else moment)
 

@@ -25,12 +25,27 @@ _SUMMARY = {
     "Patient": frozenset(("identifier", "active", "name", "telecom", "gender", "birthDate", "address")),
     "Endpoint": frozenset(("identifier", "status", "connectionType", "name", "payloadType", "payload", "address")),
     "Organization": frozenset(("identifier", "active", "type", "name")),
+    "DiagnosticReport": frozenset(
+        (
+            "identifier", "status", "category", "code", "subject", "encounter", "effectiveDateTime", "effectivePeriod", "issued",
+            "performer", "resultsInterpreter", "media",
+        )
+    ),
+    "ServiceRequest": frozenset(
+        (
+            "identifier", "basedOn", "requisition", "status", "intent", "category", "priority", "doNotPerform", "code", "subject",
+            "occurrenceDateTime", "occurrencePeriod", "authoredOn", "requester", "performer", "reasonCode", "reasonReference",
+            "reason", "bodySite",
+        )
+    ),
 }  # fmt: skip
 _MANDATORY = {
     "ImagingStudy": frozenset(("status", "subject")),
     "Patient": frozenset[str](),
     "Endpoint": frozenset(("status", "connectionType", "payloadType", "address")),
     "Organization": frozenset[str](),
+    "DiagnosticReport": frozenset(("status", "code", "subject")),
+    "ServiceRequest": frozenset(("status", "intent", "subject", "doNotPerform")),
 }
 
 

@@ -254,7 +254,7 @@ REFUSED = {
     "interpreter": _NOT_ASKED,
     "body-structure": "no node gives BodyStructure resources; bodysite searches the body part itself",
     "_lastUpdated": "the gateway keeps no record of when it first saw a study or saw it change",
-    "_revinclude": "nothing that is served here refers to an ImagingStudy",
+    "_revinclude": "reports are found by DiagnosticReport?study=ImagingStudy/<id>",
 }
 """Parameters that FHIR has and that are not served, each with the reason."""
 

@@ -10,7 +10,7 @@ from gateway.errors import Unmappable
 from gateway.mapping.schema import Code, Entry, Mapping
 from gateway.mapping.transforms import TRANSFORMS, read_all
 from gateway.model.dataset import Attribute, Dataset, as_text, attribute, items
-from gateway.model.patient import PatientKey, issuer_of, patient_of
+from gateway.model.patient import PatientKey, issuer_of, other_keys, patient_of
 from gateway.model.seam import Record
 from gateway.model.study import Row, row_of
 from gateway.model.vocabulary import ISSUER, OTHER_PATIENT_IDS, PATIENT_ID, STUDY_UID, Level, tag, vr
@@ -19,6 +19,7 @@ from gateway.model.vocabulary import path as path_of
 _ReadAttribute = Callable[[Record], Attribute | None]
 _CODE = {"code": tag("CodeValue"), "system": tag("CodingSchemeDesignator"), "display": tag("CodeMeaning")}
 _OF_A_CHILD = (STUDY_UID, PATIENT_ID, ISSUER)
+_OF_A_PATIENT = (PATIENT_ID, ISSUER, OTHER_PATIENT_IDS)
 
 
 class Reader:
@@ -56,6 +57,17 @@ class Reader:
         if len(found) != 1:
             raise Unmappable(f"a record holds {len(found)} rows of level {level}")
         return found[0]
+
+    def bearer(self, record: Record) -> Row:
+        """Whose a FHIR resource is that has its patient where a study has it: a row that says this and nothing of a study."""
+        attributes = _read({tag_: self._study[tag_] for tag_ in _OF_A_PATIENT if tag_ in self._study}, record)
+        if self.mapping.issuers:
+            attributes = self._with_canonical_issuers(attributes)
+        patient = patient_of(attributes, self.issuer)
+        attributes = {**attributes, ISSUER: attribute(ISSUER, [patient.issuer])}
+        return Row(
+            Level.STUDY, self.node, patient, "", attributes=attributes, linked=other_keys(attributes) - {patient}
+        )
 
     def patient(self, dataset: Dataset, default: str) -> PatientKey:
         """Whose data set this is, its issuer under the name that rows bear; `default` is the issuer of one without."""

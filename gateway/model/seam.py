@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from gateway.model.dataset import Dataset
 from gateway.model.query import Operator, Ref
@@ -127,6 +127,36 @@ class StoreOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class ResourceQuery:
+    """One question for whole FHIR resources of `kind`, answered by what has one of `ids`, else by what is about the `study`,
+    else by what is the `patient`'s, and bears one of `identifiers` (FHIR tokens, escaped), as far as each is given.
+
+    `patient` has the keys on the patient's id and issuer in the node's own words. `limit` is a ceiling on resources.
+    """
+
+    kind: str
+    patient: NativeQuery
+    identifiers: tuple[str, ...] = ()
+    study: str = ""
+    ids: tuple[str, ...] = ()
+    limit: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class NodeResource:
+    """A resource as the node gave it, in its FHIR `version`. `bearer` is a record with whose it is at `subject` and `patient`,
+    for the mapping to read: it names nobody where the node does not say, or contradicts itself.
+
+    `studies` are the StudyInstanceUIDs behind its references to ImagingStudy, where they could be resolved.
+    """
+
+    resource: dict[str, Any]
+    version: str
+    bearer: Record
+    studies: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """What a node showed of itself when asked: for `ping`, /nodes and the planning of searches.
 
@@ -146,6 +176,13 @@ class Probe:
 class Finds(Protocol):
     def find(self, query: NativeQuery) -> AsyncIterator[Record | Report]:
         """Records in the node's order; the last item is the Report."""
+
+
+@runtime_checkable
+class Resources(Protocol):
+    def resources(self, query: ResourceQuery) -> AsyncIterator[NodeResource | Report]:
+        """What the node has of the kind, possibly more than was asked for; the last item is the Report. A node that has
+        nothing of the kind gives none. Raises NodeError, also where it cannot be asked by what is given."""
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.errors import NotFound
 from gateway.security.scopes import supported
 
-RESOURCES = ("ImagingStudy", "Patient", "Endpoint", "Organization")
+RESOURCES = ("ImagingStudy", "Patient", "Endpoint", "Organization", "DiagnosticReport", "ServiceRequest")
 STORED = ("ImagingStudy",)
 # Of the issuer's own metadata (RFC 8414), what SMART App Launch 2 asks a FHIR server to repeat.
 _REPEATED = (

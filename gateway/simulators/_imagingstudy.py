@@ -45,6 +45,7 @@ class Shape:
     endpoint_at: str = "study"
     organization: str = ""
     service_requests: bool = False
+    reports: bool = False
 
     @property
     def mii(self) -> bool:
@@ -92,7 +93,7 @@ def _r4_and_later(facts: Facts, shape: Shape) -> Json:
         identifier=_identifiers(facts, shape),
         status="available",
         modality=[shape.coded(_modality(code)) for code in facts.modalities],
-        subject=_subject(facts.patient, shape),
+        subject=subject(facts.patient, shape),
         started=facts.started.text if facts.started else None,
         basedOn=_based_on(facts, shape),
         endpoint=shape.endpoint if shape.endpoint_at == "study" else None,
@@ -138,7 +139,8 @@ def _identifiers(facts: Facts, shape: Shape) -> list[Json]:
     return [study, number] if number else [study]
 
 
-def _subject(patient: Patient, shape: Shape) -> Json:
+def subject(patient: Patient, shape: Shape) -> Json:
+    """The reference to a patient, with the identifier where the profile wants it."""
     identifier = patient_identifier(patient, shape) if shape.mii else None
     return filled(reference=f"Patient/{patient.id}", identifier=identifier)
 
@@ -240,7 +242,7 @@ def service_request(facts: Facts, shape: Shape) -> Json:
         intent="order",
         category=[{"coding": [{"system": SNOMED, "code": "363679005", "display": "Imaging (procedure)"}]}],
         code={"concept": code} if shape.version == "R5" else code,
-        subject=_subject(facts.patient, shape),
+        subject=subject(facts.patient, shape),
     )
 
 

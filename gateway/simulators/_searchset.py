@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
+from gateway.simulators import _documents as documents
 from gateway.simulators._directory import Json
 from gateway.simulators._fhirsearch import PATIENT, BadValue, parameters
 from gateway.simulators._imagingstudy import FHIR_VERSIONS, Shape
@@ -101,8 +102,12 @@ def capability_statement(shape: Shape, url: str) -> Json:
     if shape.mii:
         imaging_study["supportedProfile"] = [MII + "pr-bildgebung-bildgebungsstudie"]
     people = _capability("Patient", {name: each.kind for name, each in PATIENT.items()})
-    others = ["Endpoint", "Organization", *(["ServiceRequest"] if shape.orders else [])]
-    resources = [imaging_study, people, *(_capability(kind, {}) for kind in others)]
+    resources = [imaging_study, people, *(_capability(kind, {}) for kind in ("Endpoint", "Organization"))]
+    kinds = [*(["DiagnosticReport"] if shape.reports else []), *(["ServiceRequest"] if shape.orders else [])]
+    for kind in kinds:
+        resources.append(
+            _capability(kind, {name: each.kind for name, each in documents.parameters(kind, shape).items()})
+        )
     statement = {
         "resourceType": "CapabilityStatement",
         "status": "active",

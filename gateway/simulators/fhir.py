@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.simulators import _documents as documents
 from gateway.simulators import _imagingstudy as write
 from gateway.simulators._directory import Directory, Json
 from gateway.simulators._facts import Facts, Naming
@@ -38,6 +39,7 @@ from gateway.simulators._searchset import (
 
 Version = Literal["STU3", "R4", "R4B", "R5"]
 FHIR_JSON = "application/fhir+json"
+DOCUMENTS = ("DiagnosticReport", "ServiceRequest")
 IDENTIFYING = frozenset({"identifier", "study", "_id"})
 
 
@@ -49,9 +51,11 @@ class FhirOptions(PeerOptions):
     `dicomweb_url` is the address of its Endpoint; without one there is none. `patient_system` and `accession_system`
     are the identifier systems where the files name no OID; `issuer_systems` maps labels of (0010,0021) to systems.
     `time_zone` (IANA) gives `started` its offset where the files have none; without it `started` is a date.
-    `service_requests` serves the orders behind the accession numbers. An unknown search parameter is a 400, unless
-    `lenient` or the caller asks for it. Parameters in `ignores_parameters` are not matched, and the self link says
-    they were. `foreign_study` answers with another study than the one named.
+    `service_requests` serves the orders behind the accession numbers, `reports` a report of each study; `documents` are
+    reports and orders given word for word, `strange_documents` has every search of these give them all. An unknown search
+    parameter is a 400, unless `lenient` or the caller asks for it. Parameters in `ignores_parameters` are not matched, and
+    the self link says they were; those in `refuses_parameters` are not known. `foreign_study` answers with another study
+    than the one named.
     """
 
     profile: Literal["", "mii"] = ""
@@ -63,9 +67,13 @@ class FhirOptions(PeerOptions):
     issuer_systems: Mapping[str, str] = field(default_factory=dict)
     time_zone: str = ""
     service_requests: bool = False
+    reports: bool = False
+    documents: Sequence[Json] = ()
+    strange_documents: bool = False
     page_size: int = 20
     lenient: bool = False
     ignores_parameters: frozenset[str] = frozenset()
+    refuses_parameters: frozenset[str] = frozenset()
     foreign_study: bool = False
 
     def healthy(self) -> FhirOptions:
@@ -79,6 +87,7 @@ class FhirOptions(PeerOptions):
             "duplicates",
             "ignores_parameters",
             "foreign_study",
+            "strange_documents",
         }
         kept = {name: value for name, value in vars(self).items() if name not in faults}
         return FhirOptions(**kept)
@@ -92,7 +101,7 @@ class FhirOptions(PeerOptions):
 
 
 class FhirSimulator(Peer):
-    """Read and search of ImagingStudy and Patient, read of Endpoint, Organization and ServiceRequest, below `url`.
+    """Read and search of ImagingStudy, Patient, DiagnosticReport and ServiceRequest, read of Endpoint and Organization.
 
     `operations` counts metadata, search_<Resource>, read_<Resource> and next_page.
     """
@@ -123,6 +132,7 @@ class FhirSimulator(Peer):
             endpoint_at=options.endpoint_at,
             organization=options.organization,
             service_requests=options.service_requests and self.version != "STU3",
+            reports=options.reports or bool(options.documents),
         )
 
     def _routes(self) -> list[Route]:
@@ -132,7 +142,9 @@ class FhirSimulator(Peer):
             ("search_ImagingStudy", "/ImagingStudy", self._search_studies),
             ("search_Patient", "/Patient", self._search_patients),
         ]
-        for kind in ("ImagingStudy", "Patient", "Endpoint", "Organization", "ServiceRequest"):
+        for kind in DOCUMENTS:
+            table.append((f"search_{kind}", f"/{kind}", partial(self._search_documents, kind)))
+        for kind in ("ImagingStudy", "Patient", "Endpoint", "Organization", *DOCUMENTS):
             table.append((f"read_{kind}", f"/{kind}/{{id}}", partial(self._read, kind)))
         gets = [
             Route(self.path + where, self._served(operation, handler), methods=["GET"])
@@ -169,8 +181,8 @@ class FhirSimulator(Peer):
             return next((write.imaging_study(facts, shape) for facts in self.facts if facts.id == id_), None)
         if kind == "Patient":
             return next((write.patient(facts.patient, shape) for facts in self.facts if facts.patient.id == id_), None)
-        if kind == "ServiceRequest" and shape.orders:
-            return next((write.service_request(facts, shape) for facts in self.facts if facts.request_id == id_), None)
+        if kind in DOCUMENTS:
+            return next((one for one in self._documents(kind) if one["id"] == id_), None)
         if kind == "Endpoint" and id_ == "pacs" and shape.dicomweb_url:
             return write.endpoint(shape)
         return write.organization(shape) if (kind, id_) == ("Organization", "hospital") else None
@@ -205,6 +217,31 @@ class FhirSimulator(Peer):
             return self._outcome(400, "invalid", str(bad))
         return self._first_page("Patient", [who.id for who in found], search)
 
+    def _documents(self, kind: str) -> list[Json]:
+        """The reports or orders, each once: one order may be behind several studies."""
+        options = self.options if isinstance(self.options, FhirOptions) else self._setup
+        found = [one for one in options.documents if one["resourceType"] == kind]
+        if kind == "ServiceRequest" and self.shape.orders:
+            found += [write.service_request(facts, self.shape) for facts in self.facts if facts.request_id]
+        elif kind == "DiagnosticReport" and options.reports:
+            found += [documents.diagnostic_report(facts, self.shape) for facts in self.facts]
+        return list({one["id"]: one for one in reversed(found)}.values())[::-1]
+
+    async def _search_documents(self, kind: str, request: Request) -> Response:
+        known = documents.parameters(kind, self.shape) | documents.modified(self.shape)
+        people = {facts.patient.id: facts.patient for facts in self.facts}
+        try:
+            search = await self._understood(request, set(known))
+        except BadValue as bad:
+            return self._outcome(400, "invalid", str(bad))
+        options = _options(request)
+        named = [] if options.strange_documents else search.matching
+
+        def answers(one: Json) -> bool:
+            return all(any_fits(lambda held, v, n=n: known[n].fits(held, v, people), one, value) for n, value in named)
+
+        return self._first_page(kind, [one["id"] for one in self._documents(kind) if answers(one)], search)
+
     async def _understood(self, request: Request, known: set[str]) -> Search:
         """Raises BadValue for a parameter that is not known, unless it may be left out."""
         options, search = _options(request), Search(page_size=_options(request).page_size)
@@ -212,7 +249,7 @@ class FhirSimulator(Peer):
         for name, value in await pairs(request):
             if name in RESULT_PARAMETERS:
                 search.take(name, value, includes_of(self.shape))
-            elif name in known:
+            elif name in known - options.refuses_parameters:
                 search.matching.append((name, value))
             elif not lenient:
                 raise BadValue(f"search parameter {name} is not supported")

@@ -11,7 +11,7 @@ from national_nodes import Demo
 from pydicom import dcmread
 from test_fhir_search import BAD, CT, DCM, MG, SCT, Truth, search, truth_of, uids
 
-from gateway.edge import directory, fhirsearch, patientkeys, studykeys
+from gateway.edge import directory, documentsearch, fhirsearch, patientkeys, studykeys
 from gateway.edge.searchgrammar import Name, alternatives, fields, name_of, plain, token
 from gateway.model.folding import fold_name
 from gateway.simulators.corpus import HeldStudy
@@ -434,7 +434,7 @@ def test_what_a_directory_cannot_be_searched_by_is_refused(demo: Demo) -> None:
 
 
 def test_the_capability_statement_is_true_line_by_line(demo: Demo) -> None:
-    tables = {"ImagingStudy": studykeys.KEYS, "Patient": patientkeys.KEYS, "Endpoint": directory.ENDPOINT, "Organization": directory.ORGANIZATION}  # fmt: skip
+    tables = {"ImagingStudy": studykeys.KEYS, "Patient": patientkeys.KEYS, "Endpoint": directory.ENDPOINT, "Organization": directory.ORGANIZATION, **documentsearch.KEYS}  # fmt: skip
     for root in ("/fhir/r4", "/fhir/r5"):
         statement = demo.get(f"{root}/metadata").json()
         assert statement["format"] == ["json", "xml"]
@@ -479,15 +479,6 @@ def test_what_the_caller_has_already_is_not_sent_again(demo: Demo, accept: str) 
         assert other.status_code == 200
     assert len(seen) == len(paths)
     assert "etag" not in demo.get("/fhir/ImagingStudy?_count=2", headers={"accept": accept}).headers
-
-
-def test_reports_and_orders_are_refused_by_name(demo: Demo) -> None:
-    for root in ("/fhir", "/fhir/r4", "/fhir/r5"):
-        for kind in ("DiagnosticReport", "ServiceRequest"):
-            for path in (f"{root}/{kind}?patient=1", f"{root}/{kind}/1"):
-                answer = demo.get(path)
-                assert answer.status_code == 404
-                assert answer.json()["issue"][0]["diagnostics"].startswith(f"{kind} is not served")
 
 
 def test_names_are_taken_apart() -> None:

@@ -96,6 +96,8 @@ RESOURCES = (
     "ImagingStudy?_elements=id,started&_revinclude=DiagnosticReport:imaging-study&_lastUpdated=gt2020",
     "ImagingStudy?modality:not=CT&started:missing=true&patient.name:exact={name}&_format=xml",
     "Patient/0123456789abcdef0123456789abcdef", "Patient?identifier={patient}&name={name}&birthdate=1970",
+    "DiagnosticReport?patient.identifier={patient}&status=final&issued=ge2020", "DiagnosticReport?study=ImagingStudy/{study}",
+    "ServiceRequest?identifier={accession}&authored=2020&_format=xml", "DiagnosticReport/01234567-1",
     "Endpoint/disk", "Organization/disk", "metadata", "metadata?_format=application/fhir%2Bxml",
     "$export?_type=ImagingStudy&_since=2020-01-01T00:00:00Z", "ImagingStudy/_search", "Observation/1",
 )  # fmt: skip

@@ -11,12 +11,13 @@ from typing import Any
 
 from gateway.adapters.fhir import search as search
 from gateway.adapters.fhir.bundle import holders, references_to, wado_address
+from gateway.adapters.fhir.documents import Documents
 from gateway.adapters.fhir.pages import FHIR_JSON, Finding, SearchRefused
 from gateway.adapters.fhir.server import Server, Version, product_of, server_of, version_of
 from gateway.adapters.http.client import HttpClient
 from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.query import Ref
-from gateway.model.seam import Location, NativeQuery, Probe, Record, Report
+from gateway.model.seam import Location, NativeQuery, NodeResource, Probe, Record, Report, ResourceQuery
 from gateway.model.vocabulary import Level
 from gateway.wire.fhirjson import FhirRecord, Resource
 
@@ -87,6 +88,16 @@ class FhirAdapter:
             self._has_includes = False
         else:
             raise NodeProtocolError(self.node, f"answered a search with status {refusal.status}")
+
+    async def resources(self, query: ResourceQuery) -> AsyncGenerator[NodeResource | Report, None]:
+        """Nothing where the server does not list the kind."""
+        server = await self._capable()
+        if query.kind not in server.others:
+            yield Report()
+            return
+        async with aclosing(Documents(self._http, query, server).found()) as found:
+            async for one in found:
+                yield one
 
     # --- where the pixels are
 

@@ -63,7 +63,7 @@ class Finding:
         visited: set[str] = set()
         while url and not self.is_full:
             visited.add(url)
-            bundle, base = await self._page(url, search, is_first=len(visited) == 1)
+            bundle, base = await self.page(url, search, is_first=len(visited) == 1)
             fresh = list(self._fresh(bundle, search))
             await self._follow(fresh)
             for study in fresh:
@@ -75,7 +75,8 @@ class Finding:
         if url:  # full, with pages or a whole search not asked for
             self._truncated = True
 
-    async def _page(self, url: str, search: Search, *, is_first: bool) -> tuple[Bundle, str]:
+    async def page(self, url: str, search: Search, *, is_first: bool) -> tuple[Bundle, str]:
+        """One page of a search and its own address. Raises SearchRefused for the first page of one that is not taken."""
         node = self._http.node
         answer = await self._http.get_json(url, accept=FHIR_JSON, headers=_STRICT, expect=_NO, within=self.within)
         if answer.status in _NO:

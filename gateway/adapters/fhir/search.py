@@ -215,6 +215,12 @@ def _patient_id(match: NativeMatch, query: NativeQuery, server: Server) -> list[
     return found
 
 
+def patient_id(query: NativeQuery, server: Server) -> list[Pair]:
+    """The parameters, of whatever refers to patients, that find those of the query; none where it has no plain id."""
+    of_id = (match for match in query.match if match.of == (PATIENT_ID,) and match.operator is not Operator.WILDCARD)
+    return [pair for match in of_id for pair in _patient_id(match, query, server)]
+
+
 _TOKENS: Mapping[str, Callable[[NativeMatch, NativeQuery, Server], list[Pair]]] = {
     STUDY_UID: _study_uid,
     SERIES_UID: _uids("series"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Version = Literal["STU3", "R4", "R4B", "R5"]
@@ -21,6 +21,8 @@ class Server:
     patient_parameters: frozenset[str] | None  # None: it does not say
     includes: frozenset[str]
     refused: frozenset[str] = frozenset()
+    others: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """The search parameters of every resource type that it lists."""
 
     @property
     def patient(self) -> str:
@@ -54,6 +56,7 @@ def server_of(statement: Any, version: Version) -> Server:
         frozenset(parameters),
         frozenset(_names(patient)) if patient.get("searchParam") else None,
         frozenset(one if one.startswith("ImagingStudy:") else f"ImagingStudy:{one}" for one in map(str, listed)),
+        others={str(kind): frozenset(_names(one)) for kind, one in resources.items()},
     )
 
 

@@ -1,0 +1,278 @@
+"""Reports and orders at a FHIR server: found by id, study, patient or identifier, each with who it is about."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from typing import Any
+from urllib.parse import quote
+
+from gateway.adapters.fhir import search as studies
+from gateway.adapters.fhir.bundle import contained, references_to, study_uid
+from gateway.adapters.fhir.pages import FHIR_JSON, Finding, SearchRefused
+from gateway.adapters.fhir.search import Search
+from gateway.adapters.fhir.server import Server
+from gateway.adapters.http.client import HttpClient
+from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
+from gateway.model.seam import NativeQuery, NodeResource, Report, ResourceQuery
+from gateway.model.vocabulary import Level
+from gateway.wire.fhirjson import FhirRecord, Resource
+
+_PAGE, _STUDIES_AT_ONCE = 100, 20
+_TYPED = re.compile(r"(?:.*/)?([A-Z][A-Za-z]+)/[^/]+(?:/_history/[^/]+)?")
+_STUDY = re.compile(r"ImagingStudy/([A-Za-z0-9.-]{1,64})")
+_OF_STUDIES = ("imagingStudy", "study")
+_DICOM_UID = "urn:dicom:uid"
+
+
+class Documents:
+    """One question under way. Its references are read within the same deadline, and are as few as those of a study search."""
+
+    def __init__(self, http: HttpClient, query: ResourceQuery, server: Server) -> None:
+        self._http, self._query, self._server = http, query, server
+        self._finding = Finding(http, NativeQuery(Level.STUDY, study=query.study or None), http.timeouts.total)
+        self._seen: set[str] = set()
+        self._truncated = False
+
+    async def found(self) -> AsyncGenerator[NodeResource | Report, None]:
+        """Each resource once."""
+        try:
+            async for fresh in self._batches():
+                await self._follow(fresh)
+                for resource in fresh:
+                    yield self._with_bearer(resource)
+        except SearchRefused as refusal:
+            names = ", ".join(name for name, _ in refusal.search)
+            raise NodeProtocolError(
+                self._http.node, f"refused a search by {names} with status {refusal.status}"
+            ) from None
+        yield Report(truncated=self._truncated)
+
+    async def _batches(self) -> AsyncGenerator[list[Resource], None]:
+        for identifier in self._query.ids:
+            yield self._fresh([resource for resource in [await self._read(identifier)] if resource])
+        for search in [] if self._query.ids else await self._searches():
+            try:
+                async for page in self._pages(search):
+                    yield self._fresh(page)
+            except SearchRefused as refusal:
+                for other in await self._otherwise(refusal):
+                    async for page in self._pages(other):
+                        yield self._fresh(page)
+
+    async def _read(self, identifier: str) -> Resource | None:
+        """The resource of an id. Raises NodeProtocolError when the server gives another one."""
+        url = self._http.url(f"{self._query.kind}/{identifier}")
+        answer = await self._http.get_json(url, accept=FHIR_JSON, expect={404, 410}, within=self._finding.within)
+        resource = answer.document
+        if resource is None:
+            return None
+        if not isinstance(resource, dict) or resource.get("id") != identifier:
+            raise NodeProtocolError(self._http.node, f"gave something else than the {self._query.kind} asked for")
+        return resource
+
+    def _fresh(self, resources: Iterable[Resource]) -> list[Resource]:
+        """Those of the kind that were not seen, up to the ceiling."""
+        fresh = []
+        for resource in resources:
+            identifier = resource.get("id")
+            if resource.get("resourceType") != self._query.kind or identifier in self._seen:
+                continue
+            if len(self._seen) >= self._query.limit:
+                self._truncated = True
+                break
+            self._seen.add(str(identifier))
+            fresh.append(resource)
+        return fresh
+
+    # --- what the server is asked
+
+    async def _searches(self) -> list[Search]:
+        """The searches that together find it all."""
+        identifiers: Search = ()
+        if self._query.identifiers:
+            identifiers = (("identifier", ",".join(self._query.identifiers)),)
+        if self._query.study:
+            return [(*one, *identifiers) for one in await self._of_study()]
+        if self._query.patient.match:
+            return [(*one, *identifiers) for one in await self._of_patient()]
+        if not identifiers:
+            raise Unsupported(self._http.node, f"cannot be asked for the {self._query.kind} of this patient")
+        return [identifiers]
+
+    async def _of_study(self) -> list[Search]:
+        """By the study where the server can, which only R5 has a parameter for; else by its patient: the rest is left out."""
+        references, people = [], []
+        plan = studies.build(NativeQuery(Level.STUDY, study=self._query.study), self._server)
+        async for study in self._finding.studies(plan, plan.searches[0]):
+            self._finding.known.add(study)
+            references.append(f"ImagingStudy/{study.get('id')}")
+            people += [one for element in ("subject", "patient") for one in references_to(study, element)]
+        if not references:
+            return []
+        if "study" in self._server.others.get(self._query.kind, ()):
+            return [(("study", ",".join(references)),)]
+        named = dict.fromkeys(_escaped(one) for one in people if not one.startswith("#"))
+        if not named:
+            raise Unsupported(self._http.node, f"cannot be asked for the {self._query.kind} of this study")
+        return [(("patient", ",".join(named)),)]
+
+    async def _of_patient(self) -> list[Search]:
+        """By the Patient's identifier, and by that in the reference itself where the mapping reads it, too."""
+        found: list[Search] = []
+        for name, value in studies.patient_id(self._query.patient, self._server):
+            if name.endswith(":identifier") or self._server.has(name):
+                found.append(((name.replace("subject", "patient", 1), value),))
+            else:
+                found += await self._by_patients(value)
+        return found
+
+    async def _otherwise(self, refusal: SearchRefused) -> list[Search]:
+        """Who does not chain is asked for the Patient first. A server that cannot search identifiers inside references is taken to
+        hold none that only they lead to, as in study searches. Raises the refusal of any other search."""
+        (name, value), *rest = refusal.search
+        if name == "patient:identifier":
+            return []
+        if name == "patient.identifier":
+            return [(*one, *rest) for one in await self._by_patients(value)]
+        raise refusal
+
+    async def _by_patients(self, identifiers: str) -> list[Search]:
+        search: Search = (("identifier", identifiers),)
+        bundle, _ = await self._finding.page(self._address("Patient", search), search, is_first=True)
+        if bundle.link("next"):
+            raise NodeProtocolError(self._http.node, "has more patients of one identifier than are asked for at once")
+        people = [
+            f"Patient/{one['id']}" for _, one in bundle.others if one["resourceType"] == "Patient" and "id" in one
+        ]
+        return [(("patient", ",".join(people)),)] if people else []
+
+    def _address(self, kind: str, search: Search, count: int = _PAGE) -> str:
+        pairs = [*search, ("_count", str(count))]
+        query = "&".join(f"{quote(name, safe=':.')}={quote(value, safe=':,|/')}" for name, value in pairs)
+        return self._http.url(kind, query)
+
+    async def _pages(self, search: Search) -> AsyncGenerator[list[Resource], None]:
+        url = self._address(self._query.kind, search, min(_PAGE, self._query.limit))
+        visited: set[str] = set()
+        while url and not self._truncated:
+            visited.add(url)
+            bundle, base = await self._finding.page(url, search, is_first=len(visited) == 1)
+            yield [resource for _, resource in bundle.others]
+            following = bundle.link("next")
+            url = self._http.check_address(following, base=base) if following else ""
+            if url in visited:
+                self._truncated, url = True, ""
+
+    # --- what its resources refer to
+
+    async def _follow(self, resources: list[Resource]) -> None:
+        subjects = (one for resource in resources for one in references_to(resource, "subject"))
+        named = (one for resource in resources for element in _OF_STUDIES for one in references_to(resource, element))
+        open_studies = [one for one in dict.fromkeys(named) if self._finding.known.is_open(one)]
+        await self._know([found[1] for one in open_studies if (found := _STUDY.fullmatch(one))])
+        wanted = [one for one in dict.fromkeys((*subjects, *open_studies)) if self._finding.known.is_open(one)]
+        await asyncio.gather(*map(self._finding.read, wanted))
+        others = dict.fromkeys(other for resource in resources for _, other in self._other_patients(resource))
+        await asyncio.gather(*map(self._finding.read, others))
+
+    def _other_patients(self, resource: Resource) -> Iterator[tuple[str, str]]:
+        """(its own, the study's) where a study that it refers to names its patient by another reference."""
+        known = self._finding.known
+        for own in references_to(resource, "subject"):
+            for study in self._studies(resource):
+                for element in ("subject", "patient"):
+                    for other in references_to(study, element):
+                        is_plain = not own.startswith("#") and not other.startswith("#")
+                        if is_plain and known.address(own) != known.address(other):
+                            yield own, other
+
+    async def _know(self, ids: list[str]) -> None:
+        """Several studies at once where the server searches them by id: each report has one of its own. What this does not find
+        is read one by one."""
+        if len(ids) < 2 or "_id" not in self._server.parameters:
+            return
+        for start in range(0, len(ids), _STUDIES_AT_ONCE):
+            search: Search = (("_id", ",".join(ids[start : start + _STUDIES_AT_ONCE])),)
+            try:
+                bundle, _ = await self._finding.page(self._address("ImagingStudy", search), search, is_first=True)
+            except (SearchRefused, NodeProtocolError, NodeRefused):
+                return
+            for study in bundle.studies:
+                self._finding.known.add(study)
+
+    def _with_bearer(self, resource: Resource) -> NodeResource:
+        inside = [one for one in _objects(resource.get("contained")) if one.get("resourceType") == "Patient"]
+        subject = self._subject(resource)
+        record = {"resourceType": "ImagingStudy", "subject": subject, "patient": subject, "contained": inside}
+        held = {name: value for name, value in record.items() if value}
+        uids = {reference: uid for reference, study in self._named_studies(resource) if (uid := study_uid(study))}
+        return NodeResource(resource, self._server.version, FhirRecord(held, self._patient), uids)
+
+    def _patient(self, reference: str) -> Resource | None:
+        found = self._finding.known.resolve(reference)
+        return found if found and found.get("resourceType") == "Patient" else None
+
+    def _subject(self, resource: Resource) -> Resource | None:
+        """The reference to the patient; None for one to something else, where its identifier is not that of the Patient it
+        names, and where a study that it refers to is of somebody else."""
+        subject = resource.get("subject")
+        if not isinstance(subject, dict):
+            return None
+        reference, own = subject.get("reference"), subject.get("identifier")
+        typed = _TYPED.fullmatch(reference) if isinstance(reference, str) else None
+        if any(not self._is_same(own_, other) for own_, other in self._other_patients(resource)):
+            return None
+        if str(subject.get("type") or "Patient").rpartition("/")[2] != "Patient" or (typed and typed[1] != "Patient"):
+            return None
+        if not isinstance(reference, str):
+            return subject
+        inside = contained(resource, reference) if reference.startswith("#") else self._patient(reference)
+        if inside is None:
+            return subject if typed else None
+        return subject if not isinstance(own, dict) or _bears(inside, own) else None
+
+    def _is_same(self, one: str, other: str) -> bool:
+        """Whether two Patients bear one identifier: a server may have somebody twice."""
+        patients = [self._patient(reference) or {} for reference in (one, other)]
+        held = [
+            {
+                (str(each.get("system")), str(each["value"]))
+                for each in _objects(patient.get("identifier"))
+                if "value" in each
+            }
+            for patient in patients
+        ]
+        return bool(held[0] & held[1])
+
+    def _studies(self, resource: Resource) -> Iterator[Resource]:
+        return (study for _, study in self._named_studies(resource))
+
+    def _named_studies(self, resource: Resource) -> Iterator[tuple[str, Resource]]:
+        """The studies that it refers to, as far as they are known, by the reference."""
+        for element in _OF_STUDIES:
+            for reference in references_to(resource, element):
+                inside = reference.startswith("#")
+                study = contained(resource, reference) if inside else self._finding.known.resolve(reference)
+                if study and study.get("resourceType") == "ImagingStudy":
+                    yield reference, study
+
+
+def _bears(patient: Resource, identifier: Resource) -> bool:
+    """Whether the patient has the identifier, as far as both say: one without a value, or a Patient without any, says nothing."""
+    held = _objects(patient.get("identifier"))
+    if not identifier.get("value") or not held:
+        return True
+    system = identifier.get("system")
+    return any(
+        one.get("value") == identifier["value"] and (not system or one.get("system") in (None, system)) for one in held
+    )
+
+
+def _objects(held: Any) -> list[Resource]:
+    return [one for one in (held if isinstance(held, list) else [held]) if isinstance(one, dict)]
+
+
+def _escaped(value: str) -> str:
+    return re.sub(r"([\\,$|])", r"\\\1", value)

@@ -1,0 +1,243 @@
+"""Reports and orders: who may have them, what is written down of it, what is kept, and how their values are read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.edge.documents import document_id, original_id, rendered
+from gateway.edge.foreignvalues import Values
+from gateway.edge.identifiers import declared
+from gateway.edge.imagingstudy import Renderer
+from gateway.edge.periods import Period, compare_span
+from gateway.errors import Unmappable
+from gateway.model.documents import Document
+from gateway.model.patient import PatientKey
+from gateway.model.study import Row
+from gateway.model.vocabulary import Level
+from gateway.privacy.view import PlainView, View
+from gateway.security.caller import Caller
+from gateway.simulators.fhir import FhirOptions, FhirSimulator
+from gateway.store.patients import PatientIds
+from tests.running import Gateway
+from tests.security.conftest import TestIssuer
+from tests.specimens import specimen
+
+SEARCH = "/fhir/DiagnosticReport?patient.identifier=urn:north|12345"
+CODE = {"text": "CT"}
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[TestIssuer]:
+    made, started, loop = TestIssuer(), threading.Event(), asyncio.new_event_loop()
+
+    async def run() -> None:
+        async with made.running():
+            started.set()
+            await asyncio.Event().wait()
+
+    task = loop.create_task(run())
+    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])), daemon=True)
+    thread.start()
+    assert started.wait(30)
+    yield made
+    loop.call_soon_threadsafe(task.cancel)
+    thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def north(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FhirSimulator]:
+    directory = tmp_path_factory.mktemp("north")
+    specimen(directory, "12345", "ct", AccessionNumber="A1", PatientName="Secret^Name")
+    options = FhirOptions(patient_system="urn:north", reports=True, service_requests=True)
+    with FhirSimulator(directory, "R4", options) as simulator:
+        yield simulator
+
+
+def table(simulator: FhirSimulator) -> dict[str, Any]:
+    connection = {"url": simulator.url, "version": "R4"}
+    more = {"adapter": "fhir", "mapping": "fhir-r4", "patient_id_issuer": "urn:north", "connection": connection}
+    return {"id": "north", "name": "north", **more}
+
+
+@pytest.mark.parametrize(
+    ("scope", "search", "read"),
+    [
+        ("system/DiagnosticReport.rs", 200, 200),
+        ("system/DiagnosticReport.s", 200, 403),
+        ("system/DiagnosticReport.r", 403, 200),
+        ("user/*.read", 200, 200),
+        ("system/ImagingStudy.rs system/Patient.rs system/ServiceRequest.rs", 403, 403),
+        ("patient/DiagnosticReport.rs", 403, 403),
+    ],
+)
+def test_each_needs_its_scope(north: FhirSimulator, issuer: TestIssuer, scope: str, search: int, read: int) -> None:
+    with Gateway([table(north)], oidc_issuer=issuer.issuer) as gateway:
+        everything = {"Authorization": issuer.bearer(scope="system/*.rs")}
+        (entry,) = gateway.get(SEARCH, headers=everything).json()["entry"]
+        headers = {"Authorization": issuer.bearer(scope=scope)}
+        found = gateway.get(SEARCH, headers=headers)
+        assert found.status_code == search
+        if search == 403:
+            assert "system/DiagnosticReport.s" in found.text
+        assert gateway.get(f"/fhir/DiagnosticReport/{entry['resource']['id']}", headers=headers).status_code == read
+        assert gateway.get(SEARCH).status_code == 401
+        told = gateway.get("/fhir/.well-known/smart-configuration").json()["scopes_supported"]
+        assert {"system/DiagnosticReport.rs", "user/ServiceRequest.rs"} <= set(told)
+
+
+def test_who_sees_studies_changed_is_refused(north: FhirSimulator) -> None:
+    class Changed(PlainView):
+        is_plain = False
+
+    class Views:
+        def of(self, caller: Caller) -> View:
+            return Changed(is_plain=False)
+
+    with Gateway([table(north)]) as plain:
+        (entry,) = plain.get(SEARCH).json()["entry"]
+    with Gateway([table(north)], views=Views()) as gateway:
+        for path in (SEARCH, f"/fhir/DiagnosticReport/{entry['resource']['id']}", "/fhir/ServiceRequest?identifier=A1"):
+            answer = gateway.get(path)
+            assert answer.status_code == 403, path
+            assert "is not given to who sees studies changed" in answer.text
+
+
+def test_a_search_is_written_down_without_the_patient_and_kept(north: FhirSimulator, tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    with Gateway([table(north)], audit=audit) as gateway:
+        first = gateway.get(SEARCH)
+        assert first.status_code == 200
+        asked = north.operations["search_DiagnosticReport"]
+        again = gateway.get(SEARCH, headers={"If-None-Match": first.headers["etag"]})
+        assert again.status_code == 304
+        assert gateway.get(f"{SEARCH}&status=amended").json()["total"] == 0  # decided on the node's one answer
+        assert north.operations["search_DiagnosticReport"] == asked
+    records = [json.loads(line) for line in audit.read_text().splitlines()]
+    searches = [one for one in records if one["action"] == "search"]
+    assert [one["outcome"] for one in searches] == ["success"] * 3
+    assert searches[0]["count"] == 1
+    assert "12345" not in audit.read_text()
+    assert "Secret" not in audit.read_text()
+
+
+def test_ids_lead_back_to_one_node_only() -> None:
+    for original in ("1", "a" * 55, "8d6f7a90-53a2-4bb9-9e17-3b9d3ff4f3b1"):
+        assert original_id("north", document_id("north", original)) == original
+        assert original_id("south", document_id("north", original)) == ""
+    long = document_id("north", "a" * 64)
+    assert len(long) <= 64
+    assert original_id("north", long) == ""
+    assert long != document_id("north", "a" * 63)
+
+
+def rendering(kind: str, resource: dict[str, Any], *, is_r5: bool, version: str = "R4") -> dict[str, Any]:
+    row = Row(Level.STUDY, "north", PatientKey("urn:north", "12345"), "")
+    renderer = Renderer(is_r5, "http://gateway", declared([]), PatientIds(b"secret"), {})
+    return rendered(Document(kind, version, "1", {"resourceType": kind, "id": "1", **resource}, row), renderer)
+
+
+def order(**more: Any) -> dict[str, Any]:
+    return {"status": "active", "intent": "order", "code": CODE, **more}
+
+
+def test_an_order_means_the_same_in_both_versions() -> None:
+    in_r4 = order(
+        doNotPerform=True, reasonCode=[{"text": "cough"}], reasonReference=[{"display": "Fall"}], priority="stat"
+    )
+    in_r5 = {
+        **in_r4,
+        "code": {"concept": CODE},
+        "reason": [{"concept": {"text": "cough"}}, {"reference": {"display": "Fall"}}],
+    }
+    del in_r5["reasonCode"], in_r5["reasonReference"]
+    for given in (in_r4, in_r5):
+        for is_r5, wanted in ((False, in_r4), (True, in_r5)):
+            made = rendering("ServiceRequest", given, is_r5=is_r5)
+            assert {name: made[name] for name in wanted} == wanted
+            assert "meta" not in made  # nothing is missing
+
+
+def test_a_report_of_an_older_version_is_shown_in_the_newer_ones() -> None:
+    old = {
+        "status": "final", "code": CODE, "category": {"coding": [{"code": "RAD"}]}, "codedDiagnosis": [{"text": "well"}],
+        "performer": [{"role": {"text": "reader"}, "actor": {"display": "Dr. X"}}],
+    }  # fmt: skip
+    for is_r5 in (False, True):
+        made = rendering("DiagnosticReport", old, is_r5=is_r5, version="STU3")
+        assert made["category"] == [old["category"]]
+        assert made["conclusionCode"] == [{"text": "well"}]
+        assert made["performer"] == [{"display": "Dr. X"}]
+    assert rendering("DiagnosticReport", {"status": "modified", "code": CODE}, is_r5=True)["status"] == "modified"
+    assert rendering("DiagnosticReport", {"status": "modified", "code": CODE}, is_r5=False)["status"] == "preliminary"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("ServiceRequest", order(doNotPerform="yes")),
+        ("ServiceRequest", order(intent="wish")),
+        ("ServiceRequest", order(status="done")),
+        ("ServiceRequest", order(note=[{"text": "x", "modifierExtension": [{"url": "urn:x", "valueBoolean": True}]}])),
+        ("ServiceRequest", order(implicitRules="urn:rules")),
+        ("DiagnosticReport", {"status": "final"}),
+        ("DiagnosticReport", {"status": "final", "code": {"coding": [{}]}}),
+        ("DiagnosticReport", {"status": ["final"], "code": CODE}),
+        ("DiagnosticReport", {"code": CODE}),
+    ],
+)
+def test_what_may_mean_something_else_is_not_passed_on(kind: str, given: dict[str, Any]) -> None:
+    for is_r5 in (False, True):
+        with pytest.raises(Unmappable):
+            rendering(kind, given, is_r5=is_r5)
+
+
+def test_values_are_read_by_their_types() -> None:
+    values = Values()
+    assert values.identifier({"system": "urn:x", "value": "1", "use": "official"}) == {
+        "use": "official",
+        "system": "urn:x",
+        "value": "1",
+    }
+    assert values.date_time("2026-03-01T10:00:00Z") == "2026-03-01T10:00:00Z"
+    assert values.attachment({"contentType": "Application/PDF; x=y", "data": "QUJD"}) == {
+        "contentType": "application/pdf",
+        "data": "QUJD",
+    }
+    assert not values.lost
+    for read, given in (
+        (values.text, " \x00"), (values.text, 1), (values.code, "a  b"), (values.code, "a\n"), (values.uri, "a b"),
+        (values.date_time, "2026-13-01"), (values.date_time, "2026-03-01T10:00"), (values.instant, "2026-03-01"),
+        (values.identifier, {"system": "urn:x"}), (values.annotation, {"time": "2026"}), (values.concept, []),
+        (values.attachment, {"url": "http://x"}), (values.reference, {"reference": "Patient/1"}), (values.boolean, 1),
+    ):  # fmt: skip
+        values.lost = False
+        assert read(given) is None, given
+        assert values.lost, given
+        values.lost = False
+        assert read(None) is None
+        assert not values.lost
+    assert values.attachment({"contentType": "text/html", "data": "QUJD", "title": "x"}) == {
+        "contentType": "text/html",
+        "title": "x",
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "end", "answers"),
+    [
+        ("2026-03", "2026-03-01", "2026-03-05", True), ("2026-03-02", "2026-03-01", "2026-03-05", False),
+        ("ge2026-03-04", "2026-03-01", "2026-03-05", True), ("gt2026-03-05", "2026-03-01", "2026-03-05", False),
+        ("gt2026-03-05", "2026-03-01", None, True), ("lt2026-03-01", None, "2026-03-05", True),
+        ("sa2026-02", "2026-03-01", None, True), ("2026", None, None, False),
+        ("ge2026-03-01T00:00:00Z", "2026-03-01T01:00:00+01:00", None, True), ("eb2026-03-01T00:00:00Z", "2026-03-02", None, False),
+    ],
+)  # fmt: skip
+def test_a_period_is_compared_by_both_its_ends(asked: str, start: str | None, end: str | None, answers: bool) -> None:
+    assert compare_span(start, end, Period.parse(asked, "date")) is answers
