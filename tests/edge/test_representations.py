@@ -95,7 +95,8 @@ def weight_by_the_book(ranges: list[MediaType], offer: MediaType) -> float:
             and inner not in ("*/*", offer.parameters["type"])
         ):
             matches = False
-        specific = (one.type != "*") + (one.subtype != "*") + ("type" in offer.parameters and one.subtype != "*")
+        names_parts = "type" in offer.parameters and one.subtype != "*" and inner != "*/*"
+        specific = (one.type != "*") + (one.subtype != "*") + names_parts
         if matches and specific >= best[0]:
             best = (specific, one.quality)
     return best[1]
@@ -103,6 +104,7 @@ def weight_by_the_book(ranges: list[MediaType], offer: MediaType) -> float:
 
 @given(st.lists(_RANGES, max_size=5))
 @example(["*/*", "application/dicom+json;q=0"])
+@example(["multipart/related", f"{XML};q=0"])
 def test_the_offer_with_the_most_weight_is_chosen(listed: list[str]) -> None:
     ranges = parse_accept(",".join(listed))
     weights = [weight_by_the_book(ranges, offer) for offer in _OFFERS]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import gc
 import gzip
 import json
@@ -46,6 +47,7 @@ AT_ONCE = 24
 MOST_SECONDS = 60.0
 OVER_A_SOCKET = 50
 """Every so many requests one goes through the server and a socket; the others to the application itself."""
+_WATCHED, _STUCK_SECONDS = 100, 240
 _SMALL = 2_000_000
 _SLOWEST = 5
 _CACHES = {"kept_bytes": _SMALL, "local_cache_bytes": _SMALL, "spool_bytes": 50_000_000}
@@ -130,8 +132,8 @@ def _node(name: str, adapter: str, connection: dict[str, Any], more: dict[str, A
 class Fuzz:
     """Sends the requests of `numbers` within the gateway's own loop, some at once."""
 
-    def __init__(self, gateway: Watched, maker: Maker, numbers: Sequence[int]) -> None:
-        self._gateway, self._maker, self._numbers = gateway, maker, numbers
+    def __init__(self, gateway: Watched, maker: Maker, numbers: Sequence[int], *, is_watched: bool) -> None:
+        self._gateway, self._maker, self._numbers, self._is_watched = gateway, maker, numbers, is_watched
         self._next = iter(numbers)
         self.outcome = Outcome(count=len(numbers))
 
@@ -143,6 +145,8 @@ class Fuzz:
         began = time.monotonic()
         waiting: Future[None] = asyncio.run_coroutine_threadsafe(self._all(), gateway.loop)
         waiting.result()
+        if self._is_watched:
+            faulthandler.cancel_dump_traceback_later()
         outcome.seconds = time.monotonic() - began
         eventually(gateway.is_idle, 10)
         outcome.tasks = before, _settled_tasks(gateway, before)
@@ -162,6 +166,8 @@ class Fuzz:
             if number % every == 0:
                 self.outcome.memory.append(psutil.Process().memory_info().rss)
                 print(f"{number} of {len(self._numbers)}, {self.outcome.memory[-1] / 1e6:.0f} MB", file=sys.stderr)
+            if self._is_watched and number % _WATCHED == 0:  # code that never lets go of the interpreter has no timeout
+                faulthandler.dump_traceback_later(_STUCK_SECONDS, exit=True)
             made = self._maker.make(number)
             _CURRENT.set(made)
             began = time.monotonic()
@@ -337,10 +343,11 @@ def told(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def fuzz(shelf: Shelf, seed: int, numbers: Sequence[int]) -> Outcome:
+def fuzz(shelf: Shelf, seed: int, numbers: Sequence[int], *, is_watched: bool = False) -> Outcome:
+    """With `is_watched` the process ends, and says where it was, when it does not get on for minutes."""
     held = held_of(shelf)
     with gateway_over(shelf, held, seed) as gateway:
-        return Fuzz(gateway, Maker(seed, held), numbers).run()
+        return Fuzz(gateway, Maker(seed, held), numbers, is_watched=is_watched).run()
 
 
 def main() -> int:
@@ -352,7 +359,7 @@ def main() -> int:
     numbers = range(asked.count) if asked.only is None else [asked.only]
     with tempfile.TemporaryDirectory(prefix="gw-fuzz-") as home:
         shelf = fill(Path(home) / "files", corpus.build(Path(home) / "corpus", scale="small"))
-        outcome = fuzz(shelf, asked.seed, numbers)
+        outcome = fuzz(shelf, asked.seed, numbers, is_watched=True)
     print(told(outcome))
     return 0 if outcome.is_well else 1
 
