@@ -416,6 +416,20 @@ def test_reports_and_orders_of_a_real_server(tmp_path: Path) -> None:
         assert len(found(searched(gateway, "/fhir/DiagnosticReport?identifier=R1"))) == 2
 
 
+def test_a_node_that_stops_at_its_ceiling_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "north", "north")
+    mine = about(tmp_path / "north", "12345", "urn:north")
+    documents = [report(f"r{number}", subject=mine, identifier=[{"value": "X"}]) for number in range(7)]
+    options = FhirOptions(patient_system="urn:north", documents=documents, page_size=2)
+    with FhirSimulator(tmp_path / "north", "R4", options) as simulator:
+        for most, is_whole in ((5, False), (20, True)):
+            with Gateway([{**node("north", simulator, "R4"), "max_results": most}]) as gateway:
+                bundle = searched(gateway, "/fhir/DiagnosticReport?identifier=X")
+                assert len(found(bundle)) == min(most, 7)
+                assert bool(diagnostics(bundle)) is not is_whole
+                assert ("total" in bundle) is is_whole
+
+
 def test_a_node_that_is_down_is_named_and_all_down_is_an_error(tmp_path: Path) -> None:
     with hospitals(tmp_path, north={"reports": True}, south={"reports": True}) as (gateway, simulators):
         simulators["south"].stop()

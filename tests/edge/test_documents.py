@@ -136,6 +136,16 @@ def test_a_search_is_written_down_without_the_patient_and_kept(north: FhirSimula
     assert "Secret" not in audit.read_text()
 
 
+def test_a_gateway_that_validates_finds_no_fault(north: FhirSimulator) -> None:
+    with Gateway([table(north)], validate_fhir=True) as gateway:
+        for root in ("/fhir/r4", "/fhir/r5"):
+            for kind in ("DiagnosticReport", "ServiceRequest"):
+                bundle = gateway.get(f"{root}/{kind}?identifier=A1")
+                assert bundle.status_code == 200, bundle.text
+                (entry,) = bundle.json()["entry"]
+                assert gateway.get(entry["fullUrl"]).status_code == 200
+
+
 def test_ids_lead_back_to_one_node_only() -> None:
     for original in ("1", "a" * 55, "8d6f7a90-53a2-4bb9-9e17-3b9d3ff4f3b1"):
         assert original_id("north", document_id("north", original)) == original

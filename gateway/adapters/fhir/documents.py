@@ -74,7 +74,7 @@ class Documents:
         """Those of the kind that were not seen, up to the ceiling."""
         fresh = []
         for resource in resources:
-            identifier = str(resource.get("id"))
+            identifier = str(resource.get("id") or f"none {len(self._seen)}")  # those without an id are told apart
             if resource.get("resourceType") != self._query.kind or identifier in self._seen:
                 continue
             if len(self._seen) >= self._query.limit:
