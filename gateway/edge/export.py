@@ -234,6 +234,6 @@ def polls() -> Buckets:
 
 
 def _outcome(status: int, text: str, headers: dict[str, str]) -> Response:
-    issue = problems.outcome_issue("information", "informational", "GW000", text)
+    issue = problems.outcome_issue("information", "informational", "", text)
     body = {"resourceType": exportpages.OUTCOME, "issue": [issue]}
     return Response(orjson.dumps(body), status, headers, "application/fhir+json")

@@ -164,6 +164,8 @@ def _parameters(body: bytes) -> list[tuple[str, str]]:
         listed = told.get("parameter", []) if told.get("resourceType") == "Parameters" else None
         if listed is None:
             raise InvalidQuery("the body of $export is a Parameters resource", parameter="body")
+        if not isinstance(listed, list):
+            raise TypeError
         return [(str(one["name"]), _value(one)) for one in listed]
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration):
         raise InvalidQuery("the body of $export is not a readable Parameters resource", parameter="body") from None

@@ -144,8 +144,9 @@ def render(
 
 
 def outcome_issue(severity: str, type_: str, code: str, text: str, parameter: str | None = None) -> dict[str, object]:
-    """One OperationOutcome.issue; the stable code is a coding, the parameter an expression."""
-    details = {"coding": [{"system": "urn:imaging-gateway:error", "code": code}], "text": text}
+    """One OperationOutcome.issue; the stable code is a coding ('' for what is no error), the parameter an expression."""
+    coding = {"coding": [{"system": "urn:imaging-gateway:error", "code": code}]} if code else {}
+    details = {**coding, "text": text}
     issue: dict[str, object] = {"severity": severity, "code": type_, "details": details, "diagnostics": text}
     if parameter:
         issue["expression"] = [f"http.{parameter}"]
@@ -166,8 +167,10 @@ def issue_of_node(issue: Issue) -> dict[str, object]:
 
 def warnings(request: Request, issues: Iterable[Issue], service: str) -> list[str]:
     """`Warning: 299 <service>: "text"` once per issue (PS3.18 8.3.4.5, RFC 7234 5.5)."""
-    return [f'299 {service} "{_header_text(issue.text)}"' for issue in issues]
+    return [warning(issue.text, service) for issue in issues]
 
 
-def _header_text(text: str) -> str:
-    return text.encode("ascii", "replace").decode().replace("\\", "").replace('"', "'")
+def warning(text: str, service: str) -> str:
+    """One Warning, of characters that a header may have."""
+    plain = text.replace("\\", "").replace('"', "'")
+    return f'299 {service} "{"".join(each if " " <= each <= "~" else "?" for each in plain)}"'

@@ -114,7 +114,7 @@ def _with_notes(request: Request, response: Response, outgoing: OutgoingPictures
 
 def _warn(request: Request, response: Response, notes: Sequence[str], root: str) -> None:
     for note in notes:
-        response.headers.append("Warning", f'299 {root} "{note}"')
+        response.headers.append("Warning", problems.warning(note, root))
 
 
 async def thumbnail(request: Request) -> Response:

@@ -86,8 +86,9 @@ def tagged(resource: dict[str, Any]) -> dict[str, Any]:
 
 
 def elements(values: Sequence[str], kind: str, *, is_r5: bool) -> frozenset[str]:
-    """The names of `_elements`. Raises InvalidQuery for one that the resource has not."""
-    names = frozenset(plain(value).removeprefix(f"{kind}.") for value in values)
+    """The names of `_elements`; resourceType, which JSON always has and fhirpy asks for, is none. Raises InvalidQuery for one
+    that the resource has not."""
+    names = frozenset(plain(value).removeprefix(f"{kind}.") for value in values) - {"resourceType"}
     if not names <= element_names(kind, is_r5=is_r5):  # what was written instead may be anything, and is not repeated
         raise InvalidQuery(f"_elements takes names of elements of {kind}", parameter="_elements")
     return names

@@ -85,11 +85,11 @@ def _has_identifier(renderer: Renderer, found: Found, wanted: set[tuple[str | No
     return False
 
 
-async def _order(criteria: Criteria, values: list[str], modifier: str) -> None:
+async def _order(criteria: Criteria, values: list[str], modifier: str, parameter: str) -> None:
     """An order by its accession number, which is its identifier here (HL7 Europe imaging: basedOn.identifier)."""
     tokens = [token(value) for value in values]
     if any(_is_study_uid(system, value) for system, value in tokens):
-        raise InvalidQuery("an order has an accession number, not a study UID", parameter="basedon:identifier")
+        raise InvalidQuery("an order has an accession number, not a study UID", parameter=f"{parameter}:identifier")
     _add_identifiers(criteria, [], tokens)
 
 
@@ -113,11 +113,11 @@ def _codes(values: list[str], parameter: str, systems: tuple[str, ...]) -> list[
     return codes
 
 
-async def _body_site(criteria: Criteria, values: list[str], modifier: str) -> None:
+async def _body_site(criteria: Criteria, values: list[str], modifier: str, parameter: str) -> None:
     """A SNOMED CT concept or a DICOM Body Part Examined term."""
-    terms = [BODY_PARTS.get(code, code) for code in _codes(values, "bodysite", (SCT, ""))]
+    terms = [BODY_PARTS.get(code, code) for code in _codes(values, parameter, (SCT, ""))]
     if any(term.isdecimal() for term in terms):
-        raise InvalidQuery("a SNOMED CT concept without a DICOM body part here", parameter="bodysite")
+        raise InvalidQuery("a SNOMED CT concept without a DICOM body part here", parameter=parameter)
     criteria.matches.append(any_of((BODY_PART,), terms))
 
 
@@ -163,20 +163,27 @@ _OF_TYPE = frozenset({"of-type"})
 _PATIENT = "Patient/<id>; chained: " + ", ".join(f"patient.{name}" for name in patientkeys.KEYS)
 _UID_TEXT = "urn:oid:<UID>, or the bare UID"
 
-_BODY_SITE = Key(
-    "token",
-    _body_site,
-    negatable=True,
-    present=Match((BODY_PART,), Operator.WILDCARD, ("?*",)),
-    documentation="a SNOMED CT concept or a DICOM Body Part Examined term",
-)
-_ORDER_NUMBER = Key("token", _order)
-_ORDER = Key(
-    "reference",
-    refuses("basedon", "an order is known by its accession number: use basedon:identifier"),
-    present=lambda renderer, found: bool(text(found.attributes, ACCESSION)),
-    documentation="by its accession number only: basedon:identifier=<number>, with or without its issuer's system",
-)
+
+def _body_site_key(name: str) -> Key:
+    return Key(
+        "token",
+        partial(_body_site, parameter=name),
+        negatable=True,
+        present=Match((BODY_PART,), Operator.WILDCARD, ("?*",)),
+        documentation="a SNOMED CT concept or a DICOM Body Part Examined term",
+    )
+
+
+def _order_key(name: str) -> Key:
+    by_number = f"{name}:identifier"
+    return Key(
+        "reference",
+        refuses(name, f"an order is known by its accession number: {name} is served as {by_number}"),
+        present=lambda renderer, found: bool(text(found.attributes, ACCESSION)),
+        documentation=f"by its accession number only: {by_number}=<number>, with or without its issuer's system",
+    )
+
+
 _REFERRER = Key(
     "reference",
     refuses("referrer", "a referrer is known by name only; referrer:missing is served"),
@@ -215,8 +222,8 @@ KEYS: dict[str, Key] = {
         documentation="prefixes eq ne gt lt ge le sa eb ap; compared with the study's own offset",
     ),
     "modality": Key("token", _modality, negatable=True, present=always, documentation="a DICOM modality of any series"),
-    "bodysite": _BODY_SITE,
-    "body-site": _BODY_SITE,
+    "bodysite": _body_site_key("bodysite"),
+    "body-site": _body_site_key("body-site"),
     "status": Key("token", _status, negatable=True, present=always),
     "series": Key("token", _uid_parser(SERIES_UID, "series"), negatable=True, present=always, documentation=_UID_TEXT),
     "instance": Key(
@@ -226,16 +233,16 @@ KEYS: dict[str, Key] = {
         "token", _uid_parser(SOP_CLASS_UID, "dicom-class"), negatable=True, present=always, documentation=_UID_TEXT
     ),
     "endpoint": Key("reference", _endpoint, present=always, target="Endpoint", documentation="Endpoint/<node id>"),
-    "basedon": _ORDER,
-    "based-on": _ORDER,
+    "basedon": _order_key("basedon"),
+    "based-on": _order_key("based-on"),
     "referrer": _REFERRER,
 }
 """By name, both spellings of what R5 renamed."""
 
 CHAINED: dict[str, Key] = {
     **{f"{name}.{chained}": key for name in ("patient", "subject") for chained, key in patientkeys.KEYS.items()},
-    "basedon.identifier": _ORDER_NUMBER,
-    "based-on.identifier": _ORDER_NUMBER,
+    "basedon.identifier": Key("token", partial(_order, parameter="basedon")),
+    "based-on.identifier": Key("token", partial(_order, parameter="based-on")),
 }
 """Parameters of what a study refers to; <name>:identifier is <name>.identifier as well."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from gateway.wire.frames import frame_media_type
 
 PDF = "application/pdf"
 RENDERED_TYPES = (JPEG, PNG, GIF)
+_KEYWORD, _MOST_NAMED = re.compile("[A-Za-z0-9]{1,64}"), 20
 _MOST_INSTANCES = 200
 _MOST_TRIED = 4
 _SIDE = 200
@@ -335,8 +337,10 @@ def _offers(datasets: Sequence[Dataset]) -> str:
 def _refused(jobs: Sequence[_Job], asked: Asked, show: Shows) -> tuple[str, ...]:
     """What is said of annotations that are not written (PS3.18 8.3.5.1.1)."""
     pictures = [job for job in jobs if job.media_type != PDF] if asked.annotation else []
-    refused = sorted({keyword for job in pictures for keyword in _lines(asked.annotation, show(job.dataset))[1]})
-    return (f"The following annotation values are not supported: {', '.join(refused)}",) if refused else ()
+    refused = {keyword for job in pictures for keyword in _lines(asked.annotation, show(job.dataset))[1]}
+    # What is no keyword may be anything, and is not repeated.
+    named = sorted({keyword if _KEYWORD.fullmatch(keyword) else "(no keyword)" for keyword in refused})
+    return (f"The following annotation values are not supported: {', '.join(named[:_MOST_NAMED])}",) if named else ()
 
 
 def _lines(annotation: Sequence[str], shown: Dataset) -> tuple[tuple[str, ...], list[str]]:

@@ -21,6 +21,7 @@ _FORMS = {
 }
 EMPTY_VALUE = '""'
 """The key that means an attribute without a value, where that is asked for (PS3.4 C.2.2.2.7)."""
+_ROW_OF_STARS = re.compile(r"\*{2,}")
 _MULTIPLE_VRS = frozenset({"AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"})  # PS3.4 C.2.2.2.8
 _WILDCARD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 
@@ -140,7 +141,9 @@ def parse_match(path: tuple[str, ...], raw: str) -> Match | None:
     if vr_ in ("IS", "DS"):
         return Match(path, Operator.EXACT, (_checked_number(raw, name),))
     if vr_ in _WILDCARD_VRS and ("*" in raw or "?" in raw):
-        return Match(path, Operator.WILDCARD, (raw,))
+        # A node that tries every way to share a value out among a row of them may not come back.
+        key = _ROW_OF_STARS.sub("*", raw)
+        return None if key == "*" else Match(path, Operator.WILDCARD, (key,))
     return Match(path, Operator.EXACT, (raw,))
 
 

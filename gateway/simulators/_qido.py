@@ -224,6 +224,10 @@ def _same_number(value: str, wanted: str) -> bool:
 
 @cache
 def pattern(wanted: str) -> re.Pattern[str]:
-    """A wildcard key: '*' any run of characters, '?' exactly one (PS3.4 C.2.2.2.4)."""
-    parts = {"*": ".*", "?": "."}
-    return re.compile("".join(parts.get(char) or re.escape(char) for char in wanted), re.DOTALL)
+    """A wildcard key: '*' any run of characters, '?' exactly one (PS3.4 C.2.2.2.4).
+
+    A piece that was found stays where it is, so that no key takes long.
+    """
+    first, *rest = ["".join("." if char == "?" else re.escape(char) for char in piece) for piece in wanted.split("*")]
+    middle = "".join(f"(?>.*?{piece})" for piece in rest[:-1] if piece)
+    return re.compile(first + middle + (f".*{rest[-1]}" if rest else ""), re.DOTALL)

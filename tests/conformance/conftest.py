@@ -14,6 +14,10 @@ from gateway.simulators import corpus as corpora
 from gateway.simulators.corpus import Corpus
 from tests.running import Gateway
 
+pytest.register_assert_rewrite(
+    "bulk_rows", "dicomweb_rows", "dicomweb_search_rows", "fhir_mapping_rows", "fhir_rows", "fhir_search_rows"
+)
+
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:

@@ -22,6 +22,7 @@ from tests.specimens import specimen, uid
 NODES = ("files", "web", "pacs")
 MULLER, LOPEZ, YAMADA = "muller", "lopez", "yamada"
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
+ACCESSION_ISSUER = "2.16.840.1.113883.19.5"
 UNICODE = {"SpecificCharacterSet": "ISO_IR 192"}
 OF_MULLER: dict[str, Any] = {
     "PatientName": "Müller^Hans", "IssuerOfPatientID": "urn:small", "PatientBirthDate": "19600229", "PatientSex": "M",
@@ -29,8 +30,15 @@ OF_MULLER: dict[str, Any] = {
     "TimezoneOffsetFromUTC": "+0100", "Modality": "CT", "SOPClassUID": CT, "SeriesDescription": "Lung",
     "SeriesNumber": 7, "PerformedProcedureStepStartDate": "20260301", "PerformedProcedureStepStartTime": "101400",
     "BodyPartExamined": "CHEST", "NumberOfFrames": "1", "FrameIncrementPointer": 0x00181063,
-    "RedPaletteColorLookupTableData": b"\0\1\2\3", **UNICODE,
+    "RedPaletteColorLookupTableData": b"\0\1\2\3", "Laterality": "L", "SeriesDate": "20260301", "SeriesTime": "101400",
+    **UNICODE,
 }  # fmt: skip
+
+
+def _issued_by(universal: str) -> Sequence:
+    item = Dataset()
+    item.UniversalEntityID, item.UniversalEntityIDType = universal, "ISO"
+    return Sequence([item])
 
 
 def _requested() -> Sequence:
@@ -42,7 +50,11 @@ def _requested() -> Sequence:
 def write(directory: Path) -> None:
     """Müller: one CT series of two, the first with something private; López: an MR and a CT series, half an hour after midnight; Yamada: hardly anything."""
     for number in (1, 2):
-        made = specimen(directory, "P1", MULLER, number=number, RequestAttributesSequence=_requested(), **OF_MULLER)
+        sequences = {
+            "RequestAttributesSequence": _requested(),
+            "IssuerOfAccessionNumberSequence": _issued_by(ACCESSION_ISSUER),
+        }
+        made = specimen(directory, "P1", MULLER, number=number, **sequences, **OF_MULLER)
         if number == 1:
             block = made.private_block(0x0009, "MAKER 1.0", create=True)
             block.add_new(0x01, "LO", "secret of the maker")

@@ -189,6 +189,17 @@ def test_an_annotation_is_burned_in_and_what_cannot_be_is_said(gateway: Gateway,
     assert (numpy.asarray(image_of(unknown)) == plain).all()
 
 
+@pytest.mark.parametrize("value", ["Ż", "a\r\nX-Made-Up: 1", 'a", 299 other "b', "山田^太郎"])
+def test_an_annotation_that_is_no_keyword_is_not_repeated(gateway: Gateway, value: str) -> None:
+    where = place(named("CT_small.dcm"))
+    for resource in ("rendered", "frames/1/rendered"):
+        answer = gateway.get(f"{where}/{resource}", params={"annotation": f"patient,{value},weather"})
+        assert answer.status_code == 200, answer.text[:300]
+        told = "The following annotation values are not supported: (no keyword), weather"
+        assert answer.headers["warning"].endswith(f'/dicom-web "{told}"')
+        assert "x-made-up" not in answer.headers
+
+
 def test_a_colour_profile_is_there_when_it_is_asked_for(gateway: Gateway) -> None:
     where = f"{place(named('SC_rgb_rle.dcm'))}/rendered"
     assert "icc_profile" not in image_of(gateway.get(where)).info

@@ -235,7 +235,7 @@ def test_what_is_not_supported_is_refused_by_name(served: Gateway, query: str, n
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b'{"resourceType": "Patient"}', b'{"resourceType": "Parameters", "parameter": [{}]}',
              b'{"resourceType": "Parameters", "parameter": [{"name": "_type", "valueInteger": 3}]}',
-             b'{"resourceType": "Parameters", "parameter": 7}'],
+             b'{"resourceType": "Parameters", "parameter": 7}', b'{"resourceType": "Parameters", "parameter": {}}'],
 )  # fmt: skip
 def test_a_body_that_is_no_parameters_is_refused(served: Gateway, body: bytes) -> None:
     headers = {**ASYNC, "Content-Type": "application/fhir+json"}
@@ -248,6 +248,14 @@ def test_without_respond_async_the_caller_is_told_what_to_send(served: Gateway) 
     answer = served.get("/fhir/$export", headers={"Accept": "application/fhir+json"})
     assert answer.status_code == 400
     assert "Prefer: respond-async" in answer.json()["issue"][0]["diagnostics"]
+
+
+def test_what_is_told_of_a_beginning_and_an_end_is_no_error(served: Gateway) -> None:
+    begun = served.client.get("/fhir/$export", params={"_type": "Endpoint"}, headers=ASYNC)
+    ended = served.client.delete(begun.headers["content-location"])
+    for answer in (begun, ended):
+        (issue,) = answer.json()["issue"]
+        assert (answer.status_code, issue["severity"], list(issue["details"])) == (202, "information", ["text"])
 
 
 def test_another_type_than_json_is_not_acceptable(served: Gateway) -> None:

@@ -47,7 +47,7 @@ class Made:
         return f"#{self.number} {head[:400]!r} {self.headers!r} {len(self.body)} bytes of body"
 
 
-_DISK, _BABBLER = "/nodes/disk/dicom-web", "/nodes/babbler/dicom-web"
+_DISK, _BABBLER, _ARCHIVE = (f"/nodes/{name}/dicom-web" for name in ("disk", "babbler", "archive"))
 DICOMWEB = (*(_DISK,) * 6, *(_BABBLER,) * 3, "/dicom-web")
 SLOWER = ("/nodes/pacs/dicom-web", "/nodes/web/dicom-web", "/nodes/fhir/dicom-web")
 FHIR = ("/fhir", "/fhir/r4", "/fhir/r5")
@@ -80,7 +80,11 @@ RETRIEVES = (
     "studies/{study}/series/{series}/instances/{instance}/rendered?window=40,400,linear&viewport=100,100&quality=80",
     "studies/{study}/series/{series}/instances/{instance}/frames/1/rendered?annotation=patient",
     "studies/{study}/series/{series}/instances/{instance}/thumbnail",
-    "?requestType=WADO&studyUID={study}&seriesUID={series}&objectUID={instance}&contentType=image/jpeg",
+    "wado?requestType=WADO&studyUID={study}&seriesUID={series}&objectUID={instance}&contentType=image/jpeg&rows=64&columns=64",
+    "wado?requestType=WADO&studyUID={study}&seriesUID={series}&objectUID={instance}&frameNumber=1&region=0,0,0.5,0.5&windowCenter=40"
+    "&windowWidth=400&imageQuality=50&annotation=patient,technique&contentType=image/png",
+    "wado?requestType=WADO&studyUID={study}&seriesUID={series}&objectUID={instance}&contentType=application/dicom"
+    "&transferSyntax=1.2.840.10008.1.2.1",
 )  # fmt: skip
 RESOURCES = (
     "ImagingStudy?_count=20&_sort=-started", "ImagingStudy?identifier=urn:dicom:uid|urn:oid:{study}",
@@ -108,6 +112,7 @@ ACCEPTS = (
     "application/fhir+json; fhirVersion=5.0", "application/fhir+json; fhirVersion=4.0, application/json", "application/*",
     'multipart/related; type="image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50"', "video/mp4", "application/fhir+ndjson",
 )  # fmt: skip
+TYPES = ("ImagingStudy", "Patient", "Endpoint,Organization", "ImagingStudy,Patient,Endpoint") * 5
 NAMES = tuple(sorted(filter(None, map(keyword, STUDY_KEYS | SERIES_KEYS))))
 ODD = (
     "", "*", "?", '""', "%", "%00", "%FF%FE", "%ED%A0%80", "\\", ",", ",,", "-", "--", "=", "&", ";", "|", "$", "'", "+",
@@ -166,7 +171,7 @@ class Maker:
         if kind < 0.89:
             return method, chance.choice(OTHERS), [], b""
         if kind < 0.96:
-            return ("POST", *_stored(chance, held, root))
+            return ("POST", *_stored(chance, held, chance.choice((root, _ARCHIVE))))
         return ("POST", *_form(chance, held))
 
 
@@ -181,24 +186,32 @@ def _filled(template: str, held: Held) -> str:
 
 def _stored(chance: Random, held: Held, root: str) -> tuple[str, list[tuple[bytes, bytes]], bytes]:
     """STOW-RS: a multipart body, mostly with one thing wrong."""
-    boundary = chance.choice(("b", "b" * 70, "a b", "--", "ż", "", "=?", "b\\"))
+    boundary = chance.choice(("b", "b", "b", "b" * 70, "a b", "--", "ż", "", "=?", "b\\"))
     mark = boundary.encode()
     whole = b""
     for _ in range(chance.choice((0, 1, 1, 2, 5))):
         type_ = chance.choice(
-            ("application/dicom", "application/dicom+json", "text/plain", "", "application/dicom; x=" + "y" * 40)
+            (
+                *("application/dicom",) * 6,
+                "application/dicom+json",
+                "text/plain",
+                "",
+                "application/dicom; x=" + "y" * 40,
+            )
         )
         data = chance.choice(
-            (held.body, held.body[: chance.randrange(400)], b"", b"DICM", b"[]", chance.randbytes(200))
+            (*(held.body,) * 4, held.body[: chance.randrange(400)], b"", b"DICM", b"[]", chance.randbytes(200))
         )
         data = data if chance.random() < 0.5 else _bent(chance, data)
         whole += b"--" + mark + b"\r\nContent-Type: " + type_.encode() + b"\r\n\r\n" + data + b"\r\n"
-    whole += chance.choice((b"--" + mark + b"--\r\n", b"--" + mark + b"--", b"", b"--" + mark, b"--" + mark + b"--x"))
+    whole += chance.choice(
+        (*(b"--" + mark + b"--\r\n",) * 4, b"--" + mark + b"--", b"", b"--" + mark, b"--" + mark + b"--x")
+    )
     if chance.random() < 0.3:
         whole = _bent(chance, whole)
     content = chance.choice(
         (
-            f'multipart/related; type="application/dicom"; boundary="{boundary}"', f"multipart/related;boundary={boundary}",
+            *(f'multipart/related; type="application/dicom"; boundary="{boundary}"',) * 6, f"multipart/related;boundary={boundary}",
             "multipart/related", "application/dicom", f"multipart/form-data; boundary={boundary}", "application/json", "",
         )
     )  # fmt: skip
@@ -209,7 +222,10 @@ def _stored(chance: Random, held: Held, root: str) -> tuple[str, list[tuple[byte
 def _form(chance: Random, held: Held) -> tuple[str, list[tuple[bytes, bytes]], bytes]:
     """POST _search and $export."""
     path, _, query = _filled(chance.choice(RESOURCES), held).partition("?")
-    parameters = {"resourceType": "Parameters", "parameter": [{"name": "_type", "valueString": chance.choice(ODD)}]}
+    parameters = {
+        "resourceType": "Parameters",
+        "parameter": [{"name": "_type", "valueString": chance.choice((*TYPES, *ODD))}],
+    }
     kind, body = chance.choice(
         (
             ("application/x-www-form-urlencoded", query.encode()),
@@ -221,6 +237,7 @@ def _form(chance: Random, held: Held) -> tuple[str, list[tuple[bytes, bytes]], b
     )
     path = chance.choice((path, "ImagingStudy/_search", "$export", "Patient/_search", "Patient/$export"))
     more = [(b"prefer", b"respond-async")] if "$" in path else []
+    path += chance.choice(("?node=disk", "?node=archive", "?node=disk,web", "")) if more else ""
     return f"{chance.choice(FHIR)}/{path}", [(b"content-type", kind.encode()), *more], body
 
 

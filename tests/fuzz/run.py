@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import gzip
 import json
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -28,8 +29,9 @@ from urllib.parse import unquote
 
 import psutil
 import structlog
+import zstandard
 
-from gateway.edge.wado import BrokenOff
+from gateway.edge.problems import BrokenOff
 from gateway.simulators import corpus
 from gateway.simulators.dicomweb import DicomwebSimulator
 from gateway.simulators.dimse import DimseSimulator
@@ -48,6 +50,13 @@ _SMALL = 2_000_000
 _SLOWEST = 5
 _CACHES = {"kept_bytes": _SMALL, "local_cache_bytes": _SMALL, "spool_bytes": 50_000_000}
 _UNEXPLAINED = b"GW000"
+_EXPLAINED = (b"GW2", b"GW3", b"GW113", b"GW114")
+"""Codes of a 5xx that a node is the reason of, or that says that nothing is stored here, or that the decoders are busy."""
+_DECODED: dict[str, Callable[[bytes], bytes]] = {
+    "identity": bytes,
+    "gzip": gzip.decompress,
+    "zstd": lambda body: zstandard.ZstdDecompressor().decompressobj().decompress(body),
+}
 _CURRENT: ContextVar[Made] = ContextVar("made")
 
 
@@ -92,7 +101,7 @@ def held_of(shelf: Shelf) -> list[Held]:
 
 @contextmanager
 def gateway_over(shelf: Shelf, held: Sequence[Held], seed: int) -> Iterator[Watched]:
-    """Files, DICOMweb, DIMSE and FHIR nodes with the shelf, and one that babbles."""
+    """Files, DICOMweb, DIMSE and FHIR nodes with the shelf, one that babbles, and one that takes what is stored."""
     with ExitStack() as stack:
         web = stack.enter_context(DicomwebSimulator(shelf.directory))
         pacs = DimseSimulator(shelf.directory, ae_title="PACS")
@@ -101,6 +110,7 @@ def gateway_over(shelf: Shelf, held: Sequence[Held], seed: int) -> Iterator[Watc
         fhir = stack.enter_context(FhirSimulator(shelf.directory, "R4", FhirOptions(dicomweb_url=web.url)))
         babbler = stack.enter_context(Babbler(seed, held))
         spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gw-fuzz-")))
+        (spool / "archive").mkdir()
         more = {"patient_id_issuer": "FUZZ", "time_zone": "Europe/Warsaw", "breaker": {"failures": 0}, "retries": 0}
         nodes = [
             files_node("disk", shelf.directory, **more),
@@ -108,8 +118,9 @@ def gateway_over(shelf: Shelf, held: Sequence[Held], seed: int) -> Iterator[Watc
             _node("pacs", "dimse", {"host": "127.0.0.1", "port": port, "called_ae_title": "PACS"}, more),
             _node("fhir", "fhir", {"url": fhir.url, "version": "R4"}, {**more, "allow": [web.url]}),
             _node("babbler", "dicomweb", {"url": babbler.url}, more),
+            files_node("archive", spool / "archive", store=True, **more),
         ]
-        yield stack.enter_context(Watched(nodes, spool=spool, **_CACHES))
+        yield stack.enter_context(Watched(nodes, spool=spool / "spool", **_CACHES))
 
 
 def _node(name: str, adapter: str, connection: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
@@ -267,8 +278,7 @@ def _fault(status: int, headers: dict[str, str], body: bytes, made: Made) -> str
         return f"{status} {body[:300]!r}"
     if (
         status >= 500
-        and b"GW2" not in body
-        and b"GW3" not in body
+        and not any(code in body for code in _EXPLAINED)
         and not made.path.endswith(b"/ready")
         and made.method != "HEAD"
     ):
@@ -279,7 +289,11 @@ def _fault(status: int, headers: dict[str, str], body: bytes, made: Made) -> str
         return ""  # the server leaves the body out
     if status in (204, 304):
         return "a body where none may be" if body else ""
-    return _not_what_it_says(headers.get("content-type", ""), body)
+    try:
+        plain = _DECODED[headers.get("content-encoding", "identity")](body)
+    except (KeyError, OSError, EOFError, zstandard.ZstdError) as error:
+        return f"not the content coding that it says: {error!r}"
+    return _not_what_it_says(headers.get("content-type", ""), plain)
 
 
 def _not_what_it_says(type_: str, body: bytes) -> str:

@@ -41,6 +41,10 @@ FOUND = [
     # What is no sequence has no attributes within it: a C-FIND identifier cannot be made of that.
     (b"/nodes/pacs/dicom-web/studies", b"QueryRetrieveLevel.InstitutionName=9", 400),
     (b"/nodes/pacs/dicom-web/studies", b"PatientID=1&includefield=PatientID.StudyDescription", 400),
+    # A node that tries every way to share a name out among all of these stars never comes back.
+    (b"/nodes/web/dicom-web/studies", b"PatientName=" + b"*" * 300 + b"x", 200),
+    (b"/nodes/pacs/dicom-web/studies", b"PatientName=" + b"*a" * 100 + b"x", 200),
+    (b"/nodes/web/dicom-web/studies", b"PatientName=" + b"*a" * 100 + b"x", 200),
     # An alternative of nothing.
     (b"/fhir/ImagingStudy", b"started=,", 400),
     (b"/fhir/ImagingStudy", b"modality=,,", 400),

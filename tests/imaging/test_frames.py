@@ -15,6 +15,7 @@ import numpy
 import pydicom
 import pytest
 import pytest_asyncio
+from pydicom.pixels import convert_color_space
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from gateway.errors import ImagingBusy, NotAcceptable, TooLarge
@@ -76,7 +77,10 @@ async def test_a_frame_decodes_to_what_pydicom_reads(imaging: Imaging, path: Pat
         assert {place: pixels[place] for place in KNOWN} == KNOWN
         return
     wanted = samples(path)
-    assert numpy.array_equal(as_array(recoded.told, recoded.data, wanted.dtype), wanted.ravel())
+    pixels = as_array(recoded.told, recoded.data, wanted.dtype)
+    if recoded.told["photometric_interpretation"] == "YBR_FULL":  # kept as it was, but for the subsampling
+        pixels = convert_color_space(pixels.reshape(wanted.shape), "YBR_FULL", "RGB").ravel()
+    assert numpy.array_equal(pixels, wanted.ravel())
 
 
 LOSSLESS = [JPEG2000Lossless, JPEGLSLossless, RLELossless]

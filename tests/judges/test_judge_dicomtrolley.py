@@ -8,10 +8,12 @@ from pathlib import Path
 import pydicom
 import pytest
 import requests
-from dicomtrolley.core import Query, QueryLevels
+from dicomtrolley.core import InstanceReference, Query, QueryLevels
+from dicomtrolley.exceptions import DICOMTrolleyError
 from dicomtrolley.qido_rs import HierarchicalQuery, QidoRS, RelationalQuery
 from dicomtrolley.trolley import Trolley
 from dicomtrolley.wado_rs import WadoRS, WadoRSMetaData
+from dicomtrolley.wado_uri import WadoURI
 
 from tests.judges.conftest import Judged, operations_of
 
@@ -22,9 +24,13 @@ USED = {
     QidoRS: {"find_studies", "find_study", "find_study_by_id"},
     WadoRS: {"datasets"},
     WadoRSMetaData: {"datasets"},
+    WadoURI: {"datasets", "datasets_async"},
 }
 NOT_USED = {
-    "get_dataset": "not made by these downloaders: single instances go through datasets",
+    "get_dataset": "of single instances, a step of datasets",
+    "datasets_single_thread": "a step of datasets",
+    "to_wado_parameters": "asks nobody",
+    "parse_wado_response": "asks nobody",
     "obtain_references": "a step of fetch_all_datasets",
     "ensure_query_type": "asks nobody",
     "check_for_response_errors": "asks nobody",
@@ -106,3 +112,20 @@ def test_metadata_is_downloaded_without_pixels(judged: Judged, root: str) -> Non
     assert all(one.PatientID == study.text("PatientID") for one in received)
     one = found.all_instances()[0]
     assert [each.SOPInstanceUID for each in downloader.datasets(one)] == [one.uid]
+
+
+@pytest.mark.parametrize("use_async", [False, True], ids=["one by one", "at once"])
+def test_instances_are_downloaded_by_wado_uri(judged: Judged, root: str, use_async: bool) -> None:
+    study = judged.studies[0]
+    query = RelationalQuery(StudyInstanceUID=study.uid, query_level=QueryLevels.INSTANCE)
+    found = QidoRS(requests.Session(), root).find_study(query).all_instances()
+    references = [
+        InstanceReference(study_uid=study.uid, series_uid=one.parent.uid, instance_uid=one.uid) for one in found
+    ]
+    downloader = WadoURI(requests.Session(), f"{root}/wado", use_async=use_async)
+    received = list(downloader.datasets(references))
+    held = {file.uid: file.dataset for file in study.files}
+    assert sorted(str(one.SOPInstanceUID) for one in received) == sorted(held)
+    assert all(one.PatientID == held[str(one.SOPInstanceUID)].PatientID for one in received)
+    with pytest.raises(DICOMTrolleyError, match="404"):
+        list(downloader.datasets([InstanceReference(study_uid=study.uid, series_uid="1.2", instance_uid="1.2.3")]))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from dicomweb_client import DICOMwebClient
+from PIL import Image
 from pydicom import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.uid import UID, ExplicitVRBigEndian
 
+from tests import sending
 from tests.judges.conftest import Judged, operations_of
+from tests.running import Gateway, files_node
 from tests.shelf import HeldFile, HeldStudy
 
 pytestmark = pytest.mark.interop
@@ -22,15 +27,12 @@ USED = {
     "retrieve_study", "iter_study", "retrieve_series", "iter_series", "retrieve_instance",
     "retrieve_instance_frames", "iter_instance_frames", "retrieve_bulkdata", "iter_bulkdata",
     "retrieve_study_metadata", "retrieve_series_metadata", "retrieve_instance_metadata",
+    "retrieve_instance_rendered", "retrieve_instance_frames_rendered", "retrieve_series_rendered", "store_instances",
 }  # fmt: skip
 NOT_USED = {
-    "store_instances": "judged where the gateway stores",
     "delete_instance": "no part of PS3.18: the gateway deletes nothing",
     "delete_series": "no part of PS3.18: the gateway deletes nothing",
     "delete_study": "no part of PS3.18: the gateway deletes nothing",
-    "retrieve_instance_rendered": "judged where the gateway renders",
-    "retrieve_instance_frames_rendered": "judged where the gateway renders",
-    "retrieve_series_rendered": "judged where the gateway renders",
     "lookup_keyword": "asks nobody",
     "lookup_tag": "asks nobody",
     "set_chunk_size": "asks nobody",
@@ -206,6 +208,64 @@ def test_bulk_data_is_where_the_metadata_says(judged: Judged, client: DICOMwebCl
         wanted = file.dataset.PixelData
         assert client.retrieve_bulkdata(address) == [wanted]
         assert list(client.iter_bulkdata(address)) == [wanted]
+
+
+def image_of(rendered: bytes) -> Image.Image:
+    image = Image.open(BytesIO(rendered))
+    image.load()
+    return image
+
+
+def test_an_instance_is_rendered_as_an_image_of_its_size(judged: Judged, client: DICOMwebClient) -> None:
+    for file in with_pixels(judged, client)[:5]:
+        uids, original = (file.study, file.series, file.uid), file.dataset
+        for media_type, kind in (("image/png", "PNG"), ("image/jpeg", "JPEG")):
+            rendered = client.retrieve_instance_frames_rendered(*uids, [1], media_types=(media_type,))
+            image = image_of(rendered)
+            assert (image.format, image.size) == (kind, (original.Columns, original.Rows)), file.path
+            if int(original.get("NumberOfFrames") or 1) == 1:
+                assert client.retrieve_instance_rendered(*uids, media_types=(media_type,)) == rendered
+        small = client.retrieve_instance_frames_rendered(
+            *uids, [1], media_types=("image/png",), params={"viewport": "16,16"}
+        )
+        assert max(image_of(small).size) == 16
+
+
+def test_a_multi_frame_moves_as_a_gif_and_two_of_its_frames_come_as_parts(
+    judged: Judged, federation: DICOMwebClient
+) -> None:
+    found = (file for file in judged.files if 1 < int(file.dataset.get("NumberOfFrames") or 1) < 60)
+    file = next(file for file in found if "PixelData" in file.dataset)
+    uids, count = (file.study, file.series, file.uid), int(file.dataset.NumberOfFrames)
+    moving = image_of(federation.retrieve_instance_rendered(*uids, media_types=("image/gif",)))
+    assert (moving.format, moving.n_frames) == ("GIF", count)  # type: ignore[attr-defined]
+    together = federation.retrieve_instance_frames_rendered(*uids, [1, 2], media_types=("image/png",))
+    assert together.count(b"\x89PNG") == 2
+
+
+def test_every_image_of_a_series_is_rendered(judged: Judged, client: DICOMwebClient) -> None:
+    file = with_pixels(judged, client)[0]
+    rendered = client.retrieve_series_rendered(file.study, file.series, media_types=("image/png",))
+    (study,) = (study for study in judged.studies if study.uid == file.study)
+    frames = [int(one.dataset.get("NumberOfFrames") or 1) for one in study.series[file.series]]
+    assert rendered.count(b"\x89PNG") == sum(frames)
+
+
+def test_instances_that_are_stored_come_back(tmp_path: Path) -> None:
+    """At a gateway of its own: the peers of the others keep the shelf as it is."""
+    made = [sending.instance("1.2.61", SeriesInstanceUID="1.2.61.1") for _ in range(3)]
+    with Gateway([files_node("archive", tmp_path, store=True)]) as gateway:
+        client = DICOMwebClient(gateway.dicomweb)
+        told = client.store_instances(made)
+        stored = {item.ReferencedSOPInstanceUID: item.RetrieveURL for item in told.ReferencedSOPSequence}
+        assert list(stored) == sending.uids(made)
+        assert stored[made[0].SOPInstanceUID].endswith(
+            f"/studies/1.2.61/series/1.2.61.1/instances/{made[0].SOPInstanceUID}"
+        )
+        received = {one.SOPInstanceUID: one for one in client.retrieve_study("1.2.61")}
+        assert all(received[one.SOPInstanceUID] == one for one in made)
+        told = client.store_instances([made[0], sending.instance("1.2.62")], study_instance_uid="1.2.61")
+        assert [item.FailureReason for item in told.FailedSOPSequence] == [0xA900]
 
 
 def test_what_is_not_there_is_an_error_to_the_client(judged: Judged, federation: DICOMwebClient) -> None:

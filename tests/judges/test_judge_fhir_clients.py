@@ -24,6 +24,7 @@ USED = {
     SyncFHIRClient: {"resources", "reference", "execute", "get"},
     SyncFHIRSearchSet: {
         "search", "limit", "sort", "include", "fetch", "fetch_all", "fetch_raw", "first", "get", "count", "clone",
+        "elements", "revinclude", "has",
     },
 }  # fmt: skip
 WRITES = "the gateway's FHIR is read-only"
@@ -33,9 +34,6 @@ NOT_USED = {
     "execute": "of a SearchSet: an operation on a type, and there is none",
     "resource_class": "asks nobody",
     "searchset_class": "asks nobody",
-    "elements": "judged where the gateway has _elements",
-    "has": "judged where the gateway has _has",
-    "revinclude": "judged where the gateway has _revinclude",
 }
 
 
@@ -104,6 +102,37 @@ def test_fhirpy_follows_references_and_includes(judged: Judged, fhirpy: SyncFHIR
     read = fhirpy.reference("ImagingStudy", found["id"]).to_resource()
     instances = {one["uid"] for series in read["series"] for one in series["instance"]}
     assert instances == {file.uid for file in study.files}
+
+
+def test_fhirpy_is_shown_the_elements_that_it_wants(judged: Judged, fhirpy: SyncFHIRClient) -> None:
+    found = fhirpy.resources("ImagingStudy").elements("started", "identifier").limit(100).fetch()
+    assert set(judged.named([study_uid(each) for each in found])) == {study.uid for study in judged.studies}
+    shown = {"resourceType", "id", "meta", "identifier", "started", "status", "subject"}
+    assert all(set(each) <= shown for each in found)
+    assert all(each["meta"]["tag"][0]["code"] == "SUBSETTED" for each in found)
+
+
+def test_fhirpy_finds_by_modifiers_and_chains(judged: Judged, fhirpy: SyncFHIRClient) -> None:
+    studies = fhirpy.resources("ImagingStudy").limit(100)
+    for code in ("CT", "MR"):
+        other = studies.search(modality__not=code).fetch()
+        wanted = {study.uid for study in judged.studies if code not in study.modalities}
+        assert set(judged.named([study_uid(each) for each in other])) == wanted
+    for study in judged.few:
+        found = studies.search(patient__identifier=study.text("PatientID")).fetch()
+        assert study.uid in [study_uid(each) for each in found]
+
+
+def test_fhirpy_is_given_a_patient_s_studies_with_it(judged: Judged, fhirpy: SyncFHIRClient) -> None:
+    study = judged.studies[0]
+    found = fhirpy.resources("ImagingStudy").search(identifier=uid_token(study)).get()
+    identifier = found["subject"]["reference"].removeprefix("Patient/")
+    search = fhirpy.resources("Patient").search(_id=identifier).revinclude("ImagingStudy", "patient")
+    kinds = {entry["resource"]["resourceType"]: entry["resource"] for entry in search.fetch_raw()["entry"]}
+    assert kinds["Patient"]["id"] == identifier
+    assert study_uid(kinds["ImagingStudy"]) == study.uid
+    with pytest.raises(OperationOutcome, match="_has:Observation:patient:code"):
+        fhirpy.resources("Patient").has("Observation", "patient", code="x").fetch()
 
 
 def test_fhirpy_sorts(fhirpy: SyncFHIRClient) -> None:

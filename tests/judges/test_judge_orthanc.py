@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,14 +14,14 @@ import pytest
 
 from tests import peers
 from tests.judges.conftest import Judged, accepted
+from tests.running import Gateway, files_node
 from tests.shelf import HeldFile
 
 pytestmark = pytest.mark.interop
 
 # The operations of /dicom-web/servers/{name}.
-USED = {"get", "qido", "retrieve"}
+USED = {"get", "qido", "retrieve", "stow"}
 NOT_USED = {
-    "stow": "judged where the gateway stores",
     "wado": "a step of retrieve",
 }
 
@@ -40,6 +41,12 @@ class Asking:
     def retrieve(self, root: str, *resources: dict[str, str]) -> dict[str, Any]:
         body = {"Resources": resources, "Synchronous": True}
         return dict(accepted(self.client.post(f"{self._server(root)}/retrieve", json=body)).json())
+
+    def stow(self, root: str, study: str) -> dict[str, Any]:
+        """Sends a study that it has."""
+        (found,) = accepted(self.client.post("/tools/lookup", content=study)).json()
+        body = {"Resources": [found["ID"]], "Synchronous": True}
+        return dict(accepted(self.client.post(f"{self._server(root)}/stow", json=body)).json())
 
     def get(self, root: str, uri: str, **arguments: str) -> httpx.Response:
         body = {"Uri": uri, "Arguments": arguments, "HttpHeaders": {"Accept": "application/dicom+json"}}
@@ -129,3 +136,20 @@ def test_it_copies_everything_there_is(asking: Asking, judged: Judged) -> None:
     told = asking.retrieve(judged.dicomweb, *({"Study": study.uid} for study in judged.studies))
     assert int(told["ReceivedInstancesCount"]) == len(judged.files)
     assert asking.instances() == {file.uid for file in judged.files}
+
+
+def test_it_sends_what_it_copied_to_where_the_gateway_stores(asking: Asking, judged: Judged, tmp_path: Path) -> None:
+    """From one gateway to another: all of a study arrives, as it was."""
+    asking.forget()
+    study = judged.few[0]
+    asking.retrieve(judged.dicomweb, {"Study": study.uid})
+    with Gateway([files_node("archive", tmp_path, store=True)]) as other:
+        asking.stow(other.dicomweb, study.uid)
+        asking.stow(other.dicomweb, study.uid)
+        found = other.get(f"/dicom-web/studies/{study.uid}/metadata").json()
+    assert sorted(uids(found, "00080018")) == sorted(file.uid for file in study.files)
+    kept = {one.SOPInstanceUID: one for one in map(pydicom.dcmread, tmp_path.rglob("*.dcm"))}
+    assert len(kept) == len(study.files)
+    for file in study.files:
+        assert kept[file.uid].get("PixelData") == file.dataset.get("PixelData")
+        assert kept[file.uid].PatientID == file.dataset.PatientID

@@ -1,6 +1,6 @@
 """Judge: sekmet's scenario runner. Its shipped scenarios all write, so that of those only the read-only steps can pass.
 
-The scenario of this folder goes through everything that is only read.
+The scenarios of this folder go through everything that is only read, one by one and in bulk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from tests.judges.conftest import Judged
 
 pytestmark = pytest.mark.interop
 
-SCENARIO = Path(__file__).parent / "scenarios" / "imaging_read_only.yaml"
+READING, EXPORTING = (
+    Path(__file__).parent / "scenarios" / f"imaging_{name}.yaml" for name in ("read_only", "bulk_export")
+)
 # Of `sekmet scenario list`; each registers a patient first, and the gateway's FHIR takes nothing in.
 WRITE = {
     "adt_admit_transfer_discharge", "adt_merge_update", "appointment_book_cancel", "billing_claim", "clinical_documentation",
@@ -27,7 +29,7 @@ WRITE = {
 }  # fmt: skip
 OTHERS = {
     "conformance_smoke": "its read-only steps are judged below",
-    "bulk_export_group": "there are no Groups; judged where the gateway exports",
+    "bulk_export_group": "makes a Group first; the scenario of this folder exports at the other levels",
 }
 READ_ONLY_STEPS = {"CapabilityStatement"}
 
@@ -78,7 +80,7 @@ def test_what_is_only_read_passes(judged: Judged, runner: Runner) -> None:
     study = next(study for study in judged.studies if study.text("StudyDate"))
     day = study.text("StudyDate")
     report = runner.run(
-        str(SCENARIO),
+        str(READING),
         study=study.uid,
         patient=study.text("PatientID"),
         instances=str(len(study.files)),
@@ -86,6 +88,19 @@ def test_what_is_only_read_passes(judged: Judged, runner: Runner) -> None:
     )
     assert complaints(report) == []
     assert len(report["steps"]) == 14
+
+
+def test_what_is_exported_in_bulk_is_valid_and_as_much_as_the_manifest_says(judged: Judged, runner: Runner) -> None:
+    report = runner.run(str(EXPORTING), studies=str(len(judged.studies)))
+    assert complaints(report) == []
+    assert len(report["steps"]) == 5
+
+
+def test_the_bulk_client_follows_an_export_to_its_end(runner: Runner) -> None:
+    told = runner.sekmet("bulk", "export", "--peer", "gateway", "--level", "system", "--type", "ImagingStudy,Patient")
+    assert "202" in told, told
+    assert "ImagingStudy" in told, told
+    assert "valid" in told.lower(), told
 
 
 def test_the_smoke_test_of_conformance_passes_where_it_only_reads_and_is_refused_where_it_writes(

@@ -265,3 +265,10 @@ def test_no_value_a_node_may_send_makes_matching_fail(text: str, keyword: str):
                 True,
                 False,
             )
+
+
+def test_a_row_of_stars_is_one_star() -> None:
+    """No node is asked to try every way to share a value out among them."""
+    found = parse_match(path("PatientName"), "*" * 300 + "x**?**")
+    assert found == Match(path("PatientName"), Operator.WILDCARD, ("*x*?*",))
+    assert parse_match(path("PatientID"), "***") is None
