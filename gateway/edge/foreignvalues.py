@@ -114,7 +114,7 @@ class Values:
         return self._kept(given, found if found and "value" in found else None)  # type: ignore[no-any-return]
 
     def _use(self, given: Any) -> str | None:
-        return self._kept(given, given if given in _USES else None)  # type: ignore[no-any-return]
+        return self._kept(given, given if isinstance(given, str) and given in _USES else None)  # type: ignore[no-any-return]
 
     def reference(self, given: Any) -> Resource | None:
         """To whom or what, by identifier and name: the resource itself is at the node and cannot be had here."""

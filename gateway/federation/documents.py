@@ -190,7 +190,7 @@ def _document(node: Node, kind: str, given: NodeResource) -> Document | None:
     held = {name: value for name, value in given.resource.items() if name not in _NOT_PASSED_ON}
     if given.resource.get("contained"):
         held["contained"] = []  # references into it are seen to lead nowhere
-    return Document(kind, given.version, str(given.resource.get("id")), held, row, given.studies)
+    return Document(kind, given.version, str(given.resource.get("id") or ""), held, row, given.studies)
 
 
 def _bound(resource: dict[str, Any], room: int) -> int:

@@ -281,24 +281,36 @@ def test_a_study_of_two_patients_needs_the_patient_as_well(tmp_path: Path) -> No
 
 
 def test_a_report_of_another_patient_than_its_studys_is_left_out(tmp_path: Path) -> None:
-    """Whether the node itself can be seen to contradict itself, or only the study's holders together."""
+    """By reference, by identifier, and as contained: the node contradicts itself, whatever it is asked by."""
     write(tmp_path / "south", "south")
     (study,) = {f.id for f in FhirSimulator(tmp_path / "south", "R5").facts if f.study.uid == uid("south-ct")}
-    subjects = {
-        "without saying for certain": about(tmp_path / "south", "only-south", "urn:south", "R5"),
-        "of another patient than the study's": {"identifier": {"system": "urn:south", "value": "only-south"}},
-    }
-    for number, (text, subject) in enumerate(subjects.items()):
-        wrong = report(
-            "1", subject=subject, identifier=[{"value": "X"}], study=[{"reference": f"ImagingStudy/{study}"}]
-        )
-        root = tmp_path / str(number)
-        with hospitals(root, south={"documents": [wrong]}) as (gateway, _):
-            bundle = searched(gateway, f"/fhir/r5/DiagnosticReport?study={uid('south-ct')}")
-            assert found(bundle) == []
-            assert f"1 DiagnosticReport {text}" in diagnostics(bundle)
-            shown = found(searched(gateway, "/fhir/DiagnosticReport?identifier=X"))
-            assert len(shown) == (text == "of another patient than the study's")
+    other = {"system": "urn:south", "value": "only-south"}
+    contained = [{"resourceType": "Patient", "id": "p", "identifier": [other]}]
+    more = {"identifier": [{"value": "X"}], "study": [{"reference": f"ImagingStudy/{study}"}]}
+    wrong = [
+        report("1", subject=about(tmp_path / "south", "only-south", "urn:south", "R5"), **more),
+        report("2", subject={"identifier": other}, **more),
+        report("3", subject={"reference": "#p"}, contained=contained, **more),
+    ]
+    right = report("4", subject={"identifier": {**other, "value": "12345"}}, **more)
+    with hospitals(tmp_path, south={"documents": [*wrong, right]}) as (gateway, _):
+        for query in (f"study={uid('south-ct')}", "identifier=X"):
+            bundle = searched(gateway, f"/fhir/r5/DiagnosticReport?{query}")
+            assert [one["subject"]["identifier"]["value"] for one in found(bundle)] == ["12345"]
+            assert "3 DiagnosticReport without saying for certain" in diagnostics(bundle)
+
+
+def test_a_study_that_another_node_knows_better_decides_as_well(tmp_path: Path) -> None:
+    """The report names the study by its UID alone, so that its own server cannot be seen to contradict itself."""
+    write(tmp_path / "south", "south")
+    named = [{"identifier": {"system": "urn:dicom:uid", "value": f"urn:oid:{uid('south-ct')}"}}]
+    subject = about(tmp_path / "south", "only-south", "urn:south", "R5")
+    wrong = report("1", subject=subject, study=named)
+    options = {"documents": [wrong], "strange_documents": True}
+    with hospitals(tmp_path, south=options) as (gateway, _):
+        bundle = searched(gateway, f"/fhir/r5/DiagnosticReport?study={uid('south-ct')}")
+        assert found(bundle) == []
+        assert "1 DiagnosticReport of another patient than the study's" in diagnostics(bundle)
 
 
 def test_the_same_id_at_two_nodes_is_two_reports(tmp_path: Path) -> None:
@@ -402,6 +414,20 @@ def test_reports_and_orders_of_a_real_server(tmp_path: Path) -> None:
             (order,) = found(searched(gateway, f"/fhir/ServiceRequest?identifier=A2-{name}"))
             assert order["subject"]["identifier"] == {"system": system, "value": f"only-{name}"}
         assert len(found(searched(gateway, "/fhir/DiagnosticReport?identifier=R1"))) == 2
+
+
+def test_a_node_that_stops_at_its_ceiling_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "north", "north")
+    mine = about(tmp_path / "north", "12345", "urn:north")
+    documents = [report(f"r{number}", subject=mine, identifier=[{"value": "X"}]) for number in range(7)]
+    options = FhirOptions(patient_system="urn:north", documents=documents, page_size=2)
+    with FhirSimulator(tmp_path / "north", "R4", options) as simulator:
+        for most, is_whole in ((5, False), (20, True)):
+            with Gateway([{**node("north", simulator, "R4"), "max_results": most}]) as gateway:
+                bundle = searched(gateway, "/fhir/DiagnosticReport?identifier=X")
+                assert len(found(bundle)) == min(most, 7)
+                assert bool(diagnostics(bundle)) is not is_whole
+                assert ("total" in bundle) is is_whole
 
 
 def test_a_node_that_is_down_is_named_and_all_down_is_an_error(tmp_path: Path) -> None:

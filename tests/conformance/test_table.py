@@ -5,6 +5,7 @@ from __future__ import annotations
 import bulk_rows
 import dicomweb_rows
 import dicomweb_search_rows
+import document_rows
 import fhir_mapping_rows
 import fhir_rows
 import fhir_search_rows
@@ -12,7 +13,15 @@ import pytest
 from conformance_table import SHOWN, rows
 from small_hospital import Small
 
-CHECKED_IN = (dicomweb_search_rows, dicomweb_rows, fhir_rows, fhir_mapping_rows, fhir_search_rows, bulk_rows)
+CHECKED_IN = (
+    dicomweb_search_rows,
+    dicomweb_rows,
+    fhir_rows,
+    fhir_mapping_rows,
+    fhir_search_rows,
+    bulk_rows,
+    document_rows,
+)
 
 
 def test_every_yes_has_a_check_and_every_check_a_yes() -> None:
@@ -44,7 +53,6 @@ NOT_SERVED = {
         for name in ("_has:Observation:patient:code", "_text", "_content", "_filter", "_list", "_query")
     ],
     "F19": [("GET", "Subscription", 404)],
-    "F20": [("GET", "DiagnosticReport?patient=1", 404), ("GET", "ServiceRequest/1", 404)],
     "B8b": [("GET", "$export?_since=2026-01-01T00:00:00Z", 400), ("GET", "$export?_until=2026-01-01T00:00:00Z", 400)],
     "B9": [("GET", "Group/1/$export", 404)],
     "B10": [("GET", f"$export?{name}=x", 400) for name in ("includeAssociatedData", "organizeOutputBy")],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import json
 import threading
 from collections.abc import Iterator
@@ -10,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gateway.adapters.fhir.bearers import Bearers
+from gateway.adapters.fhir.bundle import References
 from gateway.edge.documents import document_id, original_id, rendered
 from gateway.edge.foreignvalues import Values
 from gateway.edge.identifiers import declared
 from gateway.edge.imagingstudy import Renderer
 from gateway.edge.periods import Period, compare_span
 from gateway.errors import Unmappable
-from gateway.model.documents import Document
+from gateway.mapping.load import load_all
+from gateway.mapping.read import Reader
+from gateway.model.documents import KINDS, Document
 from gateway.model.patient import PatientKey
 from gateway.model.study import Row
 from gateway.model.vocabulary import Level
@@ -25,6 +33,7 @@ from gateway.privacy.view import PlainView, View
 from gateway.security.caller import Caller
 from gateway.simulators.fhir import FhirOptions, FhirSimulator
 from gateway.store.patients import PatientIds
+from gateway.wire import fhirxml
 from tests.running import Gateway
 from tests.security.conftest import TestIssuer
 from tests.specimens import specimen
@@ -127,6 +136,16 @@ def test_a_search_is_written_down_without_the_patient_and_kept(north: FhirSimula
     assert "Secret" not in audit.read_text()
 
 
+def test_a_gateway_that_validates_finds_no_fault(north: FhirSimulator) -> None:
+    with Gateway([table(north)], validate_fhir=True) as gateway:
+        for root in ("/fhir/r4", "/fhir/r5"):
+            for kind in ("DiagnosticReport", "ServiceRequest"):
+                bundle = gateway.get(f"{root}/{kind}?identifier=A1")
+                assert bundle.status_code == 200, bundle.text
+                (entry,) = bundle.json()["entry"]
+                assert gateway.get(entry["fullUrl"]).status_code == 200
+
+
 def test_ids_lead_back_to_one_node_only() -> None:
     for original in ("1", "a" * 55, "8d6f7a90-53a2-4bb9-9e17-3b9d3ff4f3b1"):
         assert original_id("north", document_id("north", original)) == original
@@ -157,9 +176,9 @@ def test_an_order_means_the_same_in_both_versions() -> None:
         "reason": [{"concept": {"text": "cough"}}, {"reference": {"display": "Fall"}}],
     }
     del in_r5["reasonCode"], in_r5["reasonReference"]
-    for given in (in_r4, in_r5):
+    for held in (in_r4, in_r5):
         for is_r5, wanted in ((False, in_r4), (True, in_r5)):
-            made = rendering("ServiceRequest", given, is_r5=is_r5)
+            made = rendering("ServiceRequest", held, is_r5=is_r5)
             assert {name: made[name] for name in wanted} == wanted
             assert "meta" not in made  # nothing is missing
 
@@ -211,15 +230,15 @@ def test_values_are_read_by_their_types() -> None:
         "data": "QUJD",
     }
     assert not values.lost
-    for read, given in (
+    for read, held in (
         (values.text, " \x00"), (values.text, 1), (values.code, "a  b"), (values.code, "a\n"), (values.uri, "a b"),
         (values.date_time, "2026-13-01"), (values.date_time, "2026-03-01T10:00"), (values.instant, "2026-03-01"),
         (values.identifier, {"system": "urn:x"}), (values.annotation, {"time": "2026"}), (values.concept, []),
         (values.attachment, {"url": "http://x"}), (values.reference, {"reference": "Patient/1"}), (values.boolean, 1),
     ):  # fmt: skip
         values.lost = False
-        assert read(given) is None, given
-        assert values.lost, given
+        assert read(held) is None, held
+        assert values.lost, held
         values.lost = False
         assert read(None) is None
         assert not values.lost
@@ -227,6 +246,57 @@ def test_values_are_read_by_their_types() -> None:
         "contentType": "text/html",
         "title": "x",
     }
+
+
+READER = Reader(load_all()["fhir-r4"], "north", "urn:north")
+WHOLE: dict[str, Any] = {
+    "resourceType": "DiagnosticReport", "id": "1", "status": "final", "code": {"coding": [{"system": "urn:x", "code": "1"}]},
+    "intent": "order", "identifier": [{"system": "urn:x", "value": "1", "type": {"text": "x"}, "use": "usual"}],
+    "subject": {"reference": "#p", "identifier": {"system": "urn:north", "value": "12345"}, "type": "Patient"},
+    "contained": [{"resourceType": "Patient", "id": "p", "identifier": [{"system": "urn:north", "value": "12345"}]}],
+    "imagingStudy": [{"reference": "ImagingStudy/1"}, {"identifier": {"system": "urn:dicom:uid", "value": "urn:oid:1.2"}}],
+    "performer": [{"actor": {"display": "x"}}, {"display": "y"}], "effectivePeriod": {"start": "2026-03-01"}, "issued": "2026",
+    "presentedForm": [{"contentType": "application/pdf", "data": "QUJD"}], "category": [{"text": "x"}], "priority": "stat",
+    "meta": {"security": [{"system": "urn:x", "code": "R"}]}, "reason": [{"concept": {"text": "x"}}], "conclusion": "x",
+}  # fmt: skip
+_JUNK = st.sampled_from(
+    [None, "", " ", "x\x00", 1, -1.5, True, [], {}, [[]], [None], {"x": []}, "\ud800", "#p", "é" * 99]
+)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, inner in pairs:
+        yield (*path, step)
+        yield from _places(inner, (*path, step))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(list(_places(WHOLE))), _JUNK), min_size=1, max_size=3), st.sampled_from(KINDS)
+)
+def test_whatever_a_node_sends_is_read_or_left_out(changes: list[tuple[tuple[Any, ...], Any]], kind: str) -> None:
+    """No shape of a resource is a fault of ours: that would hide all that the node, or every node, has."""
+    resource = copy.deepcopy(WHOLE)
+    for path, junk in changes:
+        holder: Any = resource
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            for step in path[:-1]:
+                holder = holder[step]
+            holder[path[-1]] = junk
+    known = References("http://north/fhir")
+    known.add({"resourceType": "ImagingStudy", "id": "1", "uid": "1.2", "subject": resource.get("subject")})
+    bearers = Bearers(known)
+    assert all(reference for reference, _ in bearers.studies(resource))
+    assert all(bearers.patients_of_studies(resource))
+    with contextlib.suppress(Unmappable):
+        row = READER.bearer(bearers.bearer(resource))
+        assert isinstance(row.patient.id, str)
+    for is_r5 in (False, True):
+        with contextlib.suppress(Unmappable):
+            made = rendering(kind, {**resource, "resourceType": kind}, is_r5=is_r5)
+            assert fhirxml.encode(made, is_r5=is_r5)
+            assert json.dumps(made).isascii()
+            assert made["subject"]["identifier"]["value"] == "12345"
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,9 @@ def references_to(holder: Resource, element: str) -> Iterator[str]:
 
 
 def contained(study: Resource, reference: str) -> Resource | None:
-    inside = study.get("contained") or []
-    return next((one for one in inside if isinstance(one, dict) and one.get("id") == reference[1:]), None)
+    inside = study.get("contained")
+    held = inside if isinstance(inside, list) else []
+    return next((one for one in held if isinstance(one, dict) and one.get("id") == reference[1:]), None)
 
 
 def study_uid(study: Resource) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, Iterable
 from urllib.parse import quote
 
 from gateway.adapters.fhir import search as studies
-from gateway.adapters.fhir.bundle import contained, references_to, study_uid
+from gateway.adapters.fhir.bearers import OF_STUDIES, Bearers
+from gateway.adapters.fhir.bundle import references_to, study_uid
 from gateway.adapters.fhir.pages import FHIR_JSON, Finding, SearchRefused
 from gateway.adapters.fhir.search import Search
 from gateway.adapters.fhir.server import Server
@@ -17,13 +17,10 @@ from gateway.adapters.http.client import HttpClient
 from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.seam import NativeQuery, NodeResource, Report, ResourceQuery
 from gateway.model.vocabulary import Level
-from gateway.wire.fhirjson import FhirRecord, Resource
+from gateway.wire.fhirjson import Resource
 
 _PAGE, _STUDIES_AT_ONCE = 100, 20
-_TYPED = re.compile(r"(?:.*/)?([A-Z][A-Za-z]+)/[^/]+(?:/_history/[^/]+)?")
 _STUDY = re.compile(r"ImagingStudy/([A-Za-z0-9.-]{1,64})")
-_OF_STUDIES = ("imagingStudy", "study")
-_DICOM_UID = "urn:dicom:uid"
 
 
 class Documents:
@@ -32,6 +29,7 @@ class Documents:
     def __init__(self, http: HttpClient, query: ResourceQuery, server: Server) -> None:
         self._http, self._query, self._server = http, query, server
         self._finding = Finding(http, NativeQuery(Level.STUDY, study=query.study or None), http.timeouts.total)
+        self._bearers = Bearers(self._finding.known)
         self._seen: set[str] = set()
         self._truncated = False
 
@@ -76,13 +74,13 @@ class Documents:
         """Those of the kind that were not seen, up to the ceiling."""
         fresh = []
         for resource in resources:
-            identifier = resource.get("id")
+            identifier = str(resource.get("id") or f"none {len(self._seen)}")  # those without an id are told apart
             if resource.get("resourceType") != self._query.kind or identifier in self._seen:
                 continue
             if len(self._seen) >= self._query.limit:
                 self._truncated = True
                 break
-            self._seen.add(str(identifier))
+            self._seen.add(identifier)
             fresh.append(resource)
         return fresh
 
@@ -168,25 +166,16 @@ class Documents:
     # --- what its resources refer to
 
     async def _follow(self, resources: list[Resource]) -> None:
-        subjects = (one for resource in resources for one in references_to(resource, "subject"))
-        named = (one for resource in resources for element in _OF_STUDIES for one in references_to(resource, element))
+        """Reads whom and which studies they are about, then whom the studies are about where that is another reference."""
+        named = (one for resource in resources for element in OF_STUDIES for one in references_to(resource, element))
         open_studies = [one for one in dict.fromkeys(named) if self._finding.known.is_open(one)]
         await self._know([found[1] for one in open_studies if (found := _STUDY.fullmatch(one))])
-        wanted = [one for one in dict.fromkeys((*subjects, *open_studies)) if self._finding.known.is_open(one)]
-        await asyncio.gather(*map(self._finding.read, wanted))
-        others = dict.fromkeys(other for resource in resources for _, other in self._other_patients(resource))
-        await asyncio.gather(*map(self._finding.read, others))
+        await self._read_all((*(one for each in resources for one in references_to(each, "subject")), *open_studies))
+        await self._read_all(one for resource in resources for one in self._bearers.patients_of_studies(resource))
 
-    def _other_patients(self, resource: Resource) -> Iterator[tuple[str, str]]:
-        """(its own, the study's) where a study that it refers to names its patient by another reference."""
-        known = self._finding.known
-        for own in references_to(resource, "subject"):
-            for study in self._studies(resource):
-                for element in ("subject", "patient"):
-                    for other in references_to(study, element):
-                        is_plain = not own.startswith("#") and not other.startswith("#")
-                        if is_plain and known.address(own) != known.address(other):
-                            yield own, other
+    async def _read_all(self, references: Iterable[str]) -> None:
+        wanted = [one for one in dict.fromkeys(references) if self._finding.known.is_open(one)]
+        await asyncio.gather(*map(self._finding.read, wanted))
 
     async def _know(self, ids: list[str]) -> None:
         """Several studies at once where the server searches them by id: each report has one of its own. What this does not find
@@ -203,75 +192,8 @@ class Documents:
                 self._finding.known.add(study)
 
     def _with_bearer(self, resource: Resource) -> NodeResource:
-        inside = [one for one in _objects(resource.get("contained")) if one.get("resourceType") == "Patient"]
-        subject = self._subject(resource)
-        record = {"resourceType": "ImagingStudy", "subject": subject, "patient": subject, "contained": inside}
-        held = {name: value for name, value in record.items() if value}
-        uids = {reference: uid for reference, study in self._named_studies(resource) if (uid := study_uid(study))}
-        return NodeResource(resource, self._server.version, FhirRecord(held, self._patient), uids)
-
-    def _patient(self, reference: str) -> Resource | None:
-        found = self._finding.known.resolve(reference)
-        return found if found and found.get("resourceType") == "Patient" else None
-
-    def _subject(self, resource: Resource) -> Resource | None:
-        """The reference to the patient; None for one to something else, where its identifier is not that of the Patient it
-        names, and where a study that it refers to is of somebody else."""
-        subject = resource.get("subject")
-        if not isinstance(subject, dict):
-            return None
-        reference, own = subject.get("reference"), subject.get("identifier")
-        typed = _TYPED.fullmatch(reference) if isinstance(reference, str) else None
-        if any(not self._is_same(own_, other) for own_, other in self._other_patients(resource)):
-            return None
-        if str(subject.get("type") or "Patient").rpartition("/")[2] != "Patient" or (typed and typed[1] != "Patient"):
-            return None
-        if not isinstance(reference, str):
-            return subject
-        inside = contained(resource, reference) if reference.startswith("#") else self._patient(reference)
-        if inside is None:
-            return subject if typed else None
-        return subject if not isinstance(own, dict) or _bears(inside, own) else None
-
-    def _is_same(self, one: str, other: str) -> bool:
-        """Whether two Patients bear one identifier: a server may have somebody twice."""
-        patients = [self._patient(reference) or {} for reference in (one, other)]
-        held = [
-            {
-                (str(each.get("system")), str(each["value"]))
-                for each in _objects(patient.get("identifier"))
-                if "value" in each
-            }
-            for patient in patients
-        ]
-        return bool(held[0] & held[1])
-
-    def _studies(self, resource: Resource) -> Iterator[Resource]:
-        return (study for _, study in self._named_studies(resource))
-
-    def _named_studies(self, resource: Resource) -> Iterator[tuple[str, Resource]]:
-        """The studies that it refers to, as far as they are known, by the reference."""
-        for element in _OF_STUDIES:
-            for reference in references_to(resource, element):
-                inside = reference.startswith("#")
-                study = contained(resource, reference) if inside else self._finding.known.resolve(reference)
-                if study and study.get("resourceType") == "ImagingStudy":
-                    yield reference, study
-
-
-def _bears(patient: Resource, identifier: Resource) -> bool:
-    """Whether the patient has the identifier, as far as both say: one without a value, or a Patient without any, says nothing."""
-    held = _objects(patient.get("identifier"))
-    if not identifier.get("value") or not held:
-        return True
-    system = identifier.get("system")
-    return any(
-        one.get("value") == identifier["value"] and (not system or one.get("system") in (None, system)) for one in held
-    )
-
-
-def _objects(held: Any) -> list[Resource]:
-    return [one for one in (held if isinstance(held, list) else [held]) if isinstance(one, dict)]
+        uids = {reference: uid for reference, study in self._bearers.studies(resource) if (uid := study_uid(study))}
+        return NodeResource(resource, self._server.version, self._bearers.bearer(resource), uids)
 
 
 def _escaped(value: str) -> str:
