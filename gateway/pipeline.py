@@ -9,10 +9,10 @@ from typing import Protocol
 
 from gateway import metrics
 from gateway.cache import bodies
-from gateway.errors import Forbidden, GatewayError, NodeProtocolError, NotAcceptable, NotFound
+from gateway.errors import Forbidden, GatewayError
 from gateway.federation.documents import documents
 from gateway.federation.fanout import in_parallel
-from gateway.federation.federate import Federation, absent
+from gateway.federation.federate import Federation
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.offsets import Offsets, Walked
 from gateway.federation.page import Page, Reach, ordered
@@ -21,86 +21,39 @@ from gateway.federation.pictures import Asked, Chooses, Picture, Pictures
 from gateway.federation.resilience import Health
 from gateway.federation.retrieve import OpenedInstance, Retrieval
 from gateway.federation.storing import Store, Storing, chosen
-from gateway.imaging.processes import Imaging
-from gateway.imaging.syntaxes import EXPLICIT, NATIVE_SYNTAXES, can_become, can_decode
-from gateway.imaging.transcoding import has_pixels, transcoded
+from gateway.imaging.syntaxes import EXPLICIT, can_decode
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.documents import Document, DocumentSearch
 from gateway.model.query import Query, Ref
-from gateway.model.seam import FramePart
+from gateway.outgoing import (
+    Choice,
+    Metadata,
+    Outgoing,
+    OutgoingInstance,
+    OutgoingParts,
+    OutgoingPictures,
+    StudyTree,
+    chosen_as_seen,
+    instances_by_series,
+    outgoing,
+    reach_as_seen,
+    ref_as_seen,
+    view_issues,
+    view_pictures,
+    view_written,
+)
 from gateway.privacy.view import View, view_found, view_ref
 from gateway.security.audit import Audit, AuditRecord, constant
 from gateway.security.caller import Caller
 from gateway.security.policy import Policy
 from gateway.telemetry import stage
-from gateway.wire.elements import Part10Error
 from gateway.wire.multipart import MultipartPart
-from gateway.wire.transfer import FORBIDDEN_ON_THE_WEB, explicit_little_endian, rewrite, written_syntax
-from gateway.wire.written import Written, write
 
 
 class Views(Protocol):
     """Chooses what a caller may see."""
 
     def of(self, caller: Caller) -> View: ...
-
-
-@dataclass(frozen=True, slots=True)
-class StudyTree:
-    """One study whole: its series, each with its instances, as the caller may see them.
-
-    `is_whole` says that every node that holds it told all it has: only then may anything be counted.
-    """
-
-    study: Found
-    series: tuple[tuple[Found, tuple[Found, ...]], ...]
-    is_whole: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class OutgoingInstance:
-    """One instance ready to leave: the UIDs and syntax that the caller will find in `body`, a Part 10 file in chunks."""
-
-    ref: Ref
-    transfer_syntax: str
-    body: AsyncIterator[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A retrieve under way; `instances` raises if anything fails later. `issues` name silent nodes and known gaps;
-    `partial` says that there are gaps: something a holder has is missing."""
-
-    instances: AsyncIterator[OutgoingInstance]
-    issues: tuple[Issue, ...]
-    partial: bool
-
-
-@dataclass(frozen=True, slots=True)
-class OutgoingParts:
-    """Frames or bulk data under way, the first of them there; `issues` name silent nodes."""
-
-    parts: AsyncIterator[FramePart]
-    issues: tuple[Issue, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class OutgoingPictures:
-    """Rendered pictures under way, the first of them there; `issues` and `partial` as in Outgoing, `notes` for the caller."""
-
-    pictures: AsyncIterator[Picture]
-    issues: tuple[Issue, ...]
-    partial: bool = False
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """The metadata of every instance once, as JSON text; `issues` and `partial` as in Outgoing."""
-
-    pieces: tuple[Written, ...]
-    issues: tuple[Issue, ...]
-    partial: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +104,14 @@ class Pipeline:
         """
         async with self._request("search", caller, names, query=query, resource=resource) as (nodes, view, record):
             with stage("merge"):
-                page = await Paging(self.federation).page(view.query(query), nodes, _as_seen(reach or Reach(), view))
+                page = await Paging(self.federation).page(
+                    view.query(query), nodes, reach_as_seen(reach or Reach(), view)
+                )
             record.studies = sorted({found.study for found in page.items})
             record.issues, record.count = page.issues, len(page.items)
             with stage("view"):
                 items = tuple(view_found(view, found) for found in page.items)
-            return replace(page, items=items, issues=_view_issues(view, page.issues))
+            return replace(page, items=items, issues=view_issues(view, page.issues))
 
     async def search_by_offset(
         self,
@@ -191,7 +146,7 @@ class Pipeline:
         async with self._request("read", caller, names, ref=Ref(uid)) as (nodes, view, record):
             with stage("merge"):
                 answer = await self.federation.studies(view.uid_inbound(uid), nodes)
-                located = _chosen(choose, answer, view)
+                located = chosen_as_seen(choose, answer, view)
                 series = await self.federation.series_of(located)
                 instances = await in_parallel(series.items, self.federation.instances_of)
             gaps = [*series.issues, *(issue for each in instances for issue in each.issues)]
@@ -202,7 +157,7 @@ class Pipeline:
                     (view_found(view, one), tuple(view_found(view, i) for i in inner)) for one, inner in pairs
                 )
                 tree = StudyTree(view_found(view, located), shown, is_whole=not gaps)
-            return Answer((tree,), _view_issues(view, record.issues))
+            return Answer((tree,), view_issues(view, record.issues))
 
     async def metadata(self, caller: Caller, ref: Ref, names: Sequence[str]) -> Metadata:
         """The metadata of each instance (DICOM JSON model), as the caller may see it."""
@@ -211,8 +166,8 @@ class Pipeline:
                 described = await self.retrieval.metadata(view_ref(view, ref), nodes)
             record.issues, record.count = (*described.silent, *described.gaps), sum(map(len, described.pieces))
             with stage("view"):
-                pieces = tuple(_view_written(view, piece) for piece in described.pieces)
-            return Metadata(pieces, _view_issues(view, record.issues), bool(described.gaps))
+                pieces = tuple(view_written(view, piece) for piece in described.pieces)
+            return Metadata(pieces, view_issues(view, record.issues), bool(described.gaps))
 
     async def documents(
         self, caller: Caller, search: DocumentSearch, names: Sequence[str], *, permission: str
@@ -242,7 +197,7 @@ class Pipeline:
             async with aclosing_iterator(
                 self._outgoing(opened.instances, view, transfer_syntaxes, record)
             ) as instances:
-                yield Outgoing(instances, _view_issues(view, record.issues), bool(opened.gaps))
+                yield Outgoing(instances, view_issues(view, record.issues), bool(opened.gaps))
 
     async def _outgoing(
         self, instances: AsyncIterator[OpenedInstance], view: View, wanted: Sequence[str], record: AuditRecord
@@ -268,7 +223,7 @@ class Pipeline:
             record.count, record.issues = len(numbers), opened.silent
             recoded = self.pictures.recoded(view_ref(view, ref), nodes, opened.parts, choose)
             async with aclosing_iterator(recoded) as parts:
-                yield OutgoingParts(parts, _view_issues(view, opened.silent))
+                yield OutgoingParts(parts, view_issues(view, opened.silent))
 
     @asynccontextmanager
     async def bulkdata(self, caller: Caller, ref: Ref, path: str, names: Sequence[str]) -> AsyncIterator[OutgoingParts]:
@@ -278,7 +233,7 @@ class Pipeline:
             self.retrieval.bulkdata(view_ref(view, ref), tuple(path.split(".")), nodes) as opened,
         ):
             record.issues = opened.silent
-            yield OutgoingParts(opened.parts, _view_issues(view, opened.silent))
+            yield OutgoingParts(opened.parts, view_issues(view, opened.silent))
 
     async def store(
         self, caller: Caller, study: str | None, parts: AsyncIterator[MultipartPart], names: Sequence[str]
@@ -313,8 +268,8 @@ class Pipeline:
             self.pictures.open(view_ref(view, ref), nodes, view.dataset, asked, documents=view.is_plain) as opened,
         ):
             record.issues = (*opened.silent, *opened.gaps)
-            async with aclosing_iterator(_view_pictures(view, opened.pictures, record)) as pictures:
-                yield OutgoingPictures(pictures, _view_issues(view, record.issues), bool(opened.gaps), opened.notes)
+            async with aclosing_iterator(view_pictures(view, opened.pictures, record)) as pictures:
+                yield OutgoingPictures(pictures, view_issues(view, record.issues), bool(opened.gaps), opened.notes)
 
     async def thumbnail(
         self, caller: Caller, ref: Ref, names: Sequence[str], asked: Asked
@@ -322,7 +277,7 @@ class Pipeline:
         """One small picture for what is under `ref`, with nobody's identity in it."""
         async with self._request("thumbnail", caller, names, ref=ref) as (nodes, view, record):
             picture, record.issues = await self.pictures.thumbnail(view_ref(view, ref), nodes, asked)
-            return replace(picture, ref=_seen_ref(view, picture.ref)), _view_issues(view, record.issues)
+            return replace(picture, ref=ref_as_seen(view, picture.ref)), view_issues(view, record.issues)
 
     def access(self, caller: Caller) -> Hashable:
         """All of the caller, and of the nodes as they are set up now, that decides what it may see: two callers of one access get
@@ -455,88 +410,3 @@ def _state(node: Node) -> NodeState:
         config.availability,
         health,
     )
-
-
-def _as_seen(reach: Reach, view: View) -> Reach:
-    """The caller's conditions hold for what the caller sees."""
-    accepts = reach.accepts
-    if accepts is None or view.is_plain:
-        return reach
-    return replace(reach, accepts=lambda found: accepts(view_found(view, found)))
-
-
-Choice = Callable[[Sequence[Found]], Found]
-
-
-def _chosen(choose: Choice, answer: Answer[Found], view: View) -> Found:
-    """The original of the result that was chosen among what the caller may see; a silent node may have the one meant."""
-    seen = [view_found(view, one) for one in answer.items]
-    try:
-        return answer.items[seen.index(choose(seen))]
-    except NotFound:
-        raise absent("the study of that id", answer.issues) from None
-
-
-def instances_by_series(series: Sequence[Found], answers: Sequence[Answer[Found]]) -> list[list[Found]]:
-    """The instances in the order of the ordered series."""
-    by_series = {id(one): ordered(answer.items) for one, answer in zip(series, answers, strict=True)}
-    return [by_series[id(one)] for one in ordered(series)]
-
-
-async def outgoing(one: OpenedInstance, view: View, wanted: Sequence[str], imaging: Imaging) -> OutgoingInstance:
-    """The instance in one of the syntaxes asked for: as stored where that will do, Explicit VR LE where the web forbids the
-    stored one, else with its pixels in the first of them that they can be given in.
-
-    Raises NotAcceptable where there is none.
-    """
-    stored, ref = one.stream.transfer_syntax, _seen_ref(view, one.ref)
-    available = stored if view.is_plain else written_syntax(stored)
-    asked = available if available in wanted else next((one for one in wanted if _fits(stored, one)), None)
-    if asked is None:
-        raise _not_available(available)
-    if not view.is_plain and asked in ("", "*", available):
-        return OutgoingInstance(ref, available, rewrite(one.stream, view.instance))
-    if asked in ("*", stored) or (not asked and stored not in FORBIDDEN_ON_THE_WEB):
-        return OutgoingInstance(ref, stored, one.stream.raw())
-    if stored in FORBIDDEN_ON_THE_WEB and asked in ("", EXPLICIT):
-        return OutgoingInstance(ref, EXPLICIT, explicit_little_endian(one.stream))
-    if stored in NATIVE_SYNTAXES and (asked == EXPLICIT or not await _has_pixels(one)):
-        return OutgoingInstance(ref, EXPLICIT, rewrite(one.stream, view.instance))
-    return OutgoingInstance(ref, asked, transcoded(one.stream, asked, imaging, view.instance))
-
-
-def _fits(stored: str, asked: str) -> bool:
-    return asked in ("", "*") or can_become(stored, asked)
-
-
-async def _has_pixels(one: OpenedInstance) -> bool:
-    try:
-        return await has_pixels(one.stream)
-    except Part10Error:
-        raise NodeProtocolError(one.node, "sent an instance that cannot be read") from None
-
-
-def _not_available(available: str) -> NotAcceptable:
-    return NotAcceptable(
-        f"the instance is stored as {available}; ask for that, for '*', for {EXPLICIT} or a lossless syntax, "
-        "or leave transfer-syntax out",
-        parameter="Accept",
-    )
-
-
-def _seen_ref(view: View, ref: Ref) -> Ref:
-    return Ref(view.uid(ref.study), ref.series and view.uid(ref.series), ref.instance and view.uid(ref.instance))
-
-
-async def _view_pictures(view: View, pictures: AsyncIterator[Picture], record: AuditRecord) -> AsyncIterator[Picture]:
-    async for one in pictures:
-        record.count += 1
-        yield replace(one, ref=_seen_ref(view, one.ref))
-
-
-def _view_written(view: View, piece: Written) -> Written:
-    return piece if view.is_plain else write(view.dataset(dataset) for dataset in piece.datasets())
-
-
-def _view_issues(view: View, issues: Sequence[Issue]) -> tuple[Issue, ...]:
-    return tuple(replace(issue, text=view.error(issue.text)) for issue in issues)

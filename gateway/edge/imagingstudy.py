@@ -28,7 +28,8 @@ from gateway.model.vocabulary import (
     tag,
     uid_name,
 )
-from gateway.pipeline import NodeState, StudyTree
+from gateway.outgoing import StudyTree
+from gateway.pipeline import NodeState
 from gateway.store.patients import PatientIds
 
 Resource = dict[str, Any]

@@ -19,7 +19,7 @@ from gateway.federation.node import aclosing_iterator
 from gateway.federation.pictures import PDF, Asked, Picture
 from gateway.imaging.options import GIF
 from gateway.model.query import Ref
-from gateway.pipeline import OutgoingPictures
+from gateway.outgoing import OutgoingPictures
 from gateway.wire import multipart
 from gateway.wire.media import MediaType
 

@@ -25,7 +25,7 @@ from gateway.model.dataset import text
 from gateway.model.query import Ref, check_uid
 from gateway.model.seam import FramePart
 from gateway.model.vocabulary import RETRIEVE_URL
-from gateway.pipeline import Metadata, Outgoing, OutgoingInstance
+from gateway.outgoing import Metadata, Outgoing, OutgoingInstance
 from gateway.telemetry import stage
 from gateway.wire import dicomxml, multipart
 

@@ -16,7 +16,7 @@ from gateway.model.answer import Found
 from gateway.model.dataset import Dataset, attribute, text
 from gateway.model.study import row_of
 from gateway.model.vocabulary import Level, tag, uid_name
-from gateway.pipeline import StudyTree
+from gateway.outgoing import StudyTree
 from gateway.store.patients import PatientIds
 from tests.bench.measuring import Bar, Bench, Side, say
 
