@@ -127,7 +127,7 @@ def _kind(wanted: Any) -> str:
     origin = get_origin(wanted)
     if origin is Literal:
         return "one of " + ", ".join(filter(None, get_args(wanted)))
-    if origin in (frozenset, tuple):
+    if origin in (frozenset, tuple, Sequence):
         return "list"
     return "mapping" if origin is Mapping else _WORDS[wanted]
 

@@ -205,7 +205,8 @@ def test_a_capability_statement_tells_the_truth(crawl: Crawl) -> None:
     statement = crawl.bodies[f"{crawl.root}/metadata"]
     assert statement["fhirVersion"].startswith(crawl.version)
     kinds = {one["type"]: one for one in statement["rest"][0]["resource"]}
-    assert set(kinds) == {"ImagingStudy", "Patient", "Endpoint", "Organization"}
+    documents = {"DiagnosticReport", "ServiceRequest"}
+    assert set(kinds) == {"ImagingStudy", "Patient", "Endpoint", "Organization"} | documents
     published = standard_parameters(crawl.version)
     for parameter in kinds["ImagingStudy"]["searchParam"]:
         assert published.get(parameter["name"], parameter["type"]) == parameter["type"]
