@@ -42,7 +42,7 @@ const refused = async (name, ask, status) => {
 await refused('an unknown id', () => client.read({ resourceType: 'ImagingStudy', id: 'no-such-id' }), 404);
 await refused('an unknown parameter',
   () => client.search({ resourceType: 'ImagingStudy', searchParams: { 'no-such': '1' } }), 400);
-await refused('a write', () => client.create({ resourceType: 'Patient', body: { resourceType: 'Patient' } }), 404);
+await refused('a write', () => client.create({ resourceType: 'Patient', body: { resourceType: 'Patient' } }), 405);
 
 process.stdout.write(JSON.stringify({
   version: statement.fhirVersion, instances: (read.series ?? []).reduce((sum, one) => sum + one.instance.length, 0),
