@@ -21,6 +21,7 @@ from gateway.edge.estate import Estate
 from gateway.edge.exportasked import ENDPOINT, ORGANIZATION, PATIENT, STUDY, patients_pair
 from gateway.edge.fhirsearch import StudySearch, parse
 from gateway.edge.imagingstudy import Renderer, Resource
+from gateway.edge.shown import SUBSETTED
 from gateway.errors import Forbidden, GatewayError, NodeError, NoNodeAnswered
 from gateway.exporting.engine import Made
 from gateway.federation.holders import depends_on_holder
@@ -41,7 +42,6 @@ _PASSING = ("GW201", "GW202", "GW203", "GW208", "GW210")
 _AT_ONCE = 100
 _OF_A_CROWDED_DAY = 5
 """Pages that one step takes out of a day that fills whole pages: each step has to have the whole day before it."""
-_SUBSETTED = {"system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue", "code": "SUBSETTED"}
 # What a resource has to have to be one (FHIR R4 and R5: cardinality 1.., Organization org-1).
 _MANDATORY = {
     STUDY: ("status", "subject"),
@@ -320,9 +320,9 @@ def trimmed(resource: Resource, elements: Sequence[str]) -> Resource:
     if not wanted:
         return resource
     wanted |= {"resourceType", "id", *_MANDATORY[type_]}
-    tags = [*resource.get("meta", {}).get("tag", ()), _SUBSETTED]
+    tags = [*resource.get("meta", {}).get("tag", ()), SUBSETTED]
     kept = {name: value for name, value in resource.items() if name in wanted}
-    return {**kept, "meta": {**resource.get("meta", {}), "tag": tags[-1:] if _SUBSETTED in tags[:-1] else tags}}
+    return {**kept, "meta": {**resource.get("meta", {}), "tag": tags[-1:] if SUBSETTED in tags[:-1] else tags}}
 
 
 def progress(job: Job, step: Step) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.edge.identifiers import DICOM_UID, Issuers, names_study, study_id
+from gateway.edge.shown import SUBSETTED
 from gateway.model.anatomy import LATERALITIES, concept_of
 from gateway.model.answer import Found
 from gateway.model.dataset import Dataset, items, text, texts, values
@@ -38,7 +39,7 @@ DCM = "http://dicom.nema.org/resources/ontology/DCM"
 SCT = "http://snomed.info/sct"
 V2_0203 = "http://terminology.hl7.org/CodeSystem/v2-0203"
 _ABSENT = [{"url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason", "valueCode": "unknown"}]
-_SUBSETTED = {"tag": [{"system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue", "code": "SUBSETTED"}]}
+_SUBSETTED = {"tag": [SUBSETTED]}
 _STATUS = {
     "": "available",
     "ONLINE": "available",

@@ -19,7 +19,7 @@ from gateway.edge.negotiation import DICOM, OCTETS, DicomAccept, OctetAccept
 from gateway.edge.ranges import Range
 from gateway.edge.representations import DICOM_XML, Representation
 from gateway.errors import GatewayError, InvalidQuery, NotAcceptable
-from gateway.federation.node import aclosing_iterator
+from gateway.federation.node import aclosing_iterator, first_then
 from gateway.model.answer import Issue
 from gateway.model.dataset import text
 from gateway.model.query import Ref, check_uid
@@ -139,7 +139,7 @@ async def _parts(
     boundary: str, root: str, first: OutgoingInstance, rest: AsyncIterator[OutgoingInstance]
 ) -> AsyncIterator[bytes]:
     is_first = True
-    async for one in _first_then(first, rest):
+    async for one in first_then(first, rest):
         headers = {
             "Content-Type": f"{DICOM}; transfer-syntax={one.transfer_syntax}",
             "Content-Location": f"{root}/{one.ref.path}",
@@ -157,12 +157,6 @@ async def _headed(head: bytes, body: AsyncIterator[bytes]) -> AsyncIterator[byte
     yield head + await anext(body, b"")
     async for chunk in body:
         yield chunk
-
-
-async def _first_then(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
-    yield first
-    async for item in rest:
-        yield item
 
 
 async def guarded(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -305,7 +299,7 @@ async def _octet_parts(
     location: Callable[[FramePart], str],
 ) -> AsyncIterator[bytes]:
     is_first = True
-    async for part in _first_then(first, rest):
+    async for part in first_then(first, rest):
         headers = {"Content-Type": _typed(part), "Content-Location": location(part)}
         head = multipart.part_head(boundary, headers, first=is_first)
         is_first = False

@@ -236,6 +236,13 @@ async def aclosing_iterator(iterator: AsyncIterator[T]) -> AsyncIterator[AsyncIt
             await close()
 
 
+async def first_then(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
+    """An item that was taken already, and what follows it."""
+    yield first
+    async for one in rest:
+        yield one
+
+
 def _kind(query: Query) -> str:
     """A search for one study by its UID alone is its location, which is remembered longer than an open search."""
     only = query.matches[0] if len(query.matches) == 1 and query.level is Level.STUDY else None

@@ -13,7 +13,7 @@ import orjson
 from gateway.cache import freshness
 from gateway.errors import InvalidQuery, NotAcceptable, NotFound, TooLarge
 from gateway.federation.federate import absent
-from gateway.federation.node import Node, aclosing_iterator
+from gateway.federation.node import Node, aclosing_iterator, first_then
 from gateway.federation.page import ordered
 from gateway.federation.retrieve import Retrieval
 from gateway.imaging import attributes as images
@@ -120,7 +120,7 @@ class Pictures:
             source = self._made(jobs, nodes, asked, show)
             pictures = await stack.enter_async_context(aclosing_iterator(source))
             first = await anext(pictures)
-            yield OpenedPictures(_chain(first, pictures), silent, gaps, (*notes, *_refused(jobs, asked, show)))
+            yield OpenedPictures(first_then(first, pictures), silent, gaps, (*notes, *_refused(jobs, asked, show)))
 
     async def _check_count(self, ref: Ref, nodes: Sequence[Node]) -> None:
         study = (await self.retrieval.federation.locate(ref.study, nodes)).items[0]
@@ -370,9 +370,3 @@ async def _read(body: AsyncIterator[bytes], most: int) -> bytes:
 
 async def _whole(data: bytes) -> AsyncIterator[bytes]:
     yield data
-
-
-async def _chain(first: Picture, rest: AsyncIterator[Picture]) -> AsyncIterator[Picture]:
-    yield first
-    async for one in rest:
-        yield one

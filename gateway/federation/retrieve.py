@@ -11,7 +11,7 @@ from gateway.cache import freshness
 from gateway.errors import NodeError, NodeProtocolError, NotFound
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation, absent
-from gateway.federation.node import Node, aclosing_iterator
+from gateway.federation.node import Node, aclosing_iterator, first_then
 from gateway.federation.opened import OpenedInstance
 from gateway.federation.pixels import Pixels
 from gateway.model.answer import Found, Issue
@@ -282,13 +282,7 @@ async def _started(items: AsyncIterator[T], stack: AsyncExitStack) -> AsyncItera
     first = await anext(source, None)
     if first is None:
         raise NotFound("there is nothing to retrieve")
-    return await stack.enter_async_context(aclosing_iterator(_chain(first, source)))
-
-
-async def _chain(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
-    yield first
-    async for one in rest:
-        yield one
+    return await stack.enter_async_context(aclosing_iterator(first_then(first, source)))
 
 
 def _each_once(pieces: Iterable[Written]) -> tuple[Written, ...]:

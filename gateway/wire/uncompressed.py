@@ -27,7 +27,8 @@ from gateway.wire.elements import (
 )
 from gateway.wire.explicit import Conversion
 from gateway.wire.filemeta import file_meta
-from gateway.wire.part10 import AFTER_PIXEL_DATA, MAX_HEAD, PIXEL_DATA, Part10Stream
+from gateway.wire.part10 import Part10Stream
+from gateway.wire.transfer import PIXEL_SECTIONS, behind_pixel_data
 
 UNCOMPRESSED = frozenset(
     map(str, (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian))
@@ -35,7 +36,6 @@ UNCOMPRESSED = frozenset(
 """The syntaxes whose pixel data are plain cells: between them a file can be written anew without touching an image."""
 TARGETS = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 """What such a file can be written as here, the better first: it keeps the VR of private elements."""
-_PIXEL_SECTIONS = (PIXEL_DATA + 1, PIXEL_DATA + 2, AFTER_PIXEL_DATA)
 _NOT_ENTERED = frozenset({b"OB", b"OW"})
 
 
@@ -56,10 +56,10 @@ async def written_as(stream: Part10Stream, syntax: str) -> AsyncIterator[bytes]:
         dataset = stream.dataset
         yield file_meta(str(dataset.get("SOPClassUID", "")), str(dataset.get("SOPInstanceUID", "")), syntax)
         yield written(head)
-        for until in _PIXEL_SECTIONS:
+        for until in PIXEL_SECTIONS:
             async for chunk in _pixel_data(stream, until, conversion, implicit):
                 yield chunk
-        yield written(await _behind(stream))
+        yield written(await behind_pixel_data(stream))
     finally:
         await stream.aclose()
 
@@ -78,16 +78,6 @@ async def _pixel_data(stream: Part10Stream, until: int, conversion: Conversion, 
             yield swap.feed(piece) if swap else piece
     if swap:
         yield swap.finish()
-
-
-async def _behind(stream: Part10Stream) -> bytes:
-    pieces, size = [], 0
-    async for piece in stream.tail:
-        size += len(piece)
-        if size > MAX_HEAD:
-            raise Part10Error(f"more than {MAX_HEAD} bytes behind the pixel data")
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 def implicit_little_endian(data: bytes) -> bytes:

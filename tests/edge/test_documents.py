@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from gateway.simulators.fhir import FhirOptions, FhirSimulator
 from gateway.store.patients import PatientIds
 from gateway.wire import fhirxml
 from tests.running import Gateway
-from tests.security.conftest import TestIssuer
+from tests.security.conftest import TestIssuer, issuer_beside
 from tests.specimens import specimen
 
 SEARCH = "/fhir/DiagnosticReport?patient.identifier=urn:north|12345"
@@ -44,20 +42,8 @@ CODE = {"text": "CT"}
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[TestIssuer]:
-    made, started, loop = TestIssuer(), threading.Event(), asyncio.new_event_loop()
-
-    async def run() -> None:
-        async with made.running():
-            started.set()
-            await asyncio.Event().wait()
-
-    task = loop.create_task(run())
-    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])), daemon=True)
-    thread.start()
-    assert started.wait(30)
-    yield made
-    loop.call_soon_threadsafe(task.cancel)
-    thread.join(30)
+    with issuer_beside() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

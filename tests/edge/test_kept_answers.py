@@ -38,7 +38,7 @@ from gateway.pipeline import Pipeline
 from gateway.privacy.view import PlainView, View
 from gateway.security.caller import Caller
 from tests.running import Gateway, files_node
-from tests.security.conftest import TestIssuer
+from tests.security.conftest import TestIssuer, issuer_beside
 
 JSON = {"Accept": "application/dicom+json"}
 STUDIES = "/dicom-web/studies"
@@ -46,21 +46,8 @@ STUDIES = "/dicom-web/studies"
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[TestIssuer]:
-    """An issuer that runs beside the tests, in a thread of its own."""
-    made, started, loop = TestIssuer(), threading.Event(), asyncio.new_event_loop()
-
-    async def run() -> None:
-        async with made.running():
-            started.set()
-            await asyncio.Event().wait()
-
-    task = loop.create_task(run())
-    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])), daemon=True)
-    thread.start()
-    assert started.wait(30)
-    yield made
-    loop.call_soon_threadsafe(task.cancel)
-    thread.join(30)
+    with issuer_beside() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from tests.catalogue import CatalogueNodes, catalogue_nodes, made_up
 from tests.edge.test_kept_answers import ViewsBySubject
 from tests.export.asking import ASYNC
 from tests.running import Gateway
-from tests.security.conftest import TestIssuer
+from tests.security.conftest import TestIssuer, issuer_beside
 
 ROWS = made_up(40, nodes=2)
 ALL = "system/*.rs"
@@ -25,20 +23,8 @@ ALL = "system/*.rs"
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[TestIssuer]:
-    made, started, loop = TestIssuer(), threading.Event(), asyncio.new_event_loop()
-
-    async def run() -> None:
-        async with made.running():
-            started.set()
-            await asyncio.Event().wait()
-
-    task = loop.create_task(run())
-    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])), daemon=True)
-    thread.start()
-    started.wait(10)
-    yield made
-    loop.call_soon_threadsafe(task.cancel)
-    thread.join(10)
+    with issuer_beside() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from tests.adapters.test_dimse_storing import archive
 from tests.bench import processes
 from tests.faults.proxy import Fault, FaultProxy
 from tests.running import Gateway, files_node
-from tests.security.conftest import TestIssuer
+from tests.security.conftest import TestIssuer, issuer_beside
 from tests.sending import DICOM, body, encoded, instance, read, send, uids
 
 AE_TITLE = "SIMULATOR"
@@ -124,20 +123,8 @@ def test_a_wrong_rule_stops_the_start(first: dict[str, Any], second: dict[str, A
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[TestIssuer]:
-    made, started, loop = TestIssuer(), threading.Event(), asyncio.new_event_loop()
-
-    async def run() -> None:
-        async with made.running():
-            started.set()
-            await asyncio.Event().wait()
-
-    task = loop.create_task(run())
-    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])), daemon=True)
-    thread.start()
-    assert started.wait(30)
-    yield made
-    loop.call_soon_threadsafe(task.cancel)
-    thread.join(30)
+    with issuer_beside() as running:
+        yield running
 
 
 @pytest.mark.parametrize(

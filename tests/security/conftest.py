@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 
 import pytest
@@ -82,6 +83,25 @@ class TestIssuer:
             yield self
         finally:
             server.close()
+
+
+@contextmanager
+def issuer_beside():
+    """An issuer that runs beside the tests, in a thread of its own."""
+    made, started, loop = TestIssuer(), threading.Event(), asyncio.new_event_loop()
+
+    async def run():
+        async with made.running():
+            started.set()
+            await asyncio.Event().wait()
+
+    task = loop.create_task(run())
+    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])), daemon=True)
+    thread.start()
+    assert started.wait(30)
+    yield made
+    loop.call_soon_threadsafe(task.cancel)
+    thread.join(30)
 
 
 @pytest.fixture
