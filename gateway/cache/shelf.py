@@ -51,6 +51,7 @@ class Shelf:
         self._entries: OrderedDict[Path, Entry] = OrderedDict()
         self._studies: dict[tuple[str, str], dict[tuple[str, str], Entry]] = {}
         self._complete: set[tuple[str, str, str | None]] = set()
+        self._leaving: dict[Path, int] = {}
 
     def find(
         self, node: str, study: str, series: str | None = None, instance: str | None = None
@@ -101,8 +102,7 @@ class Shelf:
             entry.pins -= 1
             if not entry.retired or entry.pins:
                 return []
-            self.give_back(entry.instance.size)
-            return [entry.instance.path]
+            return self._leave(entry)
 
     def forget(self, node: str, study: str | None = None) -> list[Path]:
         """Takes out a study of a node, or all that came from the node."""
@@ -125,13 +125,17 @@ class Shelf:
             self._entries.clear()
             self._studies.clear()
             self._complete.clear()
+            self._leaving.clear()
             self.used = 0
 
     def _is_old(self, entry: Entry) -> bool:
         return self._clock() - entry.committed >= self.max_age
 
     def make_room(self, written: int, more: int) -> list[Path] | None:
-        """Reserves `more` bytes and names the files that have to go for them; None when there cannot be room."""
+        """Reserves `more` bytes and names the files that have to go first; None when there cannot be room.
+
+        Among them are files that made room for somebody else and are not deleted yet: deleting them twice is harmless.
+        """
         with self._lock:
             missing = self.used + more - self.max_bytes
             if written + more > self.max_bytes:
@@ -139,13 +143,18 @@ class Shelf:
             idle = [entry for entry in self._entries.values() if not entry.pins] if missing > 0 else []
             if missing > sum(entry.instance.size for entry in idle):
                 return None
-            doomed: list[Path] = []
             for entry in idle:
                 if self.used + more <= self.max_bytes:
                     break
-                doomed += self._remove(entry)
+                self._remove(entry)
             self.used += more
-            return doomed
+            return list(self._leaving) if self.used + sum(self._leaving.values()) > self.max_bytes else []
+
+    def gone(self, paths: Iterable[Path]) -> None:
+        """These files are deleted: nobody has to wait for their room any more."""
+        with self._lock:
+            for path in paths:
+                self._leaving.pop(path, None)
 
     def give_back(self, size: int) -> None:
         with self._lock:
@@ -177,7 +186,10 @@ class Shelf:
         """The file to delete now, or none while a reader has it: then its last reader deletes it."""
         del self._entries[entry.instance.path]
         entry.retired = True
-        if entry.pins:
-            return []
-        self.used -= entry.instance.size
+        return [] if entry.pins else self._leave(entry)
+
+    def _leave(self, entry: Entry) -> list[Path]:
+        """Its bytes may be reserved anew from now on, and written once the file is deleted."""
+        self.give_back(entry.instance.size)
+        self._leaving[entry.instance.path] = entry.instance.size
         return [entry.instance.path]

@@ -142,7 +142,7 @@ class Spool:
 
     def _delete(self, doomed: list[Path]) -> None:
         if doomed:
-            self._submit(_unlink, doomed)
+            self._submit(_delete, self._shelf, doomed)
 
     def _submit(self, work: Callable[..., None], *arguments: Any) -> Future[None]:
         """Starts file work in a thread, or does it here when the threads are gone."""
@@ -191,7 +191,7 @@ class Writer:
         self._gathered.append(chunk)
         self._held += len(chunk)
         if doomed:
-            await self._do(_unlink, doomed)
+            await self._do(_delete, self._shelf, doomed)
         return self._held < _BLOCK or await self._do(self._append, self._take_gathered())
 
     async def commit(self) -> SpooledInstance | None:
@@ -252,7 +252,7 @@ class Writer:
                 path, it.node, it.study, it.series, it.instance, self._size, it.transfer_syntax
             )
             self._ended = True
-            _unlink(self._shelf.admit(self._committed))
+            _delete(self._shelf, self._shelf.admit(self._committed))
 
     def _discard(self) -> None:
         with self._lock:
@@ -261,7 +261,7 @@ class Writer:
             self._ended = True
             if self._file is not None:
                 self._file.close()
-                _unlink([self._path(".part")])
+                _unlink(self._path(".part"))
             self._shelf.give_back(self._size)
 
     def _path(self, suffix: str) -> Path:
@@ -278,7 +278,12 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _unlink(paths: Iterable[Path]) -> None:
+def _delete(shelf: Shelf, paths: list[Path]) -> None:
     for path in paths:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        _unlink(path)
+    shelf.gone(paths)
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -256,6 +256,26 @@ async def test_the_bound_holds_at_every_moment_with_many_writers_and_readers(tmp
     await spool.close()
 
 
+async def test_room_is_written_to_only_when_what_made_it_is_off_the_disk(tmp_path, monkeypatch):
+    at_once = Path.unlink
+
+    def slowly(path, missing_ok=False):
+        time.sleep(0.2)
+        at_once(path, missing_ok=missing_ok)
+
+    spool = Spool(tmp_path, max_bytes=4 * MB)
+    await spool.open()
+    await put(spool, "whole", content=b"w" * 4 * MB)
+    monkeypatch.setattr(Path, "unlink", slowly)
+
+    async def put_and_look(name):
+        await put(spool, name, content=b"x" * MB)
+        return bytes_on_disk(spool)
+
+    assert max(await asyncio.gather(put_and_look("one"), put_and_look("two"))) <= 4 * MB
+    await spool.close()
+
+
 async def test_a_full_disk_ends_the_spooling_and_not_the_stream(spool, monkeypatch):
     def full(self, block):
         raise OSError(28, "No space left on device")
@@ -353,7 +373,7 @@ def test_foreign_things_in_the_directory_are_left_alone(tmp_path):
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["put", "put", "put", "pin", "unpin", "forget", "whole", "age"]),
+        st.sampled_from(["put", "put", "put", "pin", "unpin", "forget", "delete", "whole", "age"]),
         st.integers(0, 5),
         st.integers(1, 60),
     ),
@@ -366,13 +386,15 @@ steps = st.lists(
 def test_the_index_never_lies_about_room_wholeness_or_files_in_use(actions):
     from gateway.cache.shelf import Shelf, SpooledInstance
 
-    now, files, pinned, serial = [0.0], {}, [], 0
+    now, files, later, pinned, serial = [0.0], {}, set(), [], 0
     shelf = Shelf(100, 50.0, lambda: now[0])
 
     def delete(paths):
         for path in paths:
             assert all(entry.instance.path != path for entry in pinned), "a file was taken from under its reader"
-            del files[path]
+            files.pop(path, None)
+            later.discard(path)
+        shelf.gone(paths)
 
     for action, number, size in actions:
         found = shelf.find("n", "1")
@@ -387,9 +409,11 @@ def test_the_index_never_lies_about_room_wholeness_or_files_in_use(actions):
         elif action == "pin" and found:
             pinned.append(shelf.pin(found[number % len(found)]))
         elif action == "unpin" and pinned:
-            delete(shelf.unpin(pinned.pop(number % len(pinned))))
+            later.update(shelf.unpin(pinned.pop(number % len(pinned))))
         elif action == "forget":
-            delete(shelf.forget("n"))
+            later.update(shelf.forget("n"))
+        elif action == "delete":
+            delete(list(later))
         elif action == "whole":
             done, doomed = shelf.complete(
                 "n", Ref("1", str(number % 2)), {str(n) for n in range(number % 2, size % 6, 2)}
@@ -403,5 +427,6 @@ def test_the_index_never_lies_about_room_wholeness_or_files_in_use(actions):
             delete(shelf.expire())
             for series, before in whole.items():
                 assert not shelf.is_complete("n", "1", series) or set(names(shelf.find("n", "1", series))) == before
-        assert shelf.used == sum(files.values()) <= 100
+        assert shelf.used == sum(size for path, size in files.items() if path not in later)
+        assert sum(files.values()) <= 100
         assert all(each.path in files for each in shelf.find("n", "1"))
