@@ -28,10 +28,12 @@ from gateway.cache.leftovers import prepare
 from gateway.cache.sealing import seal_of
 from gateway.cache.spool import Spool
 from gateway.cache.work import queue_of
-from gateway.edge import export, identifiers, problems, routes
+from gateway.edge import problems, routes
 from gateway.edge.encoding import Compression
 from gateway.edge.estate import Estate, Residence
-from gateway.edge.exportpages import Pages
+from gateway.edge.export.operation import polls
+from gateway.edge.export.pages import Pages
+from gateway.edge.fhir import identifiers
 from gateway.edge.kept import KeptAnswers
 from gateway.edge.middleware import Authentication, Telemetry, isolation
 from gateway.edge.proxies import Proxies
@@ -238,7 +240,7 @@ async def _lifespan(
         if settings.export_bytes:
             await exporting.open()
             stack.push_async_callback(exporting.close)
-        app.state.exporting, app.state.export_polls = exporting, export.polls()
+        app.state.exporting, app.state.export_polls = exporting, polls()
         stack.push_async_callback(cancel_all, [asyncio.create_task(watch_the_loop())])
         _tune_garbage_collector()
         app.state.ready = True

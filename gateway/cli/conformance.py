@@ -11,9 +11,10 @@ from gateway import __version__
 from gateway.adapters.dimse.probing import PATIENT_ROOT, STUDY_ROOT
 from gateway.adapters.dimse.storage_contexts import COMMON_CLASSES, IMAGE_SYNTAXES
 from gateway.cli import console
-from gateway.edge import capabilities, qidoquery, routes
+from gateway.edge import capabilities, routes
+from gateway.edge.dicomweb import qidoquery
+from gateway.edge.dicomweb.representations import OFFERED, Representation
 from gateway.edge.negotiation import FRAME_TYPES
-from gateway.edge.representations import OFFERED, Representation
 from gateway.federation import nodes
 from gateway.federation.nodes import NodeConfig
 from gateway.model.vocabulary import RETURNED, SERIES_KEYS, STUDY_KEYS, Level, keyword, uid_name, vr

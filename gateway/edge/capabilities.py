@@ -12,9 +12,9 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from gateway.edge import negotiation
 from gateway.edge.context import base_of
+from gateway.edge.dicomweb.qidoquery import OPTIONS
+from gateway.edge.dicomweb.representations import OFFERED
 from gateway.edge.negotiation import DICOM, FRAME_TYPES, JSON, MULTIPART, OCTETS
-from gateway.edge.qidoquery import OPTIONS
-from gateway.edge.representations import OFFERED
 from gateway.federation.pictures import RENDERED_TYPES
 from gateway.security.discovery import protected_resource, smart_configuration
 from gateway.wire.media import parse_media_type, preferred

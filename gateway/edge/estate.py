@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.edge.identifiers import Issuers
+from gateway.edge.fhir.identifiers import Issuers
 from gateway.pipeline import Pipeline
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.edge import directory, listing, patientkeys
-from gateway.edge.exportasked import NDJSON
-from gateway.edge.fhirsearch import KEYS, PARAMETERS, TOTALS
+from gateway.edge.export.requested import NDJSON
+from gateway.edge.fhir import directory, listing, patientkeys
+from gateway.edge.fhir.shown import SUMMARIES
+from gateway.edge.fhir.studyquery import KEYS, PARAMETERS, TOTALS
 from gateway.edge.negotiation import DICOM, DICOM_JSON, FRAME_TYPES, JSON, MULTIPART, OCTETS
-from gateway.edge.shown import SUMMARIES
 from gateway.federation.page import Sort
 from gateway.federation.pictures import PDF, RENDERED_TYPES
 from gateway.model.vocabulary import RETURNED, Level, keyword, vr

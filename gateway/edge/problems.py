@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import errors
-from gateway.edge import fhirformat
+from gateway.edge.fhir import formats
 from gateway.errors import GatewayError, NodeError, NoNodeAnswered
 from gateway.model.answer import Issue
 from gateway.telemetry import log, place_of, request_id
@@ -131,7 +131,7 @@ def render(
     if is_fhir(request):
         issue = outcome_issue("error", _ISSUE_TYPES.get(status, "exception"), code, detail, parameter)
         body: dict[str, object] = {"resourceType": "OperationOutcome", "issue": [issue, *map(issue_of_node, issues)]}
-        form = fhirformat.of_error(request)
+        form = formats.of_error(request)
         media_type, content = form.essence, form.encode(body)
     else:
         body = {"type": f"urn:imaging-gateway:error:{code}", "title": title, "status": status, "detail": detail}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Scope
 
-from gateway.edge import admin, capabilities, export, fhir, openapi, qido, rendered, stow, wado, wadouri
+from gateway.edge import admin, capabilities, openapi
+from gateway.edge.dicomweb import qido, rendered, stow, wado, wadouri
+from gateway.edge.export import operation
+from gateway.edge.fhir import interactions
 from gateway.model.vocabulary import Level
 
 _FHIR_ROOTS = ("", "/fhir", "/fhir/r4", "/fhir/r5")
@@ -50,7 +53,7 @@ class _Options(Route):
 
 
 def _fhir(version: str | None) -> list[BaseRoute]:
-    return [*export.routes(version), *fhir.routes(version)]
+    return [*operation.routes(version), *interactions.routes(version)]
 
 
 def table() -> list[BaseRoute]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from gateway.edge.identifiers import Issuers
-from gateway.edge.imagingstudy import Renderer
+from gateway.edge.fhir.identifiers import Issuers
+from gateway.edge.fhir.imagingstudy import Renderer
 from gateway.model.answer import Found
 from gateway.model.dataset import Dataset, attribute, text
 from gateway.model.study import row_of

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from national_nodes import Demo, attribute
 
-from gateway.edge.wado import OpenStream
+from gateway.edge.dicomweb.wado import OpenStream
 from gateway.simulators.corpus import HeldStudy
 from tests.running import Gateway
 

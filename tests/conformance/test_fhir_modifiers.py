@@ -11,8 +11,8 @@ from national_nodes import Demo
 from pydicom import dcmread
 from test_fhir_search import BAD, CT, DCM, MG, SCT, Truth, search, truth_of, uids
 
-from gateway.edge import directory, documentsearch, fhirsearch, patientkeys, studykeys
-from gateway.edge.searchgrammar import Name, alternatives, fields, name_of, plain, token
+from gateway.edge.fhir import directory, documentsearch, patientkeys, studykeys, studyquery
+from gateway.edge.fhir.searchgrammar import Name, alternatives, fields, name_of, plain, token
 from gateway.model.folding import fold_name
 from gateway.simulators.corpus import HeldStudy
 from tests.running import Gateway
@@ -240,7 +240,7 @@ def test_every_parameter_and_every_modifier_of_it_is_in_a_table_here() -> None:
     renamed = {"body-site": "bodysite", "based-on": "basedon"}
     tried |= {(renamed.get(name, name).replace("subject", "patient"), modifier) for name, modifier in tried}
     elsewhere = {"_id", "patient", "patient._id", "series", "instance"}  # need ids that only a test knows
-    for name, key in fhirsearch.KEYS.items():
+    for name, key in studyquery.KEYS.items():
         name = renamed.get(name, name).replace("subject", "patient").replace("based-on", "basedon")
         for modifier in ("", *key.all_modifiers):
             is_refused = name in ("basedon", "referrer") and not modifier

@@ -11,7 +11,7 @@ from fhir.resources.R4B import get_fhir_model_class as r4b_class
 from fhir_rules import faults
 from national_nodes import Demo
 
-from gateway.edge import profiles
+from gateway.edge.fhir import profiles
 from tests.running import Gateway
 
 Resource = dict[str, Any]

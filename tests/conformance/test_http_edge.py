@@ -16,8 +16,9 @@ from small_hospital import MULLER, Small
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Route
 
-from gateway.edge import ranges, routes
+from gateway.edge import routes
 from gateway.edge.context import base_of
+from gateway.edge.dicomweb import ranges
 from gateway.edge.encoding import coding_for
 from gateway.edge.proxies import Proxies
 from tests.running import Gateway

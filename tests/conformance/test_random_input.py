@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from national_nodes import Demo
 from starlette.requests import Request
 
-from gateway.edge import fhirformat, identifiers, negotiation, periods, qidoquery, representations, wado
-from gateway.edge.fhirsearch import PARAMETERS, parse
-from gateway.edge.imagingstudy import Renderer
-from gateway.edge.searchgrammar import name_of
+from gateway.edge import negotiation
+from gateway.edge.dicomweb import qidoquery, representations, wado
+from gateway.edge.fhir import formats, identifiers, periods
+from gateway.edge.fhir.imagingstudy import Renderer
+from gateway.edge.fhir.searchgrammar import name_of
+from gateway.edge.fhir.studyquery import PARAMETERS, parse
 from gateway.errors import InvalidQuery, NotAcceptable
 from gateway.federation.page import Cursor
 from gateway.model.patient import PatientKey
@@ -114,8 +116,8 @@ def test_an_accept_header_is_met_or_refused(accept: str, strict: bool) -> None:
         lambda: representations.chosen(request, strict=strict, alone=strict),
         lambda: negotiation.instances(request, strict=strict, one_instance=strict),
         lambda: negotiation.octets(request, strict=strict, single=strict),
-        lambda: fhirformat.negotiated(request, None),
-        lambda: fhirformat.negotiated(request, "5.0"),
+        lambda: formats.negotiated(request, None),
+        lambda: formats.negotiated(request, "5.0"),
     ):
         with contextlib.suppress(NotAcceptable, InvalidQuery):
             assert negotiate()

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from gateway.adapters.fhir.bearers import Bearers
 from gateway.adapters.fhir.bundle import References
-from gateway.edge.documents import document_id, original_id, rendered
-from gateway.edge.foreignvalues import Values
-from gateway.edge.identifiers import declared
-from gateway.edge.imagingstudy import Renderer
-from gateway.edge.periods import Period, compare_span
+from gateway.edge.fhir.documents import document_id, original_id, rendered
+from gateway.edge.fhir.foreignvalues import Values
+from gateway.edge.fhir.identifiers import declared
+from gateway.edge.fhir.imagingstudy import Renderer
+from gateway.edge.fhir.periods import Period, compare_span
 from gateway.errors import Unmappable
 from gateway.mapping.load import load_all
 from gateway.mapping.read import Reader

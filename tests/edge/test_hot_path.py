@@ -18,7 +18,9 @@ def test_a_study_of_600_instances_is_the_same_json_both_ways(version: str) -> No
 
 
 def test_the_edge_s_renderer_brings_no_model_of_fhir_resources_with_it() -> None:
-    code = "import sys, gateway.edge.fhir; print([name for name in sys.modules if name.startswith('fhir.')])"
+    code = (
+        "import sys, gateway.edge.fhir.interactions; print([name for name in sys.modules if name.startswith('fhir.')])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

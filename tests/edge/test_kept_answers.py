@@ -516,7 +516,7 @@ async def test_a_stale_answer_is_not_kept() -> None:
 
 def test_the_edge_reads_no_header_that_an_answer_s_key_leaves_out() -> None:
     """What is read of a request's headers is in the key, or does not shape the body of an answer that is kept."""
-    source = "\n".join(path.read_text() for path in Path(gateway.edge.__file__).parent.glob("*.py"))
+    source = "\n".join(path.read_text() for path in Path(gateway.edge.__file__).parent.rglob("*.py"))
     read = {name.lower() for name in re.findall(r'headers\.get(?:list)?\(f?"([\w{}-]+)"', source)}
     read |= {name.lower() for name in re.findall(r'"([\w-]+)" in \w+(?:\.\w+)*\.headers', source)}
     read |= {name.lower() for name in re.findall(r'sent\(scope, b"([\w-]+)"', source)}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from gateway.edge import rendering
+from gateway.edge.dicomweb import rendering
 from gateway.errors import GatewayError, InvalidQuery, NotAcceptable
 
 NUMBERS = st.one_of(

@@ -9,8 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from gateway.edge import negotiation, representations
-from gateway.edge.representations import IN_JSON, IN_PLAIN_JSON, IN_XML, IN_XML_ALONE, Representation
+from gateway.edge import negotiation
+from gateway.edge.dicomweb import representations
+from gateway.edge.dicomweb.representations import IN_JSON, IN_PLAIN_JSON, IN_XML, IN_XML_ALONE, Representation
 from gateway.errors import InvalidQuery, NotAcceptable
 from gateway.wire.media import MediaType, parse_accept, preferred
 

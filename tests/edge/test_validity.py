@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from running import Gateway, files_node
 
-from gateway.edge import validity
+from gateway.edge.fhir import validity
 from gateway.errors import GatewayError
 from gateway.simulators import corpus
 

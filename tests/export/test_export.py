@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from gateway.edge import exportpages
+from gateway.edge.export import pages
 from tests.catalogue import CatalogueNodes, catalogue_nodes, free_ports, made_up
 from tests.export.asking import ASYNC, Export, begin
 from tests.federation.flaky import Flaky
@@ -366,7 +366,7 @@ def test_a_node_that_stops_at_its_maximum_is_named(nodes: CatalogueNodes) -> Non
 
 
 def test_an_export_of_silence_is_an_error_not_an_empty_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exportpages, "_PAUSES", (0.1,))
+    monkeypatch.setattr(pages, "_PAUSES", (0.1,))
     silent = {"id": "silent", "name": "silent", "adapter": "dicomweb"}
     silent |= {"connection": {"url": f"http://127.0.0.1:{free_ports(1)[0]}"}}
     with Gateway([silent]) as running:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from urllib.parse import quote
 
-from gateway.edge.fhirsearch import PARAMETERS
+from gateway.edge.fhir.studyquery import PARAMETERS
 from gateway.model.vocabulary import SERIES_KEYS, STUDY_KEYS, keyword
 
 

@@ -14,7 +14,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from gateway.edge import openapi, operations, qidoquery, routes, wado
+from gateway.edge import openapi, operations, routes
+from gateway.edge.dicomweb import qidoquery, wado
 from gateway.edge.negotiation import MULTIPART
 from gateway.model import query
 from tests import peers, sending

@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 from gateway.cli import serve
-from gateway.edge import qido, wado
+from gateway.edge.dicomweb import qido, wado
 from gateway.mapping.read import Reader
 from tests.telemetry.gossips import IDENTIFIER, NAME
 

@@ -1,0 +1,31 @@
+"""The query string as the edges read it: pairs in order, repeated names kept apart, decoded strictly."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote_plus
+
+from starlette.requests import Request
+
+from gateway.errors import InvalidQuery
+
+NAME = re.compile(r"[A-Za-z0-9.:_-]{1,128}")
+"""What the name of a parameter or attribute looks like; anything else may be a patient's and is not repeated."""
+
+
+def query_pairs(request: Request) -> list[tuple[str, str]]:
+    """The query string as pairs in order, '+' and percent-encoding decoded as UTF-8. Raises InvalidQuery for broken UTF-8.
+
+    A name that no parameter could have is refused here, since errors repeat names and such a one may be a patient's.
+    """
+    pairs = []
+    for piece in filter(None, request.url.query.split("&")):
+        raw_name, _, value = piece.partition("=")
+        name = unquote_plus(raw_name)
+        if not NAME.fullmatch(name):
+            raise InvalidQuery("the name of a parameter is at most 128 letters, digits and any of . : _ -")
+        try:
+            pairs.append((name, unquote_plus(value, errors="strict")))
+        except UnicodeDecodeError:
+            raise InvalidQuery("the query string is not UTF-8", parameter=name) from None
+    return pairs
