@@ -70,7 +70,9 @@ def merge(rows: Iterable[Row], domains: Domains, priority: Mapping[str, int]) ->
 
 def _merge_group(group: list[Row], domains: Domains, priority: Mapping[str, int]) -> list[Found]:
     """The results of one UID: one, or one per patient when it names several."""
-    clusters = _clusters(group, domains) if len(group) > 1 else [group]
+    if len(group) == 1:
+        return [_alone(group[0], "", False)]
+    clusters = _clusters(group, domains)
     return [
         _found(cluster, _ambiguity(cluster, clusters), _shares_node(cluster, clusters), priority)
         for cluster in clusters

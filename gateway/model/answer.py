@@ -47,7 +47,7 @@ class Answer(Generic[Item]):
         return not self.issues
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as Row
 class Found:
     """One study, series or instance of one patient, whoever holds it.
 
@@ -55,7 +55,7 @@ class Found:
     `rows` has one row per holding node, winner first. `ambiguous` is '' normally; 'clash' when the same UID also names another
     patient of the same issuer, 'unlinked' when it also names a patient of an issuer nobody linked to this one.
     `counted` says that the counts were checked against every holder. `in_node` marks a clash inside one node.
-    `patients` are all identifiers that the holders know this one patient by; by default those of `rows`.
+    `patients` are all identifiers that the holders know this one patient by; by default those of `rows`. Treat it as frozen.
     """
 
     level: Level
@@ -72,7 +72,7 @@ class Found:
 
     def __post_init__(self) -> None:
         if not self.patients:
-            object.__setattr__(self, "patients", frozenset(row.patient for row in self.rows))
+            self.patients = frozenset(row.patient for row in self.rows)
 
     @property
     def origin(self) -> str:

@@ -12,18 +12,23 @@ from gateway.model.dataset import Attribute, Dataset, attribute, text
 from gateway.model.patient import PatientKey, other_keys, patient_of
 from gateway.model.vocabulary import INSTANCE_UID, ISSUER, OTHER_PATIENT_IDS, SERIES_UID, STUDY_UID, Level, keyword
 
-_UID_TAGS = (STUDY_UID, SERIES_UID, INSTANCE_UID)
+_UID_TAGS = {
+    Level.STUDY: (STUDY_UID,),
+    Level.SERIES: (STUDY_UID, SERIES_UID),
+    Level.IMAGE: (STUDY_UID, SERIES_UID, INSTANCE_UID),
+}
+_NOBODY: frozenset[PatientKey] = frozenset()
 _UID = re.compile(r"[0-9.]{1,64}")  # components with a leading zero are wrong, and in the archives
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: a search makes one per row, and that would cost it four times as much
 class Row:
     """What one node said about one study, series or instance.
 
     `attributes` is the DICOM JSON model (upper-case tags) as the node gave it, patient and study attributes included;
     it always carries (0010,0021) = `patient.issuer` and the UIDs of its own level and above. `linked` are the patient's
     other identifiers by (0010,1002), `patient` not among them. `children` are rows of lower levels that the node gave
-    in the same answer; none says nothing about what exists. Treat `attributes` as frozen: copy before changing.
+    in the same answer; none says nothing about what exists. Treat it and its `attributes` as frozen: copy before changing.
     """
 
     level: Level
@@ -63,29 +68,21 @@ def row_of(
     of `level` or above is missing or is no UID.
     """
     patient = patient_of(attributes, issuer)
-    uids = _uids(level, attributes, study, series)
     attributes = {**attributes, ISSUER: _single(ISSUER, patient.issuer)}
-    for tag, uid in zip(_UID_TAGS, uids, strict=True):
-        if uid and text(attributes, tag) != uid:
+    uids, asked = ["", "", ""], (study, series, "")
+    for place, tag in enumerate(_UID_TAGS[level]):
+        told = text(attributes, tag)
+        uid = uids[place] = _checked(level, tag, told or asked[place])
+        if uid != told:
             attributes[tag] = _single(tag, uid)
-    linked = other_keys(attributes) - {patient} if OTHER_PATIENT_IDS in attributes else frozenset()
-    return Row(level, node, patient, *uids, attributes, linked, children)
+    linked = other_keys(attributes) - {patient} if OTHER_PATIENT_IDS in attributes else _NOBODY
+    return Row(level, node, patient, uids[0], uids[1], uids[2], attributes, linked, children)
 
 
 @lru_cache(1024)
 def _single(tag: str, value: str) -> Attribute:
     """Shared by the rows of a node, which mostly lack the issuer: attributes are frozen."""
     return attribute(tag, [value])
-
-
-def _uids(level: Level, attributes: Dataset, study: str, series: str) -> tuple[str, str, str]:
-    if level is Level.STUDY:
-        return _checked(level, STUDY_UID, text(attributes, STUDY_UID) or study), "", ""
-    return (
-        _checked(level, STUDY_UID, text(attributes, STUDY_UID) or study),
-        _checked(level, SERIES_UID, text(attributes, SERIES_UID) or series),
-        _checked(level, INSTANCE_UID, text(attributes, INSTANCE_UID)) if level is Level.IMAGE else "",
-    )
 
 
 def _checked(level: Level, tag: str, uid: str) -> str:
@@ -98,13 +95,13 @@ def _checked(level: Level, tag: str, uid: str) -> str:
 def to_plain(row: Row) -> dict[str, Any]:
     """The row as plain JSON values, for the cache; `from_plain` is its inverse."""
     return {
-        "level": row.level.value,
+        "level": row.level,
         "node": row.node,
         "patient": [row.patient.issuer, row.patient.id],
         "uids": list(row.uids),
         "attributes": row.attributes,
-        "linked": sorted([key.issuer, key.id] for key in row.linked),
-        "children": [to_plain(child) for child in row.children],
+        "linked": sorted([key.issuer, key.id] for key in row.linked) if row.linked else [],
+        "children": [to_plain(child) for child in row.children] if row.children else [],
     }
 
 

@@ -23,6 +23,7 @@ from gateway.model.vocabulary import RETRIEVE_AE_TITLE, RETRIEVE_URL, SPECIFIC_C
 from gateway.telemetry import stage
 from gateway.wire.threads import apart
 
+_ALWAYS = (SPECIFIC_CHARACTER_SET, RETRIEVE_URL, RETRIEVE_AE_TITLE)
 _UNICODE = attribute(SPECIFIC_CHARACTER_SET, ["ISO_IR 192"])
 _REBUILT_WARNING = (
     "the places of this search's pages are not known here: rows may repeat or be left out; begin at offset 0"
@@ -62,8 +63,8 @@ def respond(
     notes: Sequence[str],
 ) -> Response:
     """One page of results. Partial answers are not stored by anyone and carry one Warning per issue."""
-    is_shown = shown(asked.query)
-    rows = [render(found, is_shown, context.root_of(found)) for found in page.items]
+    render = renderer(shown(asked.query))
+    rows = [render(found, context.root_of(found)) for found in page.items]
     if representation.is_xml:
         body, media_type = representations.xml_whole(rows)
     else:
@@ -82,11 +83,28 @@ def _additional(page: Page) -> list[str]:
     return [f"There are {known} additional results that can be requested"]
 
 
-def render(found: Found, is_shown: Callable[[str], bool], root: str) -> Dataset:
-    """A result as PS3.18 10.6.3.3 wants it: the attributes that are shown and have a value, and where to retrieve it."""
-    attributes = {tag: value for tag, value in found.attributes.items() if len(value) > 1 and is_shown(tag)}
-    ref = Ref(found.study, found.series or None, found.instance or None)
-    attributes[SPECIFIC_CHARACTER_SET] = _UNICODE
-    attributes[RETRIEVE_URL] = {"vr": "UR", "Value": [f"{root}/{ref.path}"]}
-    attributes[RETRIEVE_AE_TITLE] = {"vr": "AE", "Value": list(found.holders)}
-    return {tag: attributes[tag] for tag in sorted(attributes)}
+def renderer(is_shown: Callable[[str], bool]) -> Callable[[Found, str], Dataset]:
+    """Gives a result, retrieved at a root, as PS3.18 10.6.3.3 wants it: the attributes that are shown and have a value, in
+    order, and where to retrieve it. Results with the same attributes are put in order once."""
+    orders: dict[tuple[str, ...], list[str]] = {}
+
+    def render(found: Found, root: str) -> Dataset:
+        tags = tuple(found.attributes)
+        order = orders.get(tags)
+        if order is None:
+            order = orders[tags] = sorted({*filter(is_shown, tags), *_ALWAYS})
+        attributes = {
+            **found.attributes,
+            SPECIFIC_CHARACTER_SET: _UNICODE,
+            RETRIEVE_URL: {"vr": "UR", "Value": [f"{root}/{_path(found)}"]},
+            RETRIEVE_AE_TITLE: {"vr": "AE", "Value": [row.node for row in found.rows]},
+        }
+        return {tag: value for tag in order if len(value := attributes[tag]) > 1}
+
+    return render
+
+
+def _path(found: Found) -> str:
+    if not found.series:
+        return f"studies/{found.study}"
+    return Ref(found.study, found.series, found.instance or None).path
