@@ -336,6 +336,13 @@ def test_included_resources_go_on_to_what_they_refer_to(demo: Demo) -> None:
     assert included(onward) == {"Endpoint", "Organization"}
 
 
+def test_an_organization_keeps_its_name_whatever_is_asked_of_it(demo: Demo) -> None:
+    """Without a name or an identifier it is no Organization (org-1)."""
+    for asked in ("_elements=active", "_summary=text"):
+        for entry in demo.get(f"/fhir/Organization?{asked}").json()["entry"]:
+            assert entry["resource"]["name"]
+
+
 def test_elements_are_those_asked_for_and_the_mandatory_ones(demo: Demo) -> None:
     (entry,) = search(demo, "node=ee-tartu&_count=1&_elements=identifier,ImagingStudy.description")["entry"]
     resource = entry["resource"]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.edge import problems
+from gateway.edge import problems, received
 from gateway.edge.context import Context, context_of
 from gateway.edge.dicomweb import representations
 from gateway.edge.dicomweb.representations import Representation
 from gateway.edge.negotiation import DICOM, MULTIPART
-from gateway.errors import InvalidQuery, TooLarge, UnsupportedMediaType
+from gateway.errors import InvalidQuery, UnsupportedMediaType
 from gateway.federation.incoming import Result
 from gateway.federation.node import aclosing_iterator
 from gateway.model.dataset import Attribute, Dataset, attribute
@@ -38,8 +37,11 @@ async def store(request: Request) -> Response:
         check_uid(study, "StudyInstanceUID")
     form = representations.chosen(request, strict=context.settings.strict_accept, alone=True)
     boundary = _boundary(request)
-    _check_length(request, context.settings.store_request_bytes)
-    body = multipart.parts(_body(request, context), boundary, max_parts=_MOST_PARTS)
+    most = context.settings.store_request_bytes
+    too_large = f"a request to store has at most {most} bytes; send fewer instances at once"
+    received.check_length(request, most, too_large)
+    chunks = received.pieces(request, most, too_large, idle=context.settings.store_idle)
+    body = multipart.parts(chunks, boundary, max_parts=_MOST_PARTS)
     async with aclosing_iterator(body) as parts:
         try:
             stored = await context.pipeline.store(context.caller, study, parts, context.nodes)
@@ -72,35 +74,6 @@ def _boundary(request: Request) -> str:
     if not boundary:
         raise InvalidQuery(f"{MULTIPART} without a boundary", parameter="Content-Type")
     return boundary
-
-
-def _check_length(request: Request, most: int) -> None:
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdecimal() and int(length) > most:
-        raise _too_large(most)
-
-
-def _too_large(most: int) -> TooLarge:
-    return TooLarge(f"a request to store has at most {most} bytes; send fewer instances at once")
-
-
-async def _body(request: Request, context: Context) -> AsyncIterator[bytes]:
-    """The request's body. Raises TooLarge beyond its ceiling, InvalidQuery when the caller falls silent in it, and
-    ClientDisconnect when it leaves."""
-    most, idle = context.settings.store_request_bytes, context.settings.store_idle
-    chunks, size = request.stream(), 0
-    while True:
-        try:
-            async with asyncio.timeout(idle):
-                chunk = await anext(chunks, None)
-        except TimeoutError:
-            raise InvalidQuery(f"the body stopped: nothing came for {idle:g} s") from None
-        if chunk is None:
-            return
-        size += len(chunk)
-        if size > most:
-            raise _too_large(most)
-        yield chunk
 
 
 def _status(results: Sequence[Result]) -> int:

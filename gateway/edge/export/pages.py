@@ -21,7 +21,7 @@ from gateway.edge.estate import Estate
 from gateway.edge.export.requested import ENDPOINT, ORGANIZATION, PATIENT, STUDY, patients_pair
 from gateway.edge.fhir import validity
 from gateway.edge.fhir.imagingstudy import Renderer, Resource
-from gateway.edge.fhir.shown import SUBSETTED
+from gateway.edge.fhir.shown import Shown
 from gateway.edge.fhir.studyquery import StudySearch, parse
 from gateway.errors import Forbidden, GatewayError, NodeError, NoNodeAnswered
 from gateway.exporting.engine import Made
@@ -43,13 +43,6 @@ _PASSING = ("GW201", "GW202", "GW203", "GW208", "GW210")
 _AT_ONCE = 100
 _OF_A_CROWDED_DAY = 5
 """Pages that one step takes out of a day that fills whole pages: each step has to have the whole day before it."""
-# What a resource has to have to be one (FHIR R4 and R5: cardinality 1.., Organization org-1).
-_MANDATORY = {
-    STUDY: ("status", "subject"),
-    PATIENT: (),
-    ENDPOINT: ("status", "connectionType", "payloadType", "address"),
-    ORGANIZATION: ("name",),
-}
 
 
 @dataclass(slots=True)
@@ -317,13 +310,8 @@ def _ignored(told: str) -> Resource:
 def trimmed(resource: Resource, elements: Sequence[str]) -> Resource:
     """What `_elements` asks for of this type, with what a resource must have; tagged SUBSETTED."""
     type_ = resource["resourceType"]
-    wanted = {one.rpartition(".")[2] for one in elements if one.rpartition(".")[0] in ("", type_)}
-    if not wanted:
-        return resource
-    wanted |= {"resourceType", "id", *_MANDATORY[type_]}
-    tags = [*resource.get("meta", {}).get("tag", ()), SUBSETTED]
-    kept = {name: value for name, value in resource.items() if name in wanted}
-    return {**kept, "meta": {**resource.get("meta", {}), "tag": tags[-1:] if SUBSETTED in tags[:-1] else tags}}
+    wanted = frozenset(one.rpartition(".")[2] for one in elements if one.rpartition(".")[0] in ("", type_))
+    return Shown(elements=wanted).of(resource)
 
 
 def progress(job: Job, step: Step) -> str:

@@ -12,10 +12,11 @@ from urllib.parse import parse_qsl
 import orjson
 from starlette.requests import Request
 
+from gateway.edge import received
 from gateway.edge.fhir.imagingstudy import Renderer
 from gateway.edge.fhir.studyquery import parse
 from gateway.edge.querystring import query_pairs
-from gateway.errors import InvalidQuery, TooLarge
+from gateway.errors import InvalidQuery
 
 STUDY, PATIENT, ENDPOINT, ORGANIZATION = "ImagingStudy", "Patient", "Endpoint", "Organization"
 TYPES = {STUDY: "s", PATIENT: "r", ENDPOINT: "r", ORGANIZATION: "r"}
@@ -149,12 +150,7 @@ async def _body(request: Request) -> bytes:
     essence = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if essence not in ("application/fhir+json", "application/json"):
         raise InvalidQuery("the body of $export is a Parameters resource as application/fhir+json", parameter="body")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MOST_BODY:
-            raise TooLarge(f"the body of $export is at most {_MOST_BODY} bytes")
-    return body
+    return await received.whole(request, _MOST_BODY, f"the body of $export is at most {_MOST_BODY} bytes")
 
 
 def _parameters(body: bytes) -> list[tuple[str, str]]:

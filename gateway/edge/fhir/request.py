@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from gateway.edge import problems
+from gateway.edge import problems, received
 from gateway.edge.context import Context, context_of, mark_cacheable, revalidated
 from gateway.edge.fhir import profiles, validity
 from gateway.edge.fhir.formats import FhirFormat, negotiated
 from gateway.edge.fhir.imagingstudy import Renderer, Resource
 from gateway.edge.fhir.profiles import Profile
-from gateway.errors import InvalidQuery, TooLarge
+from gateway.errors import InvalidQuery
 from gateway.model.answer import Issue
 from gateway.telemetry import stage
 from gateway.wire.media import parse_media_type, split_list
@@ -106,16 +106,12 @@ def posted(endpoint: Endpoint) -> Endpoint:
 
 async def _form(request: Request) -> bytes:
     """The body, which may be absent."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LARGEST_FORM:
-            raise TooLarge(f"a search form may have {_LARGEST_FORM} bytes")
+    body = await received.whole(request, _LARGEST_FORM, f"a search form may have {_LARGEST_FORM} bytes")
     if body and parse_media_type(request.headers.get("content-type", "")).essence != _FORM:
         raise HTTPException(415)
     if not body.isascii():
         raise InvalidQuery("the form is not percent-encoded")
-    return bytes(body).strip()
+    return body.strip()
 
 
 def as_get(scope: Scope, form: bytes) -> Scope:

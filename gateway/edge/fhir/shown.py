@@ -39,11 +39,12 @@ _SUMMARY = {
         )
     ),
 }  # fmt: skip
+# What a resource has to have to be one (FHIR R4 and R5: cardinality 1.., Organization org-1).
 _MANDATORY = {
     "ImagingStudy": frozenset(("status", "subject")),
     "Patient": frozenset[str](),
     "Endpoint": frozenset(("status", "connectionType", "payloadType", "address")),
-    "Organization": frozenset[str](),
+    "Organization": frozenset(("name",)),
     "DiagnosticReport": frozenset(("status", "code", "subject")),
     "ServiceRequest": frozenset(("status", "intent", "subject", "doNotPerform")),
 }
