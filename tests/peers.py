@@ -306,6 +306,7 @@ def redis(port: int = 0, *options: str) -> Iterator[Redis]:
     with home() as directory:
         port = port or free_port()
         command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(directory)]
+        command += ["--repl-diskless-sync-delay", "0"]  # one replica comes, and no other has to be waited for
         with running([*command, *options], directory, port) as process:
             yield Redis(f"redis://127.0.0.1:{port}/0", process)
 
@@ -322,6 +323,10 @@ def sentinel(master: int, name: str) -> Iterator[Redis]:
         )
         command = [program, str(directory / "sentinel.conf"), "--sentinel"]
         with running(command, directory, port) as process:
+            # How often it asks; what it decides from that is its own.
+            with socket.create_connection(("127.0.0.1", port), 30) as asking:
+                asking.sendall(b"SENTINEL DEBUG INFO-PERIOD 1000\r\n")
+                assert asking.recv(5) == b"+OK\r\n"
             yield Redis(f"redis://127.0.0.1:{port}/0", process)
 
 

@@ -17,6 +17,7 @@ from gateway import settings
 from gateway.app import create_app
 from gateway.federation.nodes import NodeFile
 from gateway.pipeline import Views
+from gateway.simulators._server import PromptServer
 
 
 class Gateway:
@@ -68,7 +69,7 @@ class Gateway:
     async def _serve(self) -> None:
         assert self.app is not None
         config = uvicorn.Config(self.app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-        self._server = uvicorn.Server(config)
+        self._server = PromptServer(config)
         task = asyncio.create_task(self._server.serve([self._socket]))
         while not self._server.started and not task.done():
             await asyncio.sleep(0.01)
@@ -82,7 +83,7 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.client.close()
-        self._server.should_exit = True
+        self._server.end()
         self._thread.join(30)
         self._socket.close()
         assert not self._thread.is_alive(), "the gateway did not stop"
