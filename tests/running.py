@@ -34,6 +34,7 @@ class Gateway:
         self._file = NodeFile.model_validate({"node": nodes, **(file or {})})
         defaults: dict[str, Any] = {
             "cache_timeout": 5.0,
+            "search_deadline": 60.0,
             "log_level": "ERROR",
             "probe": False,
             "audit": Path("/dev/null"),

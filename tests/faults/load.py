@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from gateway.simulators.dicomweb import DicomwebSimulator
+from tests.faults.leftovers import eventually
 from tests.faults.ward import BOTH, fill, made
 from tests.running import Gateway
 
@@ -135,5 +136,6 @@ def load(folder: Path, redis_url: str, **settings: Any) -> Iterator[Load]:
 
 
 def settled(running: Load) -> None:
-    """Long enough for the last study to be due."""
-    running.run(FIND_TTL + STALE + SLACK + 1.0)
+    """Until clients that asked when the last study was due have their answers."""
+    due = max(running.stored.values()) + FIND_TTL + STALE + SLACK
+    assert eventually(lambda: sum(one.asked > due for one in list(running.seen)) > 5 * CLIENTS, 60)

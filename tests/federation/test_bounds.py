@@ -46,7 +46,7 @@ def test_counting_what_several_nodes_hold_ends_with_the_search(tmp_path: Path) -
             began = time.monotonic()
             response = gateway.get("/dicom-web/studies")
             took = time.monotonic() - began
-    assert took < 3.5, f"12 studies took {took:.1f} s"
+    assert took < 7, f"12 studies took {took:.1f} s"
     assert len(response.json()) == 12
     assert "node b" in response.headers["warning"]
     assert all("00201208" not in row for row in response.json()), "what was not counted is not claimed"

@@ -514,7 +514,7 @@ def test_a_black_hole_never_answers_and_still_stops_at_once(peer):
         httpx.get(f"{server.url}/ImagingStudy", timeout=0.3)
     began = time.monotonic()
     server.stop()
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 4
 
 
 def test_a_fault_of_one_operation_leaves_the_server_as_it_is_otherwise(peer):
