@@ -19,6 +19,9 @@ from gateway.federation.nodes import NodeFile
 from gateway.pipeline import Views
 from gateway.simulators._server import PromptServer
 
+TRUST = httpx.create_ssl_context()
+"""One for all clients of the tests: reading the system's certificates for each takes longer than most of what they ask."""
+
 
 class Gateway:
     """Runs in a thread with its own loop. `nodes` are [[node]] tables; further keywords are settings."""
@@ -54,7 +57,7 @@ class Gateway:
         self._thread.start()
         if not self._ready.wait(60) or self._failure:
             raise RuntimeError("the gateway did not start") from self._failure
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.client = httpx.Client(base_url=self.url, timeout=60, verify=TRUST)
         return self
 
     _failure: BaseException | None = None

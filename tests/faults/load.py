@@ -17,7 +17,7 @@ import httpx
 from gateway.simulators.dicomweb import DicomwebSimulator
 from tests.faults.leftovers import eventually
 from tests.faults.ward import BOTH, fill, made
-from tests.running import Gateway
+from tests.running import TRUST, Gateway
 
 CLIENTS = 8
 FIND_TTL, STALE = 1.0, 1.0
@@ -78,7 +78,7 @@ class Load:
         assert not self._ended.wait(seconds)
 
     def _ask_on(self, number: int) -> None:
-        with httpx.Client(base_url=self.gateway.url, timeout=30) as client:
+        with httpx.Client(base_url=self.gateway.url, timeout=30, verify=TRUST) as client:
             for turn in itertools.count(number):
                 if self._ended.is_set():
                     return

@@ -21,6 +21,7 @@ from gateway.simulators._multipart import multipart, multipart_size
 from gateway.simulators._qido import pattern
 from gateway.simulators._values import Bytes
 from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
+from tests.running import TRUST
 
 FILES = [
     "CT_small.dcm",
@@ -72,7 +73,9 @@ def peer(files):
 
 def get(simulator, path, accept=None, **kwargs):
     headers = {"Accept": accept} if accept else {}
-    return httpx.get(simulator.url + path, headers=headers | kwargs.pop("headers", {}), timeout=5, **kwargs)
+    return httpx.get(
+        simulator.url + path, headers=headers | kwargs.pop("headers", {}), timeout=5, verify=TRUST, **kwargs
+    )
 
 
 def uids(response, tag="0020000D"):
@@ -380,7 +383,7 @@ def multipart_body(*bodies):
 
 
 def store(simulator, body, path="/studies", kind='multipart/related; type="application/dicom"; boundary=b'):
-    return httpx.post(simulator.url + path, content=body, headers={"Content-Type": kind})
+    return httpx.post(simulator.url + path, content=body, headers={"Content-Type": kind}, verify=TRUST)
 
 
 def test_a_store_says_what_failed(empty, files):
