@@ -13,7 +13,7 @@ from gateway.cache.client import Cache
 from gateway.cache.embedded import EmbeddedServer
 
 
-async def eventually(condition: Callable[[], bool], within: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], within: float = 20.0) -> None:
     """Waits until the condition holds; fails when it does not in time."""
     async with asyncio.timeout(within):
         while not condition():
