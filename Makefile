@@ -9,10 +9,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input --quiet install -c requirements.lock
 PORT ?= 8080
-# A file's tests share their peers, so they stay on one worker.
-PYTEST_FLAGS ?= -n 2 --dist loadfile
+# A file's tests share their peers, so they stay on one worker; half of a worker's time goes into waiting for those.
+PYTEST_FLAGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 # Debian keeps Orthanc in /usr/sbin, which is not on every user's PATH.
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
+# Tests start the gateway many times over: each start would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test lint format fuzz interop bench bench-quick soak lock clean
 

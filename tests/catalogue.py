@@ -62,6 +62,7 @@ class CatalogueNodes(Sequence[str]):
                 "name": f"Node {number}",
                 "adapter": "dicomweb",
                 "connection": {"url": url},
+                "search_deadline": 60,  # the machine may be busy
                 **more,
             }
             for number, url in enumerate(self.urls)
@@ -111,12 +112,8 @@ def catalogue_nodes(
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ones, since all are held until the last is found."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+    """Different ones."""
+    return [peers.free_port() for _ in range(count)]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.skipping", "tests.figures", "tests.peer_fixtures"]
+pytest_plugins = ["tests.skipping", "tests.figures", "tests.order", "tests.peer_fixtures"]
 
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")

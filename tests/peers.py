@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -57,10 +58,28 @@ def _missing(reason: str) -> None:
     (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
+_PORTS = range(15_000, 32_000)
+"""Below those that Linux gives out by itself (ip_local_port_range): no connection or server takes one by chance."""
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, for a process that will; none is given twice."""
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if port not in _given and _can_be_bound(probe, port):
+                _given.add(port)
+                return port
+
+
+def _can_be_bound(probe: socket.socket, port: int) -> bool:
+    try:
+        probe.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -306,6 +325,7 @@ def redis(port: int = 0, *options: str) -> Iterator[Redis]:
     with home() as directory:
         port = port or free_port()
         command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(directory)]
+        command += ["--repl-diskless-sync-delay", "0"]  # one replica comes, and no other has to be waited for
         with running([*command, *options], directory, port) as process:
             yield Redis(f"redis://127.0.0.1:{port}/0", process)
 
@@ -322,6 +342,10 @@ def sentinel(master: int, name: str) -> Iterator[Redis]:
         )
         command = [program, str(directory / "sentinel.conf"), "--sentinel"]
         with running(command, directory, port) as process:
+            # How often it asks; what it decides from that is its own.
+            with socket.create_connection(("127.0.0.1", port), 30) as asking:
+                asking.sendall(b"SENTINEL DEBUG INFO-PERIOD 1000\r\n")
+                assert asking.recv(5) == b"+OK\r\n"
             yield Redis(f"redis://127.0.0.1:{port}/0", process)
 
 

@@ -17,6 +17,10 @@ from gateway import settings
 from gateway.app import create_app
 from gateway.federation.nodes import NodeFile
 from gateway.pipeline import Views
+from gateway.simulators._server import PromptServer
+
+TRUST = httpx.create_ssl_context()
+"""One for all clients of the tests: reading the system's certificates for each takes longer than most of what they ask."""
 
 
 class Gateway:
@@ -33,6 +37,7 @@ class Gateway:
         self._file = NodeFile.model_validate({"node": nodes, **(file or {})})
         defaults: dict[str, Any] = {
             "cache_timeout": 5.0,
+            "search_deadline": 60.0,
             "log_level": "ERROR",
             "probe": False,
             "audit": Path("/dev/null"),
@@ -52,7 +57,7 @@ class Gateway:
         self._thread.start()
         if not self._ready.wait(60) or self._failure:
             raise RuntimeError("the gateway did not start") from self._failure
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.client = httpx.Client(base_url=self.url, timeout=60, verify=TRUST)
         return self
 
     _failure: BaseException | None = None
@@ -68,7 +73,7 @@ class Gateway:
     async def _serve(self) -> None:
         assert self.app is not None
         config = uvicorn.Config(self.app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-        self._server = uvicorn.Server(config)
+        self._server = PromptServer(config)
         task = asyncio.create_task(self._server.serve([self._socket]))
         while not self._server.started and not task.done():
             await asyncio.sleep(0.01)
@@ -82,7 +87,7 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.client.close()
-        self._server.should_exit = True
+        self._server.end()
         self._thread.join(30)
         self._socket.close()
         assert not self._thread.is_alive(), "the gateway did not stop"

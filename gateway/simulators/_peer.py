@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.simulators._server import PromptServer
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -214,16 +216,6 @@ async def _disconnected(request: Request) -> bool:
     return True
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = threading.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-
 class _Running:
     """One uvicorn server in one daemon thread."""
 
@@ -232,7 +224,7 @@ class _Running:
         config = uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1
         )
-        self._server = _Server(config)
+        self._server = PromptServer(config)
         self._listener = listener
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="simulator", daemon=True)
@@ -244,7 +236,7 @@ class _Running:
             raise RuntimeError("the simulator did not start within 10 s")
 
     def stop(self, stopping: asyncio.Event) -> None:
-        self._server.should_exit = True
+        self._server.end()
         if self._loop and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(stopping.set)
         self._thread.join(timeout=5)

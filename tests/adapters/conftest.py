@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from tests import peers
 
 
 @dataclass
@@ -98,16 +99,9 @@ async def scripted() -> AsyncIterator[Callable[[Script], Awaitable[ScriptedPeer]
         server.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="session")
 def free_port() -> int:
-    return _free_port()
+    return peers.free_port()
 
 
 def needs(program: str) -> str:
@@ -137,7 +131,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     plugin = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
     if not plugin.exists():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("orthanc-dicomweb is not installed")
-    home, port = tmp_path_factory.mktemp("orthanc"), _free_port()
+    home, port = tmp_path_factory.mktemp("orthanc"), peers.free_port()
     settings = {
         "StorageDirectory": str(home),
         "IndexDirectory": str(home),
@@ -154,5 +148,5 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_until_it_answers(f"http://127.0.0.1:{port}/system", process)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
-        process.wait(20)
+        process.kill()  # nothing of it is kept
+        process.wait()

@@ -20,6 +20,8 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from tests.peers import free_port
+
 MOVE_DESTINATION = "GWSTORE"
 NAMES = {"ISO_IR 101": "Žižka^Jan", "ISO_IR 126": "Παπαδόπουλος^Γιώργος", "ISO_IR 144": "Йорданов^Пётр"}
 CODECS = {"ISO_IR 101": "iso8859_2", "ISO_IR 126": "iso8859_7", "ISO_IR 144": "iso8859_5"}
@@ -39,12 +41,6 @@ class DimsePeer:
     def load(self, *paths: Path | str, option: str = "-xe") -> None:
         command = ["storescu", option, "-aec", self.ae_title, "127.0.0.1", str(self.port), *map(str, paths)]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -88,11 +84,8 @@ def _running(command: list[str], directory: Path, port: int) -> Iterator[None]:
         _wait_for(port, process)
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        process.kill()  # nothing of it is kept
+        process.wait()
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

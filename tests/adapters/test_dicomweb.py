@@ -572,12 +572,12 @@ async def test_a_body_that_stalls_is_a_timeout(simulator):
 
 async def test_a_silent_node_delays_a_first_search_by_no_more_than_the_deadline(simulator):
     simulator.options = DicomwebOptions(black_hole=True)
-    timeouts = Timeouts(connect=1, first_byte=5, idle=5, total=0.8)
+    timeouts = Timeouts(connect=1, first_byte=9, idle=9, total=1.5)
     async with adapter_on(simulator.url, timeouts=timeouts) as adapter:
         started = time.monotonic()
         with pytest.raises(NodeTimeout):
             await found(adapter)
-    assert time.monotonic() - started < 1.2
+    assert time.monotonic() - started < 2.8
 
 
 async def test_a_node_that_is_down_is_unreachable():

@@ -28,6 +28,7 @@ from pynetdicom import AE, evt
 from gateway.adapters.dimse import DimseAdapter
 from gateway.errors import NodeError, NodeRefused, NodeUnreachable
 from gateway.model.seam import Part, StoreOutcome
+from gateway.simulators._dimse_serving import shut_down
 from tests.sending import encoded, instance, uids
 
 UNCOMPRESSED = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
@@ -84,7 +85,7 @@ def archive(
     try:
         yield made
     finally:
-        server.shutdown()
+        shut_down(server)
 
 
 async def parts(*instances: Dataset | bytes) -> AsyncIterator[Part]:

@@ -209,8 +209,8 @@ def sekmet(tmp_path_factory, free_port, study_files) -> str:
             _put(url, resource)
         yield url
     finally:
-        process.terminate()
-        process.wait(20)
+        process.kill()  # nothing of it is kept
+        process.wait()
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -573,7 +573,7 @@ async def test_a_search_of_many_instances_is_quick(empty):
             instance(study=f"1.{number // 10}", series=f"1.{number // 10}.1", uid=f"1.9.{number}")
         )
     await find(node, Level.STUDY)
-    began = time.monotonic()
+    began = time.process_time()
     rows, _ = await find(node, Level.STUDY)
     assert len(rows) == 60
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1

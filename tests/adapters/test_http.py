@@ -322,7 +322,7 @@ async def test_a_node_that_accepts_and_never_answers_is_a_timeout(scripted):
         start = asyncio.get_running_loop().time()
         with pytest.raises(NodeTimeout, match="begin to answer"):
             await http.get_json(http.url("x"))
-        assert asyncio.get_running_loop().time() - start < 0.5
+        assert asyncio.get_running_loop().time() - start < 5
 
 
 async def test_a_token_endpoint_that_never_answers_costs_no_more_than_a_search(scripted):

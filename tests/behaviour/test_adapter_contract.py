@@ -534,8 +534,9 @@ async def test_a_directory_that_is_not_there_is_a_node_that_cannot_be_reached(tm
 def test_a_constructor_reads_nothing_connects_nowhere_and_starts_no_thread(protocol: str, tmp_path: Any) -> None:
     make = over_files(tmp_path / "gone") if protocol == "files" else NETWORKED[protocol](free_port())
     process = psutil.Process()
-    before = process.num_fds(), process.num_threads()
+    files, threads = process.num_fds(), process.num_threads()  # of which those of earlier tests may be about to end
     adapter = make(Limits())
-    assert (process.num_fds(), process.num_threads()) == before
+    assert process.num_fds() <= files
+    assert process.num_threads() <= threads
     assert not (tmp_path / "gone").exists()
     assert isinstance(adapter, Adapter)

@@ -1,7 +1,9 @@
 import asyncio
 import shutil
+import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from gateway.cache.client import Cache
 from gateway.cache.embedded import EmbeddedServer
 
 
-async def eventually(condition: Callable[[], bool], within: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], within: float = 20.0) -> None:
     """Waits until the condition holds; fails when it does not in time."""
     async with asyncio.timeout(within):
         while not condition():
@@ -54,6 +56,17 @@ class RealRedis:
         return self.process.pid
 
 
+def await_socket(path: Path, seconds: float = 30) -> None:
+    """Waits until somebody listens there."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                return
+        time.sleep(0.005)
+    raise AssertionError("redis-server did not start")
+
+
 @pytest.fixture
 def redis_server() -> Iterator[RealRedis]:
     if shutil.which("redis-server") is None:
@@ -61,6 +74,7 @@ def redis_server() -> Iterator[RealRedis]:
     directory = Path(tempfile.mkdtemp(prefix="gw-test-"))
     server = RealRedis(directory)
     server.start()
+    await_socket(server.socket)
     yield server
     server.kill()
     shutil.rmtree(directory)

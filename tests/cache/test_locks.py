@@ -86,7 +86,7 @@ async def test_a_replica_that_died_with_the_lock_holds_nobody_up_for_longer_than
     died = await locks.claim(replicas[0]._cache, K)
     died.lock._renewing.cancel()
     source = Source(Loaded(["row"]))
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         assert await replicas[1].rows(K, 30, source) == ["row"]
     assert source.asked == 1
 
@@ -99,7 +99,7 @@ async def test_a_caller_who_leaves_lets_the_next_replica_load(replicas):
     second = asyncio.create_task(replicas[1].rows(K, 30, source))
     await asyncio.sleep(0.05)
     first.cancel()
-    await eventually(lambda: source.asked == 2, 2)
+    await eventually(lambda: source.asked == 2, locks.LOCK_SECONDS)
     source.go.set()
     assert await second == ["row"]
 

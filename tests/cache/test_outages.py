@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from gateway.simulators.dicomweb import DicomwebSimulator
-from tests.running import Gateway
+from tests.running import TRUST, Gateway
 from tests.specimens import specimen
 
 from .conftest import RealRedis
@@ -33,7 +33,7 @@ class Load:
         self._threads = [threading.Thread(target=self._ask, args=(n,), daemon=True) for n in range(4)]
 
     def _ask(self, number: int) -> None:
-        with httpx.Client(base_url=self.url, timeout=30) as client:
+        with httpx.Client(base_url=self.url, timeout=30, verify=TRUST) as client:
             for n in range(10**9):
                 if self._stop.is_set():
                     return

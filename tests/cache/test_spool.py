@@ -200,12 +200,12 @@ async def test_what_the_node_no_longer_has_is_not_part_of_the_whole(spool):
 
 
 async def test_nothing_is_found_after_its_time_and_the_file_goes_by_itself(tmp_path):
-    spool = Spool(tmp_path, max_bytes=MB, max_age=0.3)
+    spool = Spool(tmp_path, max_bytes=MB, max_age=1.0)
     await spool.open()
     spooled = await put(spool, "a")
     assert spool.complete("n", Ref("1", "2"), ["a"])
     assert spool.find("n", "1") == [spooled]
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1.0)
     assert spool.find("n", "1") == []
     assert not spool.is_complete("n", "1", "2")
     with pytest.raises(NotSpooled), spool.pin(spooled):

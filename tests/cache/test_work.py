@@ -11,8 +11,14 @@ from gateway.cache.client import Cache
 from gateway.cache.work import Alone, Queue, Stream, queue_of
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits long for work that does not come."""
+    monkeypatch.setattr(work, "_BLOCK", 0.05)
+
+
 @pytest.fixture(params=["stream", "alone"])
-def queue(request: pytest.FixtureRequest, cache: Cache) -> Queue:
+def queue(request: pytest.FixtureRequest, cache: Cache, brief: None) -> Queue:
     return Stream(cache) if request.param == "stream" else Alone()
 
 
@@ -61,6 +67,7 @@ async def test_replicas_that_wait_are_served_in_turn(cache: Cache) -> None:
     assert {entry.job for entry in found if entry} == {"a", "b"}
 
 
+@pytest.mark.usefixtures("brief")
 async def test_what_a_dead_replica_had_is_given_to_another(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     dead, alive = Stream(cache), Stream(cache)
     await dead.put("a")
@@ -91,6 +98,7 @@ async def idle(cache: Cache) -> int:
     return int(milliseconds)
 
 
+@pytest.mark.usefixtures("brief")
 async def test_a_stream_that_redis_lost_is_begun_anew(cache: Cache) -> None:
     stream = Stream(cache)
     await stream.put("a")
@@ -108,6 +116,7 @@ async def test_a_purge_of_everything_leaves_the_work(cache: Cache) -> None:
     assert await stream.take()
 
 
+@pytest.mark.usefixtures("brief")
 async def test_while_redis_is_away_nothing_is_given_and_nothing_raised() -> None:
     away = await Cache.open("redis://127.0.0.1:1/0", timeout=0.2)
     try:

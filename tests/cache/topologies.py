@@ -50,8 +50,8 @@ def wait(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def _port() -> int:
-    """The bus of a cluster listens 10,000 ports above the server, which must still be a port."""
-    while (port := peers.free_port()) > 55_000:
+    """The bus of a cluster listens 10,000 ports above the server: below those that Linux gives out by itself."""
+    while (port := peers.free_port()) > 22_000:
         pass
     return port
 
@@ -61,7 +61,7 @@ def _server(stack: ExitStack, servers: Servers, directory: Path, port: int, *opt
     home = directory / str(port)
     home.mkdir()
     command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(home), "--save", ""]
-    command += ["--requirepass", PASSWORD, "--masterauth", PASSWORD, *options]
+    command += ["--requirepass", PASSWORD, "--masterauth", PASSWORD, "--repl-diskless-sync-delay", "0", *options]
 
     def start() -> subprocess.Popen[bytes]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -128,5 +128,8 @@ def _sentinel(stack: ExitStack, servers: Servers, directory: Path, primary: int)
     stack.callback(process.wait)
     stack.callback(process.kill)
     servers.processes[port] = process
-    wait(lambda: bool(redis.Redis(port=port).ping()))
+    client = redis.Redis(port=port, socket_timeout=5)
+    wait(lambda: bool(client.ping()))
+    # How often it asks and tells; what it decides from that is its own.
+    client.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", 1000, "PUBLISH-PERIOD", 500)
     return port

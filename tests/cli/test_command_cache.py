@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from gateway.simulators.dicomweb import DicomwebSimulator
 from tests import peers
 from tests.cli.commands import Command
+from tests.faults.leftovers import eventually
 from tests.running import Gateway
 from tests.specimens import specimen, uid
 
@@ -32,9 +32,9 @@ def test_every_running_gateway_asks_its_nodes_anew_after_a_purge(
             assert web.operations["search_studies"] == 1
             done = command("cache", "purge", *what, GATEWAY_REDIS_URL=redis_peer.url)
             assert (done.returncode, done.stdout) == (0, "dropped 1 kept answers\n"), done.stderr
-            time.sleep(0.2)
-            for gateway in (one, two):
-                assert len(gateway.get(path).json()) == 1
+            # Both hear of it in their own time.
+            assert eventually(lambda: len(one.get(path).json()) == 1 and web.operations["search_studies"] == 2)
+            assert len(two.get(path).json()) == 1
             assert web.operations["search_studies"] == 2
 
 

@@ -91,7 +91,7 @@ def test_a_family_of_headers_that_the_proxy_only_passes_on_does_not_win():
 
 
 def test_a_hostile_header_costs_no_time():
-    started = time.perf_counter()
+    started = time.thread_time()
     for hostile in ("a=b" + " " * 60_000 + "x", "a=b;" * 15_000 + '"', 'a="' + '\\"' * 30_000, "a=b , " * 10_000 + '"'):
         assert said(("forwarded", hostile)) == {"proto": "http"}
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5

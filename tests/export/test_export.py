@@ -338,7 +338,10 @@ def test_without_any_redis_it_works_in_one_process(nodes: CatalogueNodes) -> Non
 # --- what is missing is named
 
 
-def test_a_node_that_fails_is_named_and_the_rest_is_there(nodes: CatalogueNodes) -> None:
+def test_a_node_that_fails_is_named_and_the_rest_is_there(
+    nodes: CatalogueNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "_PAUSES", (0.1, 0.1, 0.1))
     silent = {"id": "silent", "name": "silent", "adapter": "dicomweb"}
     silent |= {"connection": {"url": f"http://127.0.0.1:{free_ports(1)[0]}"}}
     with Gateway([*nodes.tables(quirks=[]), silent], **FAST) as running:

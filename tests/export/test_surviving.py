@@ -16,6 +16,7 @@ from tests.bench.processes import Server
 from tests.catalogue import CatalogueNodes, catalogue_nodes, made_up
 from tests.export.asking import Export, begin
 from tests.lifecycle.conftest import eventually
+from tests.running import TRUST
 
 ROWS = made_up(3000, nodes=4, shared=0.05)
 HELD = {row["StudyInstanceUID"] for part in ROWS for row in part}
@@ -48,7 +49,7 @@ def has_come_to(export: Export, least: int) -> bool:
 
 
 def steps(served: Server) -> int:
-    told = httpx.get(f"{served.url}/metrics", timeout=30).text
+    told = httpx.get(f"{served.url}/metrics", verify=TRUST, timeout=30).text
     found = re.findall(r'^gateway_export_steps_total\{outcome="(?:done|complete)"\} ([\d.]+)', told, re.MULTILINE)
     return int(sum(map(float, found)))
 

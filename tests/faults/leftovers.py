@@ -14,7 +14,7 @@ from gateway.adapters.dimse import DimseAdapter
 from gateway.federation.node import Node
 from tests.running import Gateway
 
-PROMPT = 5.0
+PROMPT = 15.0
 
 
 def eventually(holds: Callable[[], bool], seconds: float = PROMPT) -> bool:

@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 
 from gateway.simulators.dicomweb import DicomwebSimulator
+from tests.faults.leftovers import eventually
 from tests.faults.ward import BOTH, fill, made
-from tests.running import Gateway
+from tests.running import TRUST, Gateway
 
 CLIENTS = 8
 FIND_TTL, STALE = 1.0, 1.0
@@ -77,7 +78,7 @@ class Load:
         assert not self._ended.wait(seconds)
 
     def _ask_on(self, number: int) -> None:
-        with httpx.Client(base_url=self.gateway.url, timeout=30) as client:
+        with httpx.Client(base_url=self.gateway.url, timeout=30, verify=TRUST) as client:
             for turn in itertools.count(number):
                 if self._ended.is_set():
                     return
@@ -135,5 +136,6 @@ def load(folder: Path, redis_url: str, **settings: Any) -> Iterator[Load]:
 
 
 def settled(running: Load) -> None:
-    """Long enough for the last study to be due."""
-    running.run(FIND_TTL + STALE + SLACK + 1.0)
+    """Until clients that asked when the last study was due have their answers."""
+    due = max(running.stored.values()) + FIND_TTL + STALE + SLACK
+    assert eventually(lambda: sum(one.asked > due for one in list(running.seen)) > 5 * CLIENTS, 60)

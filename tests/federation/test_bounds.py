@@ -46,7 +46,7 @@ def test_counting_what_several_nodes_hold_ends_with_the_search(tmp_path: Path) -
             began = time.monotonic()
             response = gateway.get("/dicom-web/studies")
             took = time.monotonic() - began
-    assert took < 3.5, f"12 studies took {took:.1f} s"
+    assert took < 7, f"12 studies took {took:.1f} s"
     assert len(response.json()) == 12
     assert "node b" in response.headers["warning"]
     assert all("00201208" not in row for row in response.json()), "what was not counted is not claimed"
@@ -152,7 +152,7 @@ def test_an_answer_that_its_caller_did_not_wait_for_is_not_audited_as_given(tmp_
         gateway.get(path)
         with httpx.stream("GET", gateway.url + path) as response:
             next(response.iter_bytes())
-        ends = time.monotonic() + 10
+        ends = time.monotonic() + 30
         while time.monotonic() < ends and audit.read_text().count("\n") < 2:
             time.sleep(0.05)
     assert [json.loads(line)["outcome"] for line in audit.read_text().splitlines()] == ["success", "CallerLeft"]

@@ -149,7 +149,7 @@ def test_soon_after_its_time_an_answer_comes_at_once_and_whole_while_the_node_is
         assert second.json() == first.json()
         assert second.headers["cache-control"] == "private, no-cache"
         assert second.headers["etag"] == first.headers["etag"]
-        ends = time.monotonic() + 5
+        ends = time.monotonic() + 30
         while searches(web) < 2 and time.monotonic() < ends:
             time.sleep(0.01)
         assert searches(web) == 2
@@ -167,11 +167,11 @@ def test_a_node_has_times_of_its_own(web: DicomwebSimulator, tmp_path: Path) -> 
 
 
 def test_that_there_is_nothing_is_believed_for_a_shorter_time(web: DicomwebSimulator) -> None:
-    with Gateway([node("w", web.url, ttl={"negative": 0.3})], find_ttl=600) as gateway:
+    with Gateway([node("w", web.url, ttl={"negative": 2.0})], find_ttl=600) as gateway:
         nobody = SEARCH.replace("PatientID=P", "PatientID=NOBODY")
         for _ in range(3):
             assert gateway.get(nobody).json() == []
         assert searches(web) == 1
-        time.sleep(0.4)
+        time.sleep(2.1)
         gateway.get(nobody)
         assert searches(web) == 2

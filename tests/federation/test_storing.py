@@ -19,6 +19,7 @@ from gateway.federation.whose import Claims
 from gateway.model.patient import PatientKey
 from gateway.privacy.view import PlainView, View
 from gateway.security.caller import Caller
+from gateway.simulators._dimse_serving import shut_down
 from gateway.simulators.dicomweb import DicomwebSimulator
 from gateway.simulators.dimse import DimseSimulator
 from tests import peers
@@ -250,7 +251,7 @@ def test_what_a_dicomweb_node_refuses_is_that_instances_failure(status: int, rea
         table = web_table(f"http://127.0.0.1:{server.server_port}", capabilities=["store"])
         with Gateway([table]) as gateway:
             answer = send(gateway.client, one)
-        server.shutdown()
+        shut_down(server)
     assert (answer.status, answer.failed) == (409, {one.SOPInstanceUID: reason})
 
 

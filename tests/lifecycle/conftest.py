@@ -18,6 +18,7 @@ import pytest
 from gateway.simulators.bulk import ct_series, large_multiframe
 from tests import peers
 from tests.bench.processes import Server, node, node_file
+from tests.running import TRUST
 
 STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 PATIENCE = 60.0
@@ -46,7 +47,7 @@ def write(served: Server, nodes: Sequence[Mapping[str, Any]]) -> None:
 
 def listed(served: Server) -> dict[str, Any]:
     """/nodes."""
-    return httpx.get(f"{served.url}/nodes", timeout=30).json()
+    return httpx.get(f"{served.url}/nodes", verify=TRUST, timeout=30).json()
 
 
 def ids(served: Server) -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 from gateway.simulators.dicomweb import DicomwebSimulator
 from tests.bench.processes import Server, gateway, node
 from tests.lifecycle.conftest import Hospitals, asked_all_the_time, eventually, ids, is_gone, kill, listed, write
+from tests.running import TRUST
 
 
 def workers_of(served: Server) -> list[psutil.Process]:
@@ -76,28 +77,30 @@ def test_a_burst_of_callers_is_served_to_the_last_one(served: Server) -> None:
 
 
 def test_a_page_and_a_patient_of_one_worker_are_known_to_the_other(served: Server) -> None:
-    answer = httpx.get(f"{served.url}/fhir/ImagingStudy").json()
+    answer = httpx.get(f"{served.url}/fhir/ImagingStudy", verify=TRUST).json()
     patient = answer["entry"][0]["resource"]["subject"]["reference"]
     for _ in range(4):  # a connection each: two for each worker
-        found = httpx.get(f"{served.url}/fhir/{patient}")
+        found = httpx.get(f"{served.url}/fhir/{patient}", verify=TRUST)
         assert (found.status_code, found.json()["resourceType"]) == (200, "Patient")
 
 
 def test_metrics_are_those_of_all_workers(served: Server) -> None:
     def total() -> float:
-        found = re.findall(r"^gateway_requests_total\{.*\} (\S+)$", httpx.get(f"{served.url}/metrics").text, re.M)
+        found = re.findall(
+            r"^gateway_requests_total\{.*\} (\S+)$", httpx.get(f"{served.url}/metrics", verify=TRUST).text, re.M
+        )
         return sum(map(float, found))
 
     before = total()
     for _ in range(10):
-        httpx.get(f"{served.url}/live")
+        httpx.get(f"{served.url}/live", verify=TRUST)
     # `before` was itself counted after it was read.
     assert total() == before + 11
 
 
 def test_every_line_of_the_audit_is_whole(served: Server) -> None:
     def ask(_: int) -> int:
-        return httpx.get(f"{served.url}/dicom-web/studies", timeout=60).status_code
+        return httpx.get(f"{served.url}/dicom-web/studies", verify=TRUST, timeout=60).status_code
 
     audit = served.directory / "audit"
     before = len(audit.read_bytes().splitlines())
@@ -114,7 +117,7 @@ def test_a_node_is_asked_once_for_all_workers(hospitals: Hospitals) -> None:
         with gateway(nodes, workers=2, probe=False, find_ttl=600) as served:
             eventually(lambda: in_rotation(served) == 2)
             for _ in range(8):
-                assert len(httpx.get(f"{served.url}/dicom-web/studies").json()) == 1
+                assert len(httpx.get(f"{served.url}/dicom-web/studies", verify=TRUST).json()) == 1
             assert madrid.operations["search_studies"] == 1, madrid.operations
 
 
@@ -123,7 +126,7 @@ def test_a_worker_that_dies_is_replaced_and_the_other_serves_meanwhile(served: S
     kill(first.pid, signal.SIGKILL)
     eventually(lambda: is_gone(first.pid) or first not in workers_of(served))
     for _ in range(4):
-        assert httpx.get(f"{served.url}/dicom-web/studies").status_code == 200
+        assert httpx.get(f"{served.url}/dicom-web/studies", verify=TRUST).status_code == 200
     eventually(lambda: len(workers_of(served)) == 2 and in_rotation(served) == 2)
     assert '"event":"worker ended"' in (served.directory / "log").read_text()
 
@@ -145,7 +148,7 @@ def test_the_cache_comes_back_for_all_workers_when_its_server_dies(served: Serve
     (before,) = valkeys()
     kill(before, signal.SIGKILL)
     eventually(lambda: valkeys() not in ([], [before]))
-    httpx.get(f"{served.url}/dicom-web/studies")
+    httpx.get(f"{served.url}/dicom-web/studies", verify=TRUST)
     eventually(lambda: all(listed(served)["cache"] == "up" for _ in range(4)))
 
 

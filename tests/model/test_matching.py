@@ -216,9 +216,9 @@ def test_the_wildcard_agrees_with_the_shell_for_every_pattern(pattern: str, text
 
 
 def test_a_hostile_wildcard_costs_no_more_than_a_plain_one():
-    began = time.perf_counter()
+    began = time.thread_time()
     assert not wildcard("*a" * 30 + "*b").fullmatch("a" * 400)
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 @given(st.text(max_size=20))

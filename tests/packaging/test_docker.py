@@ -25,6 +25,7 @@ from gateway.mapping.load import load_all
 from gateway.security.guard import check_start
 from gateway.security.scopes import allows
 from gateway.simulators import corpus
+from tests.peers import free_port
 
 TREE = Path(__file__).parents[2]
 DOCKER = TREE / "docker"
@@ -190,12 +191,6 @@ def test_the_proxy_serves_every_name_that_is_called():
 def needs(program):
     if not shutil.which(program):
         pytest.skip(f"{program} is not installed")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -303,18 +303,18 @@ async def test_stale_keys_serve_while_the_issuer_is_down_but_not_for_ever(issuer
 
 async def test_a_silent_issuer_delays_the_first_caller_by_the_deadline_and_the_next_not_at_all(issuer):
     clock = Clock()
-    async with identity_of(issuer, clock=clock, pace=Pace(deadline=0.3)) as identity:
+    async with identity_of(issuer, clock=clock, pace=Pace(deadline=1.0)) as identity:
         token = issuer.bearer()
         await identity.caller(token)
         issuer.silent = True
         clock.seconds += 601
         started = time.monotonic()
         await identity.caller(token)
-        assert 0.25 < time.monotonic() - started < 2
+        assert 0.9 < time.monotonic() - started < 10
         clock.seconds += 6  # time for another try, which nobody waits for
         started = time.monotonic()
         await identity.caller(token)
-        assert time.monotonic() - started < 0.2
+        assert time.monotonic() - started < 0.9
 
 
 async def test_without_any_keys_the_answer_is_unavailable_not_unauthenticated(issuer):

@@ -14,6 +14,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from gateway.simulators._dimse_serving import shut_down
+
 
 @dataclass(frozen=True)
 class Span:
@@ -64,7 +66,7 @@ class Collector:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
+        shut_down(self._server)
         self._server.server_close()
 
     @property

@@ -20,6 +20,8 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
+from gateway.simulators._dimse_serving import shut_down
+
 NAME, IDENTIFIER, ACCESSION = "ZEMLJAKOVA^GRUSHENKA", "QX-774411-Z", "ACC-889900-Q"
 PLANTED = ("ZEMLJAKOVA", "GRUSHENKA", IDENTIFIER, ACCESSION)
 _QUOTE = f"{NAME} ({IDENTIFIER}, {ACCESSION})"
@@ -78,7 +80,7 @@ def http() -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{server.server_port}/x"
     finally:
-        server.shutdown()
+        shut_down(server)
         server.server_close()
 
 
@@ -148,4 +150,4 @@ def dimse() -> Iterator[int]:
     try:
         yield server.socket.getsockname()[1]
     finally:
-        server.shutdown()
+        shut_down(server)

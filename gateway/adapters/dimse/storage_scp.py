@@ -129,6 +129,9 @@ class StorageReceiver:
         return server
 
     def _stop(self, server: ThreadedAssociationServer) -> None:
+        with suppress(OSError):
+            # The accepting thread looks up only every half second, unless it is woken.
+            cast(socket.socket, server.socket).shutdown(socket.SHUT_RDWR)
         server.shutdown()
         for association in server.active_associations:
             abort(association)
