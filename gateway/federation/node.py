@@ -19,10 +19,12 @@ from gateway.federation.nodes import NodeConfig
 from gateway.federation.resilience import Guard, Turn
 from gateway.mapping.ask import Asker
 from gateway.mapping.read import Reader
+from gateway.model.dataset import text
+from gateway.model.moments import parse_date
 from gateway.model.query import Operator, Query, Ref
 from gateway.model.seam import Adapter, Finds, Locates, Location, NativeQuery, Report
 from gateway.model.study import Row, from_plain, to_plain
-from gateway.model.vocabulary import ALWAYS_RETURNED, STUDY_UID, Level
+from gateway.model.vocabulary import ALWAYS_RETURNED, STUDY_DATE, STUDY_UID, Level
 from gateway.telemetry import looking_up, node_operation, stage
 
 T = TypeVar("T")
@@ -140,11 +142,10 @@ class Node:
             await answers.forget(self._key(query, asked))
 
     def _key(self, query: Query, asked: NativeQuery) -> str:
-        return query_key(_kind(query), self.digest, asked)
+        return query_key(_kind(query), self.digest, asked, *(["undated"] if query.undated else []))
 
     async def _load(self, asked: NativeQuery, query: Query) -> Loaded:
         answer = await self.asking("find", lambda: self._collect(asked, query))
-        metrics.rows_of(self.id).inc(len(answer.rows))
         ttl = self.ttl.of(_kind(query))
         if not answer.rows:
             ttl = min(ttl, self.ttl.negative)
@@ -153,7 +154,7 @@ class Node:
 
     async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
         rows: list[Row] = []
-        unreadable = 0
+        given = unreadable = 0
         report: Report | None = None
         async with aclosing_iterator(self.finder.find(asked)) as records:  # type: ignore[attr-defined]
             async for record in records:
@@ -168,13 +169,16 @@ class Node:
                 if query.study or query.series:
                     for row in found:
                         self._check_place(row, query)
-                rows += found
+                given += len(found)
+                # Let go as they come: asked for what has no date, an archive gives all that it has.
+                rows += [row for row in found if not _is_dated(row)] if query.undated else found
         if report is None:
             raise NodeProtocolError(self.id, "broke off in the middle of its answer")
         self._check_asked(rows, asked, report)
-        if unreadable and not rows:
+        if unreadable and not given:
             raise NodeProtocolError(self.id, "gave only records that cannot be read")
-        truncated = report.truncated or self._stops_at(len(rows), asked.limit)
+        metrics.rows_of(self.id).inc(given)
+        truncated = report.truncated or self._stops_at(given, asked.limit)
         return NodeAnswer(tuple(rows), report.complete_rows, truncated, unreadable)
 
     def _stops_at(self, count: int, limit: int | None) -> bool:
@@ -247,6 +251,10 @@ def _kind(query: Query) -> str:
     """A search for one study by its UID alone is its location, which is remembered longer than an open search."""
     only = query.matches[0] if len(query.matches) == 1 and query.level is Level.STUDY else None
     return "location" if only is not None and only.path == (STUDY_UID,) else "find"
+
+
+def _is_dated(row: Row) -> bool:
+    return parse_date(text(row.attributes, STUDY_DATE)) is not None
 
 
 def _answer_to_plain(answer: NodeAnswer) -> dict[str, Any]:

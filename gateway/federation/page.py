@@ -109,6 +109,11 @@ class Position:
     study: str
     mark: str
 
+    @property
+    def ends_day(self) -> bool:
+        """Whether it lies behind all of its day, and not behind one result."""
+        return not self.study
+
     @staticmethod
     def behind(found: Found, sort: Sort) -> Position:
         return Position("" if sort is Sort.ID else sort_key(found, sort)[0], found.study, _mark(found, sort))
@@ -132,13 +137,17 @@ def _mark(found: Found, sort: Sort) -> str:
 @dataclass(frozen=True, slots=True)
 class Reach:
     """Which results are wanted, in which order: `size` of them (None for all) that `accepts` takes (as the caller sees
-    them), behind `after`, less the first `skip`."""
+    them), behind `after`, less the first `skip`.
+
+    With `ends_with_day` the page may have fewer, though more follow: none of days behind the one that it begins on.
+    """
 
     sort: Sort = Sort.NEWEST
     size: int | None = None
     after: Position | None = None
     skip: int = 0
     accepts: Callable[[Found], bool] | None = None
+    ends_with_day: bool = False
 
 
 @dataclass(frozen=True, slots=True)

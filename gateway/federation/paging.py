@@ -13,8 +13,8 @@ from gateway.federation.fanout import Outcome, outcomes_of, require_an_answer
 from gateway.federation.federate import Federation
 from gateway.federation.holders import depends_on_holder, questions
 from gateway.federation.node import Node
-from gateway.federation.page import Page, Position, Reach, Sort, moment_of, ordered, sort_key
-from gateway.federation.segments import END, Cutter, is_broad
+from gateway.federation.page import Page, Position, Reach, Sort, day_of, moment_of, ordered, sort_key
+from gateway.federation.segments import END, Cutter, Segment, is_broad
 from gateway.federation.walk import Walk
 from gateway.model.answer import Found, Issue
 from gateway.model.query import Query
@@ -58,14 +58,17 @@ class Paging:
             issues += gaps
         items = await self.federation.count_shared(items, issues, ends)
         page = replace(page, items=tuple(items), issues=tuple(dict.fromkeys(issues)))
+        if search.ended_with_day and not page.beyond:
+            page = replace(page, last=Position(search.end_of_day, "", ""))
         goes_on = search.is_cut or (bool(page.items) and search.was_stopped)
         return replace(page, more=True, total=None) if goes_on else page
 
 
 def _walks(federation: Federation, query: Query, nodes: Sequence[Node], reach: Reach, in_parts: bool) -> list[Walk]:
     results = reach.skip + (reach.size or 0)
-    # What a sample shows first is the first page; a later one is found by cutting into equal parts.
-    share = 0 if reach.after else _share(results, len(nodes))
+    # What a sample shows first is the first page, of all or of what lies behind a day; another is found by cutting into
+    # equal parts.
+    share = _share(results, len(nodes)) if reach.after is None or reach.after.ends_day else 0
     cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), share)
     ceiling = _ceiling(results, len(nodes)) if in_parts else None
     start = reach.after.moment if reach.after else ""
@@ -161,12 +164,31 @@ class _Search:
         return [row for place, row in placed if place <= nearest[-1]] if nearest else []
 
     @property
+    def end_of_day(self) -> str:
+        """Where the day ends that the page is to end with; '' for none."""
+        after = self.reach.after
+        if not (self.reach.ends_with_day and self.in_parts) or after is None or after.ends_day:
+            return ""
+        day = day_of(after.moment, self.reach.sort)
+        return Segment(day, day, dated=True).end(self.reach.sort) if day else ""
+
+    @property
+    def ended_with_day(self) -> bool:
+        """Whether nothing of the page's day is left, and nothing of it may come yet from a node that failed."""
+        is_over = "" < self.end_of_day == self.frontier and not self.is_cut
+        return is_over and not any(walk.failure for walk in self.walks)
+
+    @property
     def depends_on_holder(self) -> bool:
         return any(map(depends_on_holder, self.query.matches))
 
     def _waiting(self) -> list[Walk]:
         """The walks that keep the page from being certain: those that have not come past the first result behind it."""
         end = self._end_of_page()
+        if self.end_of_day:
+            behind = [walk for walk in self.walks if walk.frontier < self.end_of_day]
+            if behind or _certain(self.found, self.reach, self.frontier):
+                return behind
         return [walk for walk in self.walks if not walk.is_done and (end is None or walk.frontier <= end)]
 
     def _end_of_page(self) -> str | None:
@@ -199,11 +221,17 @@ def _wanted(found: Sequence[Found], reach: Reach) -> list[Found]:
     return rest[reach.skip :]
 
 
+def _certain(found: Sequence[Found], reach: Reach, frontier: str) -> list[Found]:
+    """Those of the wanted results that lie before `frontier`."""
+    results = _wanted(found, reach)
+    if frontier == END:
+        return results
+    return [one for one in results if sort_key(one, reach.sort)[0] < frontier]
+
+
 def _cut(found: Sequence[Found], reach: Reach, issues: Sequence[Issue], frontier: str) -> Page:
     """The page out of the ordered results, of which those before `frontier` are certain."""
-    results = _wanted(found, reach)
-    if frontier != END:
-        results = [one for one in results if sort_key(one, reach.sort)[0] < frontier]
+    results = _certain(found, reach, frontier)
     items = results if reach.size is None else results[: reach.size]
     beyond = len(results) - len(items)
     total = None

@@ -116,11 +116,7 @@ class Segment:
         if self.prefix:
             own[PATIENT_ID] = Match((PATIENT_ID,), Operator.WILDCARD, (self.prefix + "*",))
         kept = tuple(match for match in query.matches if len(match.path) > 1 or match.path[0] not in own)
-        return replace(query, matches=(*kept, *own.values()))
-
-    def holds(self, row: Row) -> bool:
-        """Whether a row that the node gave for it belongs to it: of the undated ones, those without a date."""
-        return not self.undated or parse_date(text(row.attributes, STUDY_DATE)) is None
+        return replace(query, matches=(*kept, *own.values()), undated=self.undated)
 
     def end(self, sort: Sort) -> str:
         """Of a day, the moment from which on nothing of it lies, in the order of `sort`."""
@@ -145,12 +141,25 @@ def _range(tag_: str, low: str, high: str) -> Match:
     return Match((tag_,), Operator.RANGE, (low, high))
 
 
-def from_moment(start: str, sort: Sort) -> list[Segment]:
+def from_moment(start: str, sort: Sort, query: Query) -> list[Segment]:
     """The parts that hold what lies from a moment on ('' for all): its day first, which may be all that a page needs."""
     if start == UNDATED:
         return [Segment(undated=True)]
+    if start.endswith(_LATER):
+        return _behind(day_of(start, sort), sort, query)
     day = day_of(start, sort)
     return [Segment(day, day, dated=True), Segment()] if day else [Segment()]
+
+
+def _behind(day: str, sort: Sort, query: Query) -> list[Segment]:
+    """The parts that hold what lies behind a day, of those that the query names; nothing of the day itself."""
+    last = parse_date(day)
+    if last in (None, date.min, date.max):
+        return [Segment()]
+    low, high = ("", da(last - _DAY)) if sort is Sort.NEWEST else (da(last + _DAY), "")
+    asked = query.match_on(STUDY_DATE)
+    rest = _clipped(Segment(low, high, dated=True), *_asked_days(asked))
+    return [*([rest] if rest else []), *([] if asked else [Segment(undated=True)])]
 
 
 def is_broad(query: Query) -> bool:

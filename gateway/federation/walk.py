@@ -52,7 +52,7 @@ class Walk:
 
     def __post_init__(self) -> None:
         in_parts = self.ceiling is not None and can_be_cut(self.query)
-        self._pending = from_moment(self.start, self.sort) if in_parts else [Segment()]
+        self._pending = from_moment(self.start, self.sort, self.query) if in_parts else [Segment()]
 
     @property
     def sort(self) -> Sort:
@@ -113,7 +113,7 @@ class Walk:
         """Asks for a part. Gives the smaller ones that stand for it where it was too large; [] when it is done."""
         search = NodeSearch(self.node, self.answers, self._limit(part), tells_truncation=False)
         try:
-            rows = [row for row in await search.rows(part.narrowed(self.query)) if part.holds(row)]
+            rows = await search.rows(part.narrowed(self.query))
         except BudgetExceeded:
             if not part.is_deep:
                 raise

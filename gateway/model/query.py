@@ -66,7 +66,8 @@ class Query:
     `zoned` are keys on dates and times as they are at the offset `zone`, which no node is asked and no row can be matched
     on without its node's own time zone: whoever asks puts them to the results, and `matches` has wider ones.
     `combined_datetime` says that StudyDate and StudyTime ranges mean one span of time (PS3.4 C.2.2.2.5.4).
-    `all_attributes` is `includefield=all`. Paging and sorting are not part of what nodes are asked.
+    `all_attributes` is `includefield=all`. `undated` wants only what has no StudyDate that can be read, which no node can be
+    asked for. Paging and sorting are not part of what nodes are asked.
     """
 
     level: Level
@@ -80,6 +81,7 @@ class Query:
     combined_datetime: bool = False
     zoned: tuple[Match, ...] = ()
     zone: str = ""
+    undated: bool = False
 
     @property
     def asked(self) -> tuple[Match, ...]:

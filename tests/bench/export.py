@@ -23,8 +23,9 @@ from tests.export.asking import Export, begin
 
 DELAY, PROCESSES, PAGE = 0.02, 2, 1000
 SECONDS = 1800
-_KILLED_AT = 60
-"""Pages after which the gateway is killed: of 169."""
+_KILLED_AT = 95
+"""Pages after which the gateway is killed, of about 175: in the middle of a crowded day. Of the three that hold 43 % of the
+catalogue one lies before and one behind it, so that the memory of the two halves can be compared."""
 
 
 def run(bench: Bench) -> None:
@@ -87,7 +88,9 @@ def _export(
         Bar("equal"),
     )
     name = f"Export of the catalogue: most memory over the pages after the kill / over the {_KILLED_AT} before it"
-    bench.count(name, "MB", second.most / 1e6, first.most / 1e6, Bar("at most", 1.3), "more pages take no more")
+    days = Counter(row["StudyDate"] for part in rows for row in part)
+    note = f"more pages take no more; the largest day of the catalogue has {max(days.values()):,} studies"
+    bench.count(name, "MB", second.most / 1e6, first.most / 1e6, Bar("at most", 1.3), note)
 
 
 @contextmanager

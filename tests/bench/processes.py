@@ -142,6 +142,13 @@ def processor_seconds(port: int) -> float:
     return found
 
 
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
 class Memory:
     """The resident memory of a gateway and its worker processes, looked at every 20 ms from outside, not that of its
     embedded Valkey. `growth` is in 10^6 bytes."""
@@ -167,7 +174,7 @@ class Memory:
         return (self.most - self.before) / _MEGABYTE
 
     def _resident(self) -> int:
-        return sum(int(one.memory_info().rss) for one in self._processes)
+        return sum(map(_resident, self._processes))
 
     def _watch(self) -> None:
         while not self._ended.wait(0.02):

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway.federation.page import Sort, moment
-from gateway.federation.segments import END, Cutter, Segment, can_be_cut, is_broad
+from gateway.federation.segments import END, Cutter, Segment, can_be_cut, from_moment, is_broad
 from gateway.model.dataset import attribute
 from gateway.model.patient import PatientKey
 from gateway.model.query import Match, Operator, Query
@@ -86,6 +86,27 @@ def test_cutting_where_the_rows_show_a_page_loses_no_day_and_doubles_none(
     assert starts == sorted(starts)
     assert parts[-1].undated == (whole == "all")
     assert segment not in parts
+
+
+@given(days, days, sorts)
+def test_behind_the_end_of_a_day_lies_every_other_that_follows_and_nothing_of_the_day(
+    day: str, other: str, sort: Sort
+) -> None:
+    parts = from_moment(Segment(day, day, dated=True).end(sort), sort, studies())
+    follows = other < day if sort is Sort.NEWEST else other > day
+    assert len(holding(parts, other)) == follows
+    assert parts[-1].undated
+
+
+@given(days, days, days, days, sorts)
+def test_behind_the_end_of_a_day_lies_nothing_that_the_search_does_not_ask_for(
+    low: str, high: str, day: str, other: str, sort: Sort
+) -> None:
+    low, high = min(low, high), max(low, high)
+    parts = from_moment(Segment(day, day, dated=True).end(sort), sort, studies(between(low, high)))
+    follows = other < day if sort is Sort.NEWEST else other > day
+    assert len(holding(parts, other)) == (follows and low <= other <= high)
+    assert not any(part.undated for part in parts)
 
 
 def test_a_day_that_holds_most_of_what_is_shown_is_a_part_of_its_own_asked_for_when_it_is_needed() -> None:

@@ -175,12 +175,18 @@ class _Doing:
             studies=state.studies + studies,
             pages=state.pages + max(1, math.ceil(len(page.items) / self.size)),
             reached=_day(page.items[-1:]) or state.reached,
-            is_crowded=len(page.items) >= self.size and _day(page.items[:1]) == _day(page.items[-1:]),
+            is_crowded=self._is_crowded(page),
             given_up=sorted({*state.given_up, *(one.node for one in issues if one.node and one.code in _PASSING)}),
             issues=[[one.node, one.code, one.text] for one in issues],
             nodes=len(self.job.asked["nodes"]),
         )
         return Made(_json(following), bodies, marks)
+
+    def _is_crowded(self, page: Page) -> bool:
+        """Whether the page lay within one day, and more of that may follow."""
+        if len(page.items) < self.size or (page.last and page.last.ends_day):
+            return False
+        return _day(page.items[:1]) == _day(page.items[-1:])
 
     async def _patiently(self, state: _State, search: StudySearch, walk: Walk, names: Sequence[str]) -> Page:
         """The page; asked for again while a node's part is missing that was not given up before. Raises NodeError."""
@@ -205,7 +211,7 @@ class _Doing:
         # What other holders say is asked for a page's results only; more of them would pass for incomplete.
         takes_more = state.is_crowded and not any(map(depends_on_holder, search.query.matches))
         size = self.size * (_OF_A_CROWDED_DAY if takes_more else 1)
-        reach = Reach(search.sort, size, after, accepts=accepts)
+        reach = Reach(search.sort, size, after, accepts=accepts, ends_with_day=takes_more)
         resource = STUDY if STUDY in walk.types else PATIENT
         return await self.estate.pipeline.search(self.caller, search.query, names, reach, resource=resource)
 
