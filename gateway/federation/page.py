@@ -132,13 +132,15 @@ def _mark(found: Found, sort: Sort) -> str:
 @dataclass(frozen=True, slots=True)
 class Reach:
     """Which results are wanted, in which order: `size` of them (None for all) that `accepts` takes (as the caller sees
-    them), behind `after`, less the first `skip`."""
+    them), behind `after`, less the first `skip`. `updated` takes the moments (ms since the epoch) at which a study may have
+    been first seen, or seen to change."""
 
     sort: Sort = Sort.NEWEST
     size: int | None = None
     after: Position | None = None
     skip: int = 0
     accepts: Callable[[Found], bool] | None = None
+    updated: Callable[[int], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from gateway.federation.holders import depends_on_holder, questions
 from gateway.federation.node import Node
 from gateway.federation.page import Page, Position, Reach, Sort, moment_of, ordered, sort_key
 from gateway.federation.segments import END, Cutter, is_broad
+from gateway.federation.sighted import Watch
 from gateway.federation.walk import Walk
 from gateway.model.answer import Found, Issue
 from gateway.model.query import Query
@@ -28,20 +29,25 @@ _CROWDED = 2000
 
 @dataclass(frozen=True, slots=True)
 class Paging:
-    """Pages of the federation's searches."""
+    """Pages of the federation's searches. `watch` looks at every result before it is judged."""
 
     federation: Federation
+    watch: Watch | None = None
 
     async def page(self, query: Query, nodes: Sequence[Node], reach: Reach) -> Page:
         """The results that `reach` wants. Raises as Federation.search."""
         if query.level is not Level.STUDY or len(questions(query)) > 1 or query.study:
             answer = await self.federation.search(query, nodes)
-            return _cut(ordered(answer.items, reach.sort), reach, answer.issues, END)
+            found, issues = ordered(answer.items, reach.sort), answer.issues
+            if self.watch is not None:
+                await self.watch.learn(found, found, asyncio.get_running_loop().time() + self.federation.deadline)
+                issues = tuple(dict.fromkeys((*issues, *self.watch.issues)))
+            return _cut(found, reach, issues, END)
         ends = asyncio.get_running_loop().time() + self.federation.deadline
         # Only a broad search in the order of time is opened in parts: any other is fetched whole.
         in_parts = reach.size is not None and reach.sort is not Sort.ID and is_broad(query)
         walks = _walks(self.federation, query, nodes, reach, in_parts)
-        search = _Search(self.federation, query, reach, nodes, walks, in_parts)
+        search = _Search(self.federation, query, reach, nodes, walks, in_parts, self.watch)
         await search.run(ends)
         return await self._completed(search, ends)
 
@@ -97,6 +103,7 @@ class _Search:
     nodes: Sequence[Node]
     walks: list[Walk]
     in_parts: bool
+    watch: Watch | None = None
     is_cut: bool = False
     found: list[Found] = field(default_factory=list)
     gaps: list[Issue] = field(default_factory=list)
@@ -134,14 +141,22 @@ class _Search:
             merged = await apart(len(rows), self.federation.merged, rows)
             merged, self.gaps = await self.federation.with_all_holders(merged, rows, self.nodes, ends)
             self.found = ordered(merged, self.reach.sort)
+            await self._learn(ends)
             return
         margin = 1
         while True:
             near = self._near(rows, margin)
             self.found = ordered(await apart(len(near), self.federation.merged, near), self.reach.sort)
+            await self._learn(ends)
             if not self.is_cut or self._end_of_page() is not None:
                 return
             margin *= 4  # the caller's conditions took less of it than the page holds
+
+    async def _learn(self, ends: float) -> None:
+        if self.watch is not None:
+            frontier, sort = self.frontier, self.reach.sort
+            certain = [one for one in self.found if frontier == END or sort_key(one, sort)[0] < frontier]
+            await self.watch.learn(self.found, certain, ends)
 
     def _near(self, rows: list[Row], margin: int) -> list[Row]:
         """Of very many rows those of the page and the result behind it: the rest of a crowded day is for other pages.
@@ -182,7 +197,8 @@ class _Search:
 
     def issues(self) -> list[Issue]:
         failures = [Issue.of(walk.failure) for walk in self.walks if walk.failure]
-        return [*failures, *(issue for walk in self.walks for issue in walk.issues), *self.gaps]
+        seen = self.watch.issues if self.watch is not None else ()
+        return [*failures, *(issue for walk in self.walks for issue in walk.issues), *self.gaps, *seen]
 
 
 async def _advance(walks: Mapping[str, Walk], node: Node) -> None:
