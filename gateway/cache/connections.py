@@ -82,6 +82,9 @@ class Link(Protocol):
     async def run_each(self, script: str, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         """The results of a Lua script for each (key, arguments), in one round trip; each call is atomic, all are not."""
 
+    async def clock(self) -> int:
+        """The time in milliseconds since the epoch; of several servers that of the one whose clock is furthest behind."""
+
     async def read(self, stream: str, group: str, consumer: str, block: int) -> Any:
         """The next entry of a stream for a consumer of its group, waited for `block` milliseconds: [[stream, [entry]]]."""
 
@@ -142,6 +145,9 @@ class SingleLink:
         for key, arguments in calls:
             pipeline.execute_command("EVALSHA", digest, 1, key, *arguments)
         return list(await pipeline.execute())
+
+    async def clock(self) -> int:
+        return _milliseconds(await _answer(self.client.time()))
 
     async def read(self, stream: str, group: str, consumer: str, block: int) -> Any:
         return await _answer(self.client.xreadgroup(group, consumer, {stream: ">"}, count=1, block=block))
@@ -213,6 +219,9 @@ class ClusterLink:
         for key, arguments in calls:
             pipeline.execute_command("EVAL", script, 1, key, *arguments)
         return list(await pipeline.execute())
+
+    async def clock(self) -> int:
+        return min([_milliseconds(await node.execute_command("TIME")) for node in self.client.get_primaries()])
 
     async def read(self, stream: str, group: str, consumer: str, block: int) -> Any:
         return await _answer(self.client.xreadgroup(group, consumer, {stream: ">"}, count=1, block=block))
@@ -312,6 +321,11 @@ async def _run(client: Any, script: str, keys: Sequence[str], arguments: Sequenc
         return await client.evalsha(_digest(script), len(keys), *keys, *arguments)
     except NoScriptError:
         return await client.eval(script, len(keys), *keys, *arguments)
+
+
+def _milliseconds(time: Sequence[Any]) -> int:
+    """From what TIME says: seconds and microseconds."""
+    return int(time[0]) * 1000 + int(time[1]) // 1000
 
 
 def _digest(script: str) -> str:

@@ -51,8 +51,6 @@ end
 return kept
 """
 )
-# KEYS: anything, for its slot.
-_NOW = "local clock = redis.call('TIME') return clock[1] * 1000 + math.floor(clock[2] / 1000)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +106,10 @@ class Sightings:
 
         Raises RecordUnavailable.
         """
-        moment = await self._cache.ask(lambda link: link.run(_NOW, [_key("", "")], []))
+        moment = await self._cache.ask(lambda link: link.clock())
         if moment is None:
             raise _unavailable()
-        return int(moment)
+        return moment
 
     async def observe(self, view: str, studies: Sequence[Seen]) -> list[Parts]:
         """Writes down what is seen through the view of this digest, and gives all that is recorded of each study.

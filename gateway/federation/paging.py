@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -155,8 +156,10 @@ class _Search:
     async def _learn(self, ends: float) -> None:
         if self.watch is not None:
             frontier, sort = self.frontier, self.reach.sort
-            certain = [one for one in self.found if frontier == END or sort_key(one, sort)[0] < frontier]
-            await self.watch.learn(self.found, certain, ends)
+            end = len(self.found)
+            if frontier != END:
+                end = bisect_left(self.found, frontier, key=lambda one: sort_key(one, sort)[0])
+            await self.watch.learn(self.found, self.found[:end], ends)
 
     def _near(self, rows: list[Row], margin: int) -> list[Row]:
         """Of very many rows those of the page and the result behind it: the rest of a crowded day is for other pages.

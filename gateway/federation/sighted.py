@@ -131,7 +131,9 @@ class Watch:
     issues: list[Issue] = field(default_factory=list)
     _shown: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _recorded: dict[str, Parts] = field(default_factory=dict)
-    _asked_for: set[str] = field(default_factory=set)
+    _looked_at: dict[int, Row] = field(default_factory=dict)
+    _settled: set[str] = field(default_factory=set)
+    _asked_for: int = 0
     _verdicts: dict[str, bool] = field(default_factory=dict)
 
     async def learn(self, found: Sequence[Found], certain: Sequence[Found], ends: float) -> None:
@@ -158,7 +160,10 @@ class Watch:
 
     async def _observe(self, rows: Iterable[Row], told: Mapping[str, Iterable[str]] | None = None) -> None:
         """`told` are the nodes that have told all they have, by study."""
-        new = [row for row in rows if _name(row) not in self._shown[row.study]]
+        # A search learns of the same results again and again, and of a few more each time.
+        unknown = {id(row): row for row in rows if id(row) not in self._looked_at}
+        self._looked_at |= unknown
+        new = [row for row in unknown.values() if _name(row) not in self._shown[row.study]]
         seen = {one.study: one for one in await apart(len(new), _seen, new)}
         for study, nodes in (told or {}).items():
             parts = dict.fromkeys(self._shown[study], "") | dict(seen[study].parts if study in seen else {})
@@ -173,7 +178,9 @@ class Watch:
         """For each node the studies that it is recorded to have and has not shown."""
         missing: dict[str, list[str]] = defaultdict(list)
         asked = {node.id for node in self.nodes}
-        for study in {one.study for one in certain} - self._asked_for:
+        unsettled = {one.study for one in certain if one.study not in self._settled}
+        self._settled |= unsettled
+        for study in unsettled:
             absent = {name for name, each in self._recorded[study].items() if not each.is_gone} - self._shown[study]
             for node in asked & set(map(node_of, absent)):
                 missing[node].append(study)
@@ -181,12 +188,11 @@ class Watch:
 
     async def _look_for(self, missing: Mapping[str, Sequence[str]], ends: float) -> None:
         studies = sorted({study for listed in missing.values() for study in listed})
-        room = max(0, MOST_COMPLETED - len(self._asked_for))
-        wanted = set(studies[:room])
+        wanted = set(studies[: max(0, MOST_COMPLETED - self._asked_for)])
+        self._asked_for += len(wanted)
         if len(wanted) < len(studies):
             text = "other holders were looked up for the first results only; narrow the search"
             self.issues.append(Issue("", "GW209", text))
-        self._asked_for |= set(studies)
         asked = {node: some for node, listed in missing.items() if (some := [uid for uid in listed if uid in wanted])}
         rows, issues = await self.federation.rows_at(asked, self.nodes, ends) if asked else ([], [])
         self.issues += issues

@@ -232,6 +232,9 @@ def test_both_gateways_say_since_when_and_every_prefix_goes_by_it(region: Region
                 continue
             assert {*matches(answer)} == set(map(uid, wanted)), condition
             assert answer.headers["cache-control"] == "no-store"
+    for asked in ("$export?_typeFilter=ImagingStudy%3F_lastUpdated%3Dgt2026", "Patient?name=x&_lastUpdated=gt2026"):
+        refused = region.one.get(f"/fhir/r4/{asked}", headers={"Prefer": "respond-async"})
+        assert (refused.status_code, "_lastUpdated" in refused.text) == (400, True), asked
     counted = region.two.get(f"{STUDIES}?_lastUpdated=gt{old}&_summary=count").json()
     assert counted["total"] == 1
     form = region.one.client.post(f"{STUDIES}/_search", data={"_lastUpdated": f"gt{old}", "modality": "OT"})

@@ -273,10 +273,12 @@ REFUSED = {
 }
 """Parameters that FHIR has and that are not served, each with the reason."""
 
+SEARCHES_ONLY = {LAST_UPDATED: "only a search for studies goes by it"}
+"""As `REFUSED`, for whoever asks by the parameters of a search in another way."""
 UNRECORDED = {
     LAST_UPDATED: "when a study was first seen is recorded in a Redis of the gateway's own (GATEWAY_REDIS_URL)"
 }
-"""As `REFUSED`, where there is no such record, or none that the search could be held to."""
+"""As `REFUSED`, where there is no such record."""
 
 BELOW = {SERIES_UID: "series", INSTANCE_UID: "instance", SOP_CLASS_UID: "dicom-class", BODY_PART: "bodysite"}
 """The parameter that asks for an attribute below STUDY."""

@@ -51,7 +51,7 @@ async def parse(
     renderer: Renderer,
     *,
     lenient: bool,
-    lacks: Mapping[str, str] = studykeys.UNRECORDED,
+    lacks: Mapping[str, str] = studykeys.SEARCHES_ONLY,
 ) -> StudySearch:
     """A search from its parameters; repetition is AND, comma is OR. Raises InvalidQuery naming the parameter.
 
