@@ -7,18 +7,24 @@ anybody is in it: the key is a digest, and so is the patient in the name of a pa
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway.cache.client import Cache
+from gateway.cache.connections import Link
 from gateway.errors import RecordUnavailable
+
+T = TypeVar("T")
 
 # Not below the prefix of what is cached: a purge must not make every study a new one.
 _PREFIX = "gw:seen:"
-_AT_ONCE = 250
-"""Studies told in one round trip: a server does nothing else meanwhile."""
+_AT_ONCE = 100
+"""Studies told in one round trip: it is to take a few milliseconds."""
+_PATIENCE, _PAUSE = 1.5, 0.1
+"""Seconds that a Redis which did not answer somebody just now is waited for, by who cannot do without."""
 _LENGTH = 16
 _GONE = "-" * _LENGTH
 
@@ -106,24 +112,39 @@ class Sightings:
 
         Raises RecordUnavailable.
         """
-        moment = await self._cache.ask(lambda link: link.clock())
+        moment = await self._patiently(lambda link: link.clock())
         if moment is None:
             raise _unavailable()
         return moment
 
-    async def observe(self, view: str, studies: Sequence[Seen]) -> list[Parts]:
+    async def observe(self, view: str, studies: Sequence[Seen], *, patiently: bool = False) -> list[Parts]:
         """Writes down what is seen through the view of this digest, and gives all that is recorded of each study.
 
-        A few hundred studies are one round trip. Raises RecordUnavailable.
+        A page of studies is one round trip. `patiently` is for who needs the answer: a Redis that is only busy is waited for.
+        Raises RecordUnavailable.
         """
         found: list[Parts] = []
         for start in range(0, len(studies), _AT_ONCE):
             calls = [(_key(view, one.study), self._arguments(one)) for one in studies[start : start + _AT_ONCE]]
-            answers = await self._cache.ask(lambda link, calls=calls: link.run_each(_OBSERVE, calls))  # type: ignore[misc]
+            answers = await self._run(calls, patiently)
             if answers is None:
                 raise _unavailable()
             found += map(_parts, answers)
         return found
+
+    async def _run(self, calls: Sequence[tuple[str, Sequence[Any]]], patiently: bool) -> list[Any] | None:
+        async def run(link: Link) -> list[Any]:
+            return await link.run_each(_OBSERVE, calls)
+
+        return await (self._patiently(run) if patiently else self._cache.ask(run))
+
+    async def _patiently(self, command: Callable[[Link], Awaitable[T]]) -> T | None:
+        ends = asyncio.get_running_loop().time() + _PATIENCE
+        while True:
+            answer = await self._cache.wait(command, _PATIENCE)
+            if answer is not None or asyncio.get_running_loop().time() > ends:
+                return answer
+            await asyncio.sleep(_PAUSE)
 
     def _arguments(self, seen: Seen) -> list[Any]:
         told = "/".join(("", *seen.told, ""))

@@ -26,6 +26,7 @@ from gateway.wire.threads import apart
 
 _SMALLEST_CEILING = 64
 _CROWDED = 2000
+_CLEARLY_MORE = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class _Search:
     in_parts: bool
     watch: Watch | None = None
     is_cut: bool = False
+    merged_rows: int = 0
     found: list[Found] = field(default_factory=list)
     gaps: list[Issue] = field(default_factory=list)
 
@@ -133,7 +135,18 @@ class _Search:
                 by_node[outcome.node.id].failure = outcome.error
             if not any(walk.has_answered for walk in self.walks):
                 require_an_answer(outcomes)
-            await self._merge(ends)
+            if self._is_worth_merging():
+                await self._merge(ends)
+
+    def _is_worth_merging(self) -> bool:
+        """While the caller's conditions take so little that the page is not full, many rows are looked at again only when there
+        are clearly more of them: each look is at all of them."""
+        rows = sum(len(walk.rows) for walk in self.walks)
+        goes_on = self.reach.accepts and self._end_of_page() is None and not all(walk.is_done for walk in self.walks)
+        if goes_on and _CROWDED < rows < _CLEARLY_MORE * self.merged_rows:
+            return False
+        self.merged_rows = rows
+        return True
 
     async def _merge(self, ends: float) -> None:
         """Conditions are put to what all holders of a study say together, so they are asked first where they differ."""

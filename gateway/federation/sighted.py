@@ -169,7 +169,9 @@ class Watch:
             parts = dict.fromkeys(self._shown[study], "") | dict(seen[study].parts if study in seen else {})
             seen[study] = Seen(study, parts, nodes)
         studies = list(seen.values())
-        for one, recorded in zip(studies, await self.sightings.observe(self.view, studies), strict=True):
+        for one, recorded in zip(
+            studies, await self.sightings.observe(self.view, studies, patiently=True), strict=True
+        ):
             self._shown[one.study].update(one.parts)
             self._recorded[one.study] = recorded
             self._verdicts.pop(one.study, None)
