@@ -180,6 +180,7 @@ class Pipeline:
         async with self._request("metadata", caller, names, ref=ref) as (nodes, view, record):
             with stage("merge"):
                 described = await self.retrieval.metadata(view_ref(view, ref), nodes)
+            await self.seen.note(view.digest, [described.study], described.silent)
             record.issues, record.count = (*described.silent, *described.gaps), sum(map(len, described.pieces))
             with stage("view"):
                 pieces = tuple(view_written(view, piece) for piece in described.pieces)
@@ -210,6 +211,7 @@ class Pipeline:
             self.retrieval.open(view_ref(view, ref), nodes) as opened,
         ):
             record.issues = (*opened.silent, *opened.gaps)
+            await self.seen.note(view.digest, [opened.study], opened.silent)
             async with aclosing_iterator(
                 self._outgoing(opened.instances, view, transfer_syntaxes, record)
             ) as instances:

@@ -318,6 +318,12 @@ def test_who_never_saw_a_study_is_not_told_that_it_was_there(region: Region) -> 
         assert region.one.get(f"/nodes/{root}/dicom-web/studies/{uid('s')}").status_code == status
         assert region.one.get(f"{STUDIES}/{uid('s')}?node={root}").status_code == status
     assert region.two.get("/dicom-web/studies", params={"StudyInstanceUID": uid("s")}).json() == []
+    for study, more in (("whole", ""), ("told", "/metadata")):  # what was retrieved was seen, too
+        region.a.put(study)
+        path = f"/dicom-web/studies/{uid(study)}"
+        assert region.one.get(path + more).status_code == 200
+        region.a.drop(study)
+        assert region.one.get(path).status_code == 410
 
 
 def test_a_study_that_was_asked_for_too_early_is_not_called_deleted(region: Region) -> None:
