@@ -29,8 +29,9 @@ _LENGTH = 16
 _GONE = "-" * _LENGTH
 
 # KEYS: study; ARGV: ms that it is remembered, '/node/node/' that told all they have, then part and digest by turns ('' says
-# that the part is there, and nothing of what it is). The moment is the next whole millisecond, so that it is later than
-# whatever the clock said before. What nodes told all of and is not among the parts is gone.
+# that the part is there, and nothing of what it is; '?' before it, that it was so a while ago). The moment is the next whole
+# millisecond, so that it is later than whatever the clock said before. What nodes told all of and is not among the parts is
+# gone.
 _OBSERVE = (
     """
 local clock = redis.call('TIME')
@@ -38,9 +39,10 @@ local now = string.format('%.0f', clock[1] * 1000 + math.floor(clock[2] / 1000) 
 local here = {}
 for i = 3, #ARGV, 2 do
   here[ARGV[i]] = true
-  local had = redis.call('HGET', KEYS[1], ARGV[i])
-  if ARGV[i + 1] ~= '' and (not had or string.sub(had, 1, 16) ~= ARGV[i + 1]) then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1] .. now)
+  local said, had = ARGV[i + 1], redis.call('HGET', KEYS[1], ARGV[i])
+  local old = string.sub(said, 1, 1) == '?'
+  if said ~= '' and (not had or (not old and string.sub(had, 1, 16) ~= said)) then
+    redis.call('HSET', KEYS[1], ARGV[i], (old and string.sub(said, 2) or said) .. now)
   end
 end
 if #ARGV > 2 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
@@ -62,11 +64,13 @@ return kept
 @dataclass(frozen=True, slots=True)
 class Seen:
     """One study as it is seen now. `parts`: by name (`part`), a digest (`digest_of`) of what its node says, or '' for
-    the same as before. `told` are nodes that have told all they have of it."""
+    the same as before. `told` are nodes that have told all they have of it. What `is_old` was heard a while ago: it says that
+    the study was seen, and nothing of changes."""
 
     study: str
     parts: Mapping[str, str] = field(default_factory=dict)
     told: Iterable[str] = ()
+    is_old: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +151,10 @@ class Sightings:
             await asyncio.sleep(_PAUSE)
 
     def _arguments(self, seen: Seen) -> list[Any]:
-        told = "/".join(("", *seen.told, ""))
-        return [int(self._days * 86_400_000), told, *(each for pair in seen.parts.items() for each in pair)]
+        told = "/".join(("", *(() if seen.is_old else seen.told), ""))
+        sign = "?" if seen.is_old else ""
+        parts = [each for name, digest in seen.parts.items() for each in (name, digest and sign + digest)]
+        return [int(self._days * 86_400_000), told, *parts]
 
 
 def _key(view: str, study: str) -> str:

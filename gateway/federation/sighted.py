@@ -6,6 +6,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gateway.cache import freshness
 from gateway.cache.keys import canonical
 from gateway.cache.sightings import Parts, Seen, Sightings, digest_of, node_of, part
 from gateway.errors import RecordUnavailable
@@ -26,6 +27,8 @@ _NO_FACTS = frozenset(
 )
 _OF_A_STUDY, _OF_A_SERIES = (tuple(sorted(set(RETURNED[level]) - _NO_FACTS)) for level in (Level.STUDY, Level.SERIES))
 _MOST_NOTED = 4096
+_OLD = 2.0
+"""Seconds from which on an answer of a node is one from before."""
 
 
 def seen_part(row: Row) -> tuple[str, str]:
@@ -59,7 +62,7 @@ class Record:
         doubtful = _named_in(issues)
         rows = [row for one in found for row in one.rows if row.node not in doubtful and not self._is_noted(view, row)]
         if rows:
-            seen = await apart(len(rows), _seen, rows)
+            seen = await apart(len(rows), _seen, rows, is_old=_is_old())
             try:
                 await self.sightings.observe(view, seen)
             except RecordUnavailable:
@@ -79,7 +82,7 @@ class Record:
         parts = {seen_part(row)[0]: "" for row in rows} | dict(map(seen_part, new))
         told = [node.id for node in nodes if node.id not in doubtful]
         try:
-            (recorded,) = await self.sightings.observe(view, [Seen(found[0].study, parts, told)])
+            (recorded,) = await self.sightings.observe(view, [Seen(found[0].study, parts, told, _is_old())])
         except RecordUnavailable:
             return None
         self._remember(view, new)
@@ -206,12 +209,17 @@ class Watch:
         await self._observe(rows, told)
 
 
-def _seen(rows: Iterable[Row]) -> list[Seen]:
+def _is_old() -> bool:
+    """Whether this request was given answers from before: what they say may have changed, and been recorded, since."""
+    return freshness.current().age >= _OLD
+
+
+def _seen(rows: Iterable[Row], *, is_old: bool = False) -> list[Seen]:
     parts: dict[str, dict[str, str]] = defaultdict(dict)
     for row in rows:
         name, digest = seen_part(row)
         parts[row.study][name] = digest
-    return [Seen(study, each) for study, each in parts.items()]
+    return [Seen(study, each, is_old=is_old) for study, each in parts.items()]
 
 
 def _name(row: Row) -> str:

@@ -70,6 +70,10 @@ async def test_a_part_is_new_when_it_comes_changes_goes_and_comes_back(two: list
     assert still == less
     (back,) = await one.observe("v", [Seen("1.2", {B: FIRST})])
     assert not back[B].is_gone
+    (same,) = await other.observe("v", [Seen("1.2", {A: FIRST}, told=("b",), is_old=True)])
+    assert same == back
+    (seen,) = await other.observe("v", [Seen("1.3", {A: FIRST}, is_old=True)])
+    assert await one.observe("v", [Seen("1.3", {A: FIRST})]) == [seen]
     assert back[B].moment >= less[B].moment
 
 
