@@ -26,6 +26,7 @@ from gateway.cache.bodies import Bodies
 from gateway.cache.client import Cache
 from gateway.cache.leftovers import prepare
 from gateway.cache.sealing import seal_of
+from gateway.cache.sightings import Sightings
 from gateway.cache.spool import Spool
 from gateway.cache.work import queue_of
 from gateway.edge import problems, routes
@@ -49,6 +50,7 @@ from gateway.federation.offsets import Offsets
 from gateway.federation.pictures import Pictures
 from gateway.federation.pixels import Pixels
 from gateway.federation.retrieve import Retrieval
+from gateway.federation.sighted import Record
 from gateway.federation.spooled import SpooledSeries
 from gateway.federation.storing import Storing
 from gateway.imaging.processes import Imaging
@@ -205,7 +207,7 @@ async def _lifespan(
             stack.push_async_callback(part.close)
         ttl = Ttl(settings.find_ttl, settings.location_ttl, settings.metadata_ttl, negative=settings.negative_ttl)
 
-        offsets = Offsets(cache)
+        offsets, seen = Offsets(cache), Record(Sightings(cache, settings.sightings_days))
 
         def make_node(config: NodeConfig, builder: Builder, formats: Mapping[str, FormatMapping]) -> Node:
             return build_node(config, builder, formats, ttl)
@@ -220,7 +222,7 @@ async def _lifespan(
                 answers, domains, lambda: spool.directory or settings.spool, settings.store_instance_bytes
             )
             pictures = Pictures(retrieval, imaging)
-            pipeline = Pipeline(federation, retrieval, Policy(), views, audit, offsets, storing, pictures)
+            pipeline = Pipeline(federation, retrieval, Policy(), views, audit, offsets, storing, pictures, seen)
             pipeline.gives_explicit = settings.default_transfer_syntax == "explicit"
             return Estate(pipeline, _time_zones(file, formats), _issuers(file, formats))
 

@@ -56,6 +56,16 @@ class NotFound(RequestError):
     code, title = "GW105", "Not found"
 
 
+class NoSuchStudy(NotFound):
+    """Every node asked said that it has no study of the UID."""
+
+
+class Gone(NotFound):
+    """As NoSuchStudy, of a study that the same nodes had."""
+
+    code, title = "GW115", "Deleted"
+
+
 class Conflict(RequestError):
     """The identifier names more than one patient's data; `choices` are the addresses that name just one."""
 
@@ -114,6 +124,12 @@ class ImagingBusy(RequestError):
     def __init__(self, detail: str, *, retry_after: float) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+
+
+class RecordUnavailable(RequestError):
+    """When studies were first seen is written down where nobody answers now."""
+
+    code, title = "GW116", "Record of studies not readable now"
 
 
 class NodeError(GatewayError):

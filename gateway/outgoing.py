@@ -10,6 +10,7 @@ from gateway.federation.federate import absent
 from gateway.federation.page import Reach, ordered
 from gateway.federation.pictures import Picture
 from gateway.federation.retrieve import OpenedInstance
+from gateway.federation.sighted import Watch
 from gateway.imaging.processes import Imaging
 from gateway.imaging.syntaxes import EXPLICIT, NATIVE_SYNTAXES, can_become
 from gateway.imaging.transcoding import has_pixels, transcoded
@@ -87,6 +88,14 @@ def reach_as_seen(reach: Reach, view: View) -> Reach:
     if accepts is None or view.is_plain:
         return reach
     return replace(reach, accepts=lambda found: accepts(view_found(view, found)))
+
+
+def reach_of_watch(reach: Reach, watch: Watch) -> Reach:
+    """Takes only what the watch takes."""
+    accepts = reach.accepts
+    if accepts is None:
+        return replace(reach, accepts=watch.takes)
+    return replace(reach, accepts=lambda found: watch.takes(found) and accepts(found))
 
 
 Choice = Callable[[Sequence[Found]], Found]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gateway import metrics
-from gateway.cache import bodies
-from gateway.errors import Forbidden, GatewayError
+from gateway.cache import bodies, freshness
+from gateway.errors import Forbidden, GatewayError, Gone, NoSuchStudy
 from gateway.federation.documents import documents
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation
@@ -20,11 +20,13 @@ from gateway.federation.paging import Paging
 from gateway.federation.pictures import Asked, Chooses, Picture, Pictures
 from gateway.federation.resilience import Health
 from gateway.federation.retrieve import OpenedInstance, Retrieval
+from gateway.federation.sighted import Record, Watch
 from gateway.federation.storing import Store, Storing, chosen
 from gateway.imaging.syntaxes import EXPLICIT, can_decode
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.documents import Document, DocumentSearch
 from gateway.model.query import Query, Ref
+from gateway.model.vocabulary import Level
 from gateway.outgoing import (
     Choice,
     Metadata,
@@ -37,6 +39,7 @@ from gateway.outgoing import (
     instances_by_series,
     outgoing,
     reach_as_seen,
+    reach_of_watch,
     ref_as_seen,
     view_issues,
     view_pictures,
@@ -87,6 +90,7 @@ class Pipeline:
     offsets: Offsets
     storing: Storing
     pictures: Pictures
+    seen: Record
     gives_explicit: bool = False
 
     async def search(
@@ -100,18 +104,28 @@ class Pipeline:
     ) -> Page:
         """The results that `reach` wants (all of them, newest first, by default) and that the caller may see, in order.
 
-        Raises GatewayError; all nodes failing is an error.
+        Raises GatewayError; all nodes failing is an error. With `reach.updated` nodes are asked anew, and RecordUnavailable is
+        raised where nobody knows when studies were first seen.
         """
         async with self._request("search", caller, names, query=query, resource=resource) as (nodes, view, record):
             with stage("merge"):
-                page = await Paging(self.federation).page(
-                    view.query(query), nodes, reach_as_seen(reach or Reach(), view)
-                )
+                page = await self._page(view, view.query(query), nodes, reach_as_seen(reach or Reach(), view))
             record.studies = sorted({found.study for found in page.items})
             record.issues, record.count = page.issues, len(page.items)
             with stage("view"):
                 items = tuple(view_found(view, found) for found in page.items)
             return replace(page, items=items, issues=view_issues(view, page.issues))
+
+    async def _page(self, view: View, query: Query, nodes: Sequence[Node], reach: Reach) -> Page:
+        if reach.updated is None:
+            page = await Paging(self.federation).page(query, nodes, reach)
+            if query.level is Level.STUDY:
+                await self.seen.note(view.digest, page.items, page.issues)
+            return page
+        watch = Watch(self.seen.sightings, self.federation, view.digest, nodes, reach.updated)
+        with freshness.asked_anew():
+            page = await Paging(self.federation, watch).page(query, nodes, reach_of_watch(reach, watch))
+        return replace(page, items=tuple(replace(one, updated=watch.moment(one)) for one in page.items))
 
     async def search_by_offset(
         self,
@@ -149,6 +163,7 @@ class Pipeline:
                 located = chosen_as_seen(choose, answer, view)
                 series = await self.federation.series_of(located)
                 instances = await in_parallel(series.items, self.federation.instances_of)
+                updated = await self.seen.of_study(view.digest, answer.items, nodes, answer.issues)
             gaps = [*series.issues, *(issue for each in instances for issue in each.issues)]
             record.issues = tuple(dict.fromkeys((*answer.issues, *gaps)))
             pairs = zip(ordered(series.items), instances_by_series(series.items, instances), strict=True)
@@ -156,7 +171,8 @@ class Pipeline:
                 shown = tuple(
                     (view_found(view, one), tuple(view_found(view, i) for i in inner)) for one, inner in pairs
                 )
-                tree = StudyTree(view_found(view, located), shown, is_whole=not gaps)
+                study = replace(view_found(view, located), updated=updated)
+                tree = StudyTree(study, shown, is_whole=not gaps)
             return Answer((tree,), view_issues(view, record.issues))
 
     async def metadata(self, caller: Caller, ref: Ref, names: Sequence[str]) -> Metadata:
@@ -164,6 +180,7 @@ class Pipeline:
         async with self._request("metadata", caller, names, ref=ref) as (nodes, view, record):
             with stage("merge"):
                 described = await self.retrieval.metadata(view_ref(view, ref), nodes)
+            await self.seen.note(view.digest, [described.study], described.silent)
             record.issues, record.count = (*described.silent, *described.gaps), sum(map(len, described.pieces))
             with stage("view"):
                 pieces = tuple(view_written(view, piece) for piece in described.pieces)
@@ -194,6 +211,7 @@ class Pipeline:
             self.retrieval.open(view_ref(view, ref), nodes) as opened,
         ):
             record.issues = (*opened.silent, *opened.gaps)
+            await self.seen.note(view.digest, [opened.study], opened.silent)
             async with aclosing_iterator(
                 self._outgoing(opened.instances, view, transfer_syntaxes, record)
             ) as instances:
@@ -355,6 +373,7 @@ class Pipeline:
         view = self.views.of(caller)
         record = self.audit.begin(action, caller, names, query=query, ref=ref)
         permission = permission or ("s" if action == "search" and resource == "ImagingStudy" else "r")
+        nodes: list[Node] = []
         try:
             with stage("plan"):
                 self.policy.require(caller, resource, permission)
@@ -369,13 +388,30 @@ class Pipeline:
             else:
                 _note_grounds(resource, permission, names, nodes, record)
         except GatewayError as error:
-            record.outcome = error.code
-            raise error.rephrased(view.error) from None
+            told = await self._known_gone(error, view, ref, nodes) if isinstance(error, NoSuchStudy) and ref else error
+            record.outcome = told.code
+            raise told.rephrased(view.error) from None
         except BaseException as error:
             record.outcome = type(error).__name__
             raise
         finally:
             self.audit.write(record)
+
+    async def _known_gone(self, error: NoSuchStudy, view: View, ref: Ref, nodes: Sequence[Node]) -> GatewayError:
+        """Gone for a study that these nodes were seen to have through this view, once each of them says anew that it has it
+        not; what keeps them from saying so; else the error as it is."""
+        study = view.uid_inbound(ref.study)
+        was_here = await self.seen.was_here(view.digest, study, nodes)
+        if was_here is None:
+            try:
+                with freshness.asked_anew():
+                    await self.federation.studies(study, nodes)
+            except NoSuchStudy:
+                await self.seen.gone(view.digest, study, nodes)
+                was_here = True
+            except GatewayError as other:
+                return other
+        return Gone(f"the study {study} is deleted: each node that had it says so") if was_here else error
 
 
 def _note_place(remember: Callable[[Caller], Awaitable[None]] | None, *, is_first: bool) -> None:

@@ -85,11 +85,17 @@ class _Landed:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """One question to one node, and how its answer is loaded."""
+    """One question to one node, and how its answer is loaded. `anew` names who wants no answer from before (`freshness`)."""
 
     key: str
     ttl: float
     load: Load = field(repr=False)
+    anew: str = field(default_factory=freshness.anew)
+
+    @property
+    def flight(self) -> str:
+        """Names the load that may be waited for."""
+        return f"{self.key}:{self.anew}" if self.anew else self.key
 
 
 class Answers:
@@ -128,7 +134,7 @@ class Answers:
 
     async def _entry(self, asked: _Question, detached: bool, patience: float | None, stale: bool) -> tuple[Entry, bool]:
         since, stale = self._log.position, stale and freshness.allows_stale()
-        entry = await self._kept(asked.key) if asked.ttl > 0 else None
+        entry = await self._kept(asked.key) if asked.ttl > 0 and not asked.anew else None
         is_stale = False
         if entry is None or not (entry.is_fresh() or (stale and entry.serves_while_revalidated())):
             stand_in = entry if stale and entry is not None and entry.serves_if_error() else None
@@ -191,14 +197,14 @@ class Answers:
         until = self._log.position
         while True:
             landed = await self._loads.fetch(
-                asked.key,
+                asked.flight,
                 lambda: self._load(asked),
                 afterwards=lambda *it: self._keep(asked.key, *it),
                 detached=detached,
             )
             if not self._is_touched(asked.key, landed.entry, landed.since, until):
                 return landed.entry
-            self._loads.forget(asked.key.__eq__)
+            self._loads.forget(asked.flight.__eq__)
 
     async def _load(self, asked: _Question) -> _Landed:
         """The entry that another replica has just loaded, or a new one, which this one then loads alone."""
@@ -224,7 +230,7 @@ class Answers:
 
     async def _claim(self, asked: _Question) -> locks.Claim:
         """Only what is kept can be shared, and only a Redis of several."""
-        shares = self._cache.is_shared and asked.ttl > 0
+        shares = self._cache.is_shared and asked.ttl > 0 and not asked.anew
         return await locks.claim(self._cache, asked.key) if shares else locks.Claim()
 
     async def _fresh(self, key: str, claim: locks.Claim) -> Entry | None:

@@ -79,6 +79,12 @@ class Link(Protocol):
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """The result of a Lua script; all keys are of one slot."""
 
+    async def run_each(self, script: str, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        """The results of a Lua script for each (key, arguments), in one round trip; each call is atomic, all are not."""
+
+    async def clock(self) -> int:
+        """The time in milliseconds since the epoch; of several servers that of the one whose clock is furthest behind."""
+
     async def read(self, stream: str, group: str, consumer: str, block: int) -> Any:
         """The next entry of a stream for a consumer of its group, waited for `block` milliseconds: [[stream, [entry]]]."""
 
@@ -126,6 +132,22 @@ class SingleLink:
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         return await _run(self.client, script, keys, arguments)
+
+    async def run_each(self, script: str, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        try:
+            return await self._run_all(_digest(script), calls)
+        except NoScriptError:
+            await _answer(self.client.script_load(script))
+            return await self._run_all(_digest(script), calls)
+
+    async def _run_all(self, digest: str, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        pipeline = self.client.pipeline(transaction=False)
+        for key, arguments in calls:
+            pipeline.execute_command("EVALSHA", digest, 1, key, *arguments)
+        return list(await pipeline.execute())
+
+    async def clock(self) -> int:
+        return _milliseconds(await _answer(self.client.time()))
 
     async def read(self, stream: str, group: str, consumer: str, block: int) -> Any:
         return await _answer(self.client.xreadgroup(group, consumer, {stream: ">"}, count=1, block=block))
@@ -191,6 +213,15 @@ class ClusterLink:
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         return await _run(self.client, script, keys, arguments)
+
+    async def run_each(self, script: str, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        pipeline = self.client.pipeline()
+        for key, arguments in calls:
+            pipeline.execute_command("EVAL", script, 1, key, *arguments)
+        return list(await pipeline.execute())
+
+    async def clock(self) -> int:
+        return min([_milliseconds(await node.execute_command("TIME")) for node in self.client.get_primaries()])
 
     async def read(self, stream: str, group: str, consumer: str, block: int) -> Any:
         return await _answer(self.client.xreadgroup(group, consumer, {stream: ">"}, count=1, block=block))
@@ -286,11 +317,19 @@ def _parsed(netloc: str, port: int) -> tuple[dict[str, str], list[tuple[str, int
 
 
 async def _run(client: Any, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-    digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
     try:
-        return await client.evalsha(digest, len(keys), *keys, *arguments)
+        return await client.evalsha(_digest(script), len(keys), *keys, *arguments)
     except NoScriptError:
         return await client.eval(script, len(keys), *keys, *arguments)
+
+
+def _milliseconds(time: Sequence[Any]) -> int:
+    """From what TIME says: seconds and microseconds."""
+    return int(time[0]) * 1000 + int(time[1]) // 1000
+
+
+def _digest(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 async def _answer(command: Any) -> Any:

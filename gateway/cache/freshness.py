@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,6 +44,25 @@ def only_fresh() -> Iterator[None]:
 def allows_stale() -> bool:
     """Whether an older answer may stand in here."""
     return not _only_fresh.get()
+
+
+_anew: ContextVar[str] = ContextVar("anew", default="")
+
+
+@contextmanager
+def asked_anew() -> Iterator[None]:
+    """Inside, nodes are asked whatever is kept of their answers, by loads that began in here: nothing that they say is older
+    than this."""
+    token = _anew.set(secrets.token_hex(8))
+    try:
+        yield
+    finally:
+        _anew.reset(token)
+
+
+def anew() -> str:
+    """Names the loads that may be shared here where nodes are asked anew; '' where they are not."""
+    return _anew.get()
 
 
 def begin() -> Freshness:

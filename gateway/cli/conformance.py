@@ -165,7 +165,8 @@ def _retrieve() -> Iterator[str]:
     yield from _table(("resource", "methods", "media types"), rows)
     forbidden = ", ".join(uid_name(uid) for uid in sorted(FORBIDDEN_ON_THE_WEB))
     yield f"\nInstances go out in the transfer syntax that they are stored in; {forbidden} are rewritten as Explicit VR Little"
-    yield "Endian (8.7.3.5.2). Bulk data is available by ranges of bytes. 410 is never answered: no node says what was deleted."
+    yield "Endian (8.7.3.5.2). Bulk data is available by ranges of bytes. 410 is answered for a study that was found before and"
+    yield "that each node now says it does not have, where a Redis keeps the record of that; else 404."
 
 
 def _dimse() -> Iterator[str]:

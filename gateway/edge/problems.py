@@ -22,6 +22,7 @@ STATUS: dict[type[GatewayError], int] = {
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,
+    errors.Gone: 410,
     errors.Conflict: 409,
     errors.MethodNotAllowed: 405,
     errors.TooLarge: 413,
@@ -31,6 +32,7 @@ STATUS: dict[type[GatewayError], int] = {
     errors.UnsupportedMediaType: 415,
     errors.NowhereToStore: 501,
     errors.ImagingBusy: 503,
+    errors.RecordUnavailable: 503,
     errors.NodeError: 502,
     errors.NodeUnreachable: 503,
     errors.NodeTimeout: 504,
@@ -43,7 +45,8 @@ STATUS: dict[type[GatewayError], int] = {
 # FHIR R4 issue-type codes by status.
 _ISSUE_TYPES = {
     400: "invalid", 401: "login", 403: "forbidden", 404: "not-found", 405: "not-supported", 406: "not-supported",
-    409: "conflict", 413: "too-costly", 429: "throttled", 501: "not-supported", 502: "transient", 503: "transient", 504: "timeout",
+    409: "conflict", 410: "deleted", 413: "too-costly",
+    429: "throttled", 501: "not-supported", 502: "transient", 503: "transient", 504: "timeout",
 }  # fmt: skip
 # What was asked for is not repeated: a path may hold a patient's name.
 _REFUSALS: dict[int, tuple[type[GatewayError], str]] = {
@@ -79,7 +82,7 @@ async def gateway_error(request: Request, error: Exception) -> Response:
 def _headers(error: GatewayError) -> dict[str, str]:
     if isinstance(error, errors.Unauthenticated):
         return {"WWW-Authenticate": 'Bearer realm="imaging-gateway"'}
-    if isinstance(error, (errors.IdentityUnavailable, errors.AuditUnavailable)):
+    if isinstance(error, (errors.IdentityUnavailable, errors.AuditUnavailable, errors.RecordUnavailable)):
         return {"Retry-After": "5"}
     if isinstance(error, (errors.TooManyRequests, errors.ImagingBusy)):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gateway.cache.answers import Answers
-from gateway.errors import Conflict, GatewayError, NodeError, NodeUnreachable, NotFound
+from gateway.errors import Conflict, GatewayError, NodeError, NodeUnreachable, NoSuchStudy, NotFound
 from gateway.federation.bearers import issuers_in_doubt
 from gateway.federation.fanout import Outcome, ask_all, in_parallel
 from gateway.federation.holders import MOST_COMPLETED, Hits, by_uid, depends_on_holder, questions
@@ -105,16 +105,22 @@ class Federation:
         missing = hits.missing(studies[:MOST_COMPLETED], [node.id for node in nodes])
         if not missing:
             return [], []
-        asked = [node for node in nodes if node.id in missing]
-        try:
-            outcomes = await self._ask(lambda node: by_uid(missing[node.id]), asked, ends)
-        except NodeError as error:
-            return [], [Issue.of(error)]
-        issues = _issues(outcomes)
+        rows, issues = await self.rows_at(missing, nodes, ends)
         if len(studies) > MOST_COMPLETED:
             text_ = f"other holders were looked up for the newest {MOST_COMPLETED} results only; narrow the search"
             issues.append(Issue("", "GW209", text_))
-        return _rows(outcomes), issues
+        return rows, issues
+
+    async def rows_at(
+        self, studies: Mapping[str, Sequence[str]], nodes: Sequence[Node], ends: float
+    ) -> tuple[list[Row], list[Issue]]:
+        """What those of the nodes that are named in `studies` have of the studies (UIDs) listed for each."""
+        asked = [node for node in nodes if node.id in studies]
+        try:
+            outcomes = await self._ask(lambda node: by_uid(studies[node.id]), asked, ends)
+        except NodeError as error:
+            return [], [Issue.of(error)]
+        return _rows(outcomes), _issues(outcomes)
 
     def _marked_by_study(self, study: str | None, found: list[Found]) -> list[Found]:
         """Series and instances of a study UID that names several patients are as ambiguous as their study.
@@ -208,9 +214,11 @@ class Federation:
     async def studies(self, study: str, nodes: Sequence[Node]) -> Answer[Found]:
         """The studies of this UID, at least one; one per patient. The issues are the silent nodes.
 
-        Raises NotFound when every node said no, NodeUnreachable when it was not found but not every node answered.
+        Raises NoSuchStudy when every node said no, NodeUnreachable when it was not found but not every node answered.
         """
         answer = await self.search(_of_study(study), nodes)
+        if not answer.items and not answer.issues:
+            raise NoSuchStudy(f"no node has the study {study}")
         if not answer.items:
             raise absent(f"the study {study}", answer.issues)
         return answer

@@ -137,7 +137,8 @@ def _mark(found: Found, sort: Sort) -> str:
 @dataclass(frozen=True, slots=True)
 class Reach:
     """Which results are wanted, in which order: `size` of them (None for all) that `accepts` takes (as the caller sees
-    them), behind `after`, less the first `skip`.
+    them), behind `after`, less the first `skip`. `updated` takes the moments (ms since the epoch) at which a study may have
+    been first seen, or seen to change.
 
     With `ends_with_day` the page may have fewer, though more follow: none of days behind the one that it begins on.
     """
@@ -148,6 +149,7 @@ class Reach:
     skip: int = 0
     accepts: Callable[[Found], bool] | None = None
     ends_with_day: bool = False
+    updated: Callable[[int], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from gateway.federation.holders import depends_on_holder, questions
 from gateway.federation.node import Node
 from gateway.federation.page import Page, Position, Reach, Sort, day_of, moment_of, ordered, sort_key
 from gateway.federation.segments import END, Cutter, Segment, is_broad
+from gateway.federation.sighted import Watch
 from gateway.federation.walk import Walk
 from gateway.model.answer import Found, Issue
 from gateway.model.query import Query
@@ -24,24 +26,30 @@ from gateway.wire.threads import apart
 
 _SMALLEST_CEILING = 64
 _CROWDED = 2000
+_CLEARLY_MORE = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Paging:
-    """Pages of the federation's searches."""
+    """Pages of the federation's searches. `watch` looks at every result before it is judged."""
 
     federation: Federation
+    watch: Watch | None = None
 
     async def page(self, query: Query, nodes: Sequence[Node], reach: Reach) -> Page:
         """The results that `reach` wants. Raises as Federation.search."""
         if query.level is not Level.STUDY or len(questions(query)) > 1 or query.study:
             answer = await self.federation.search(query, nodes)
-            return _cut(ordered(answer.items, reach.sort), reach, answer.issues, END)
+            found, issues = ordered(answer.items, reach.sort), answer.issues
+            if self.watch is not None:
+                await self.watch.learn(found, found, asyncio.get_running_loop().time() + self.federation.deadline)
+                issues = tuple(dict.fromkeys((*issues, *self.watch.issues)))
+            return _cut(found, reach, issues, END)
         ends = asyncio.get_running_loop().time() + self.federation.deadline
         # Only a broad search in the order of time is opened in parts: any other is fetched whole.
         in_parts = reach.size is not None and reach.sort is not Sort.ID and is_broad(query)
         walks = _walks(self.federation, query, nodes, reach, in_parts)
-        search = _Search(self.federation, query, reach, nodes, walks, in_parts)
+        search = _Search(self.federation, query, reach, nodes, walks, in_parts, self.watch)
         await search.run(ends)
         return await self._completed(search, ends)
 
@@ -100,7 +108,10 @@ class _Search:
     nodes: Sequence[Node]
     walks: list[Walk]
     in_parts: bool
+    watch: Watch | None = None
     is_cut: bool = False
+    merged_rows: int = 0
+    is_merged: bool = True
     found: list[Found] = field(default_factory=list)
     gaps: list[Issue] = field(default_factory=list)
 
@@ -120,7 +131,7 @@ class _Search:
     async def run(self, ends: float) -> None:
         """Opens parts until the page is full and certain, or there is no more; what the deadline `ends` (on the loop's
         clock) cuts off is its node's failure. Raises NoNodeAnswered, or the only node's error, when none gave anything."""
-        while waiting := self._waiting():
+        while waiting := await self._still_waiting(ends):
             by_node = {walk.node.id: walk for walk in waiting}
             left = max(0.0, ends - asyncio.get_running_loop().time())
             outcomes = await outcomes_of([walk.node for walk in waiting], partial(_advance, by_node), deadline=left)
@@ -128,23 +139,51 @@ class _Search:
                 by_node[outcome.node.id].failure = outcome.error
             if not any(walk.has_answered for walk in self.walks):
                 require_an_answer(outcomes)
-            await self._merge(ends)
+            self.is_merged = False
+            if self._is_worth_merging():
+                await self._merge(ends)
+
+    async def _still_waiting(self, ends: float) -> list[Walk]:
+        """As `_waiting`, of all that was opened: nothing ends with rows that were not looked at."""
+        waiting = self._waiting()
+        if waiting or self.is_merged:
+            return waiting
+        await self._merge(ends)
+        return self._waiting()
+
+    def _is_worth_merging(self) -> bool:
+        """While the caller's conditions take so little that the page is not full, many rows are looked at again only when there
+        are clearly more of them: each look is at all of them."""
+        rows = sum(len(walk.rows) for walk in self.walks)
+        goes_on = self.reach.accepts and self._end_of_page() is None and not all(walk.is_done for walk in self.walks)
+        return not (goes_on and _CROWDED < rows < _CLEARLY_MORE * self.merged_rows)
 
     async def _merge(self, ends: float) -> None:
         """Conditions are put to what all holders of a study say together, so they are asked first where they differ."""
         rows = self.rows()
+        self.is_merged, self.merged_rows = True, len(rows)
         if self.reach.accepts and self.depends_on_holder:
             merged = await apart(len(rows), self.federation.merged, rows)
             merged, self.gaps = await self.federation.with_all_holders(merged, rows, self.nodes, ends)
             self.found = ordered(merged, self.reach.sort)
+            await self._learn(ends)
             return
         margin = 1
         while True:
             near = self._near(rows, margin)
             self.found = ordered(await apart(len(near), self.federation.merged, near), self.reach.sort)
+            await self._learn(ends)
             if not self.is_cut or self._end_of_page() is not None:
                 return
             margin *= 4  # the caller's conditions took less of it than the page holds
+
+    async def _learn(self, ends: float) -> None:
+        if self.watch is not None:
+            frontier, sort = self.frontier, self.reach.sort
+            end = len(self.found)
+            if frontier != END:
+                end = bisect_left(self.found, frontier, key=lambda one: sort_key(one, sort)[0])
+            await self.watch.learn(self.found, self.found[:end], ends)
 
     def _near(self, rows: list[Row], margin: int) -> list[Row]:
         """Of very many rows those of the page and the result behind it: the rest of a crowded day is for other pages.
@@ -204,7 +243,8 @@ class _Search:
 
     def issues(self) -> list[Issue]:
         failures = [Issue.of(walk.failure) for walk in self.walks if walk.failure]
-        return [*failures, *(issue for walk in self.walks for issue in walk.issues), *self.gaps]
+        seen = self.watch.issues if self.watch is not None else ()
+        return [*failures, *(issue for walk in self.walks for issue in walk.issues), *self.gaps, *seen]
 
 
 async def _advance(walks: Mapping[str, Walk], node: Node) -> None:

@@ -39,9 +39,10 @@ class Piece:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """Instances on their way. `silent` are nodes that might hold more but did not answer; `gaps` is what a holder has and
-    did not give, known before the first byte: only that makes the answer a partial one (206)."""
+    did not give, known before the first byte: only that makes the answer a partial one (206). `study` is where they lie."""
 
     instances: AsyncIterator[OpenedInstance]
+    study: Found
     silent: tuple[Issue, ...]
     gaps: tuple[Issue, ...]
 
@@ -59,6 +60,7 @@ class Described:
     """The metadata of every instance once, in one piece per series and holder, with what is missing as in Opened."""
 
     pieces: tuple[Written, ...]
+    study: Found
     silent: tuple[Issue, ...]
     gaps: tuple[Issue, ...]
 
@@ -79,10 +81,10 @@ class Retrieval:
         """
         async with AsyncExitStack() as stack:
             with freshness.only_fresh():
-                (instances, gaps), silent = await self._current(
+                (instances, gaps), study, silent = await self._current(
                     ref, nodes, lambda study: self._begin(ref, study, stack)
                 )
-            yield Opened(instances, silent, gaps)
+            yield Opened(instances, study, silent, gaps)
 
     async def _begin(
         self, ref: Ref, study: Found, stack: AsyncExitStack
@@ -93,8 +95,10 @@ class Retrieval:
     async def metadata(self, ref: Ref, nodes: Sequence[Node]) -> Described:
         """The metadata of each instance under `ref`, once. Raises as `open`; a holder that fails is a gap if others gave."""
         aged: list[Issue] = []
-        (described, gaps), silent = await self._current(ref, nodes, lambda study: self._all_described(ref, study, aged))
-        return Described(described, tuple(dict.fromkeys((*silent, *aged))), gaps)
+        (described, gaps), study, silent = await self._current(
+            ref, nodes, lambda study: self._all_described(ref, study, aged)
+        )
+        return Described(described, study, tuple(dict.fromkeys((*silent, *aged))), gaps)
 
     async def _all_described(
         self, ref: Ref, study: Found, aged: list[Issue]
@@ -142,25 +146,25 @@ class Retrieval:
                 return await _started(source(last), stack)
 
             with freshness.only_fresh():
-                parts, silent = await self._current(ref, nodes, begin)
+                parts, _, silent = await self._current(ref, nodes, begin)
             yield OpenedParts(parts, silent)
 
     async def _current(
         self, ref: Ref, nodes: Sequence[Node], work: Callable[[Found], Awaitable[T]]
-    ) -> tuple[T, tuple[Issue, ...]]:
-        """`work` on the study where it is remembered to be; where that gives nothing, once more where it is now.
+    ) -> tuple[T, Found, tuple[Issue, ...]]:
+        """`work` on the study where it is remembered to be; where that gives nothing, once more where it is now; with the study.
 
         Raises NotFound when every node said no, NodeUnreachable when a silent node may have it, and NodeProtocolError
         when a node lists what it does not give.
         """
         study, silent = await self._study(ref, nodes)
         try:
-            return await work(study), silent
+            return await work(study), study, silent
         except NotFound:
             await self.federation.forget(ref.study, nodes)
         study, silent = await self._study(ref, nodes)
         try:
-            return await work(study), silent
+            return await work(study), study, silent
         except NotFound as error:
             if ref.level is Level.STUDY:
                 raise NodeProtocolError(study.origin, "lists the study but gives no instance of it") from None

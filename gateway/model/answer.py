@@ -55,7 +55,9 @@ class Found:
     `rows` has one row per holding node, winner first. `ambiguous` is '' normally; 'clash' when the same UID also names another
     patient of the same issuer, 'unlinked' when it also names a patient of an issuer nobody linked to this one.
     `counted` says that the counts were checked against every holder. `in_node` marks a clash inside one node.
-    `patients` are all identifiers that the holders know this one patient by; by default those of `rows`. Treat it as frozen.
+    `patients` are all identifiers that the holders know this one patient by; by default those of `rows`.
+    `updated` is when it was first seen or last seen to change (ms since the epoch), where that was asked for and is known.
+    Treat it as frozen.
     """
 
     level: Level
@@ -69,6 +71,7 @@ class Found:
     in_node: bool = False
     counted: bool = True
     patients: frozenset[PatientKey] = frozenset()
+    updated: int | None = None
 
     def __post_init__(self) -> None:
         if not self.patients:

@@ -15,7 +15,13 @@ from gateway.simulators.corpus import Corpus
 from tests.running import Gateway
 
 pytest.register_assert_rewrite(
-    "bulk_rows", "dicomweb_rows", "dicomweb_search_rows", "fhir_mapping_rows", "fhir_rows", "fhir_search_rows"
+    "bulk_rows",
+    "dicomweb_rows",
+    "dicomweb_search_rows",
+    "fhir_mapping_rows",
+    "fhir_rows",
+    "fhir_search_rows",
+    "record_rows",
 )
 
 

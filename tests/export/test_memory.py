@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -95,6 +97,34 @@ def test_what_lies_behind_a_crowded_day_is_no_more_than_was_asked_for() -> None:
         export = begin(served.client, asked)
         ids = export.ids(export.manifest(120))
     wanted = {row["StudyInstanceUID"] for part in rows for row in part if row["StudyDate"] in DAYS[1:3]}
+    assert set(ids) == wanted
+    assert set(ids.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("filter_", "maximum", "is_wanted"),
+    [
+        ("modality:not=CT&modality:not=MR", None, lambda row, at: not {"CT", "MR"} & set(row["ModalitiesInStudy"])),
+        ("endpoint=Endpoint/n01", 150, lambda row, at: at == 1),
+        (
+            "endpoint=Endpoint/n02&modality:not=MR",
+            None,
+            lambda row, at: at == 2 and "MR" not in row["ModalitiesInStudy"],
+        ),
+    ],
+    ids=["excluded", "limited nodes", "both"],
+)
+def test_of_crowded_days_all_is_given_that_the_search_s_own_conditions_take_and_nothing_else(
+    filter_: str, maximum: int | None, is_wanted: Callable[[dict[str, Any], int], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.federation.paging._CROWDED", 40)
+    rows = crowded(*DAYS[:3])
+    with catalogue_nodes(rows, maximum=maximum) as nodes, Gateway(nodes.tables(quirks=[]), export_page=20) as served:
+        asked = f"/fhir/$export?_type=ImagingStudy&_typeFilter={quote(f'ImagingStudy?{filter_}')}"
+        export = begin(served.client, asked)
+        ids = export.ids(export.manifest(120))
+    wanted = {row["StudyInstanceUID"] for at, part in enumerate(rows) for row in part if is_wanted(row, at)}
+    assert 0 < len(wanted) < len(held(rows))
     assert set(ids) == wanted
     assert set(ids.values()) == {1}
 

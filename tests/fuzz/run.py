@@ -52,7 +52,7 @@ _SMALL = 2_000_000
 _SLOWEST = 5
 _CACHES = {"kept_bytes": _SMALL, "local_cache_bytes": _SMALL, "spool_bytes": 50_000_000}
 _UNEXPLAINED = b"GW000"
-_EXPLAINED = (b"GW2", b"GW3", b"GW113", b"GW114")
+_EXPLAINED = (b"GW2", b"GW3", b"GW113", b"GW114", b"GW116")
 """Codes of a 5xx that a node is the reason of, or that says that nothing is stored here, or that the decoders are busy."""
 _DECODED: dict[str, Callable[[bytes], bytes]] = {
     "identity": bytes,

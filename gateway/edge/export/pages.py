@@ -25,13 +25,13 @@ from gateway.edge.fhir.shown import Shown
 from gateway.edge.fhir.studyquery import StudySearch, parse
 from gateway.errors import Forbidden, GatewayError, NodeError, NoNodeAnswered
 from gateway.exporting.engine import Made
-from gateway.federation.holders import depends_on_holder
+from gateway.federation.holders import MOST_COMPLETED, by_uid, depends_on_holder
 from gateway.federation.page import Page, Position, Reach
 from gateway.model.answer import Found, Issue
 from gateway.model.dataset import text
 from gateway.model.moments import parse_date
 from gateway.model.patient import PatientKey
-from gateway.model.vocabulary import STUDY_DATE
+from gateway.model.vocabulary import STUDY_DATE, STUDY_UID
 from gateway.security.caller import Caller
 from gateway.store.exports import MARK, Body, Exports, File, Job, Step
 from gateway.store.patients import PatientIds
@@ -161,13 +161,13 @@ class _Doing:
         search = await parse(walk.pairs, self.renderer, lenient=False)
         names, issues = self.nodes()
         try:
-            page = await self._patiently(state, search, walk, names)
+            page, wanted = await self._patiently(state, search, walk, names)
         except NodeError as error:
             if is_first:
                 raise
-            page = Page(issues=(*_failures(error), _stopped(state)))
+            page, wanted = Page(issues=(*_failures(error), _stopped(state))), ()
         issues = [*issues, *page.issues]
-        bodies, marks, studies = await self._bodies(page.items, walk.types)
+        bodies, marks, studies = await self._bodies(wanted, walk.types)
         await self.pages.patients.flush()
         following = _State(
             walk=state.walk if page.more and page.items else state.walk + 1,
@@ -188,18 +188,23 @@ class _Doing:
             return False
         return _day(page.items[:1]) == _day(page.items[-1:])
 
-    async def _patiently(self, state: _State, search: StudySearch, walk: Walk, names: Sequence[str]) -> Page:
-        """The page; asked for again while a node's part is missing that was not given up before. Raises NodeError."""
+    async def _patiently(
+        self, state: _State, search: StudySearch, walk: Walk, names: Sequence[str]
+    ) -> tuple[Page, Sequence[Found]]:
+        """The page, and those of its results that are wanted; asked for again while a node's part is missing that was not
+        given up before. Raises NodeError."""
         for pause in (*_PAUSES, None):
             try:
                 page = await self._ask(state, search, walk, names)
+                wanted, gaps = await self._left(search, page.items, names)
+                page = replace(page, issues=tuple(dict.fromkeys((*page.issues, *gaps))))
             except NodeError as error:
                 if pause is None or not any(one.code in _PASSING for one in _failures(error)):
                     raise
             else:
                 missing = {one.node for one in page.issues if one.code in _PASSING} - set(state.given_up)
                 if pause is None or not missing:
-                    return page
+                    return page, wanted
             await asyncio.sleep(pause)
         raise AssertionError("unreachable: the last round returns or raises")
 
@@ -214,6 +219,23 @@ class _Doing:
         reach = Reach(search.sort, size, after, accepts=accepts, ends_with_day=takes_more)
         resource = STUDY if STUDY in walk.types else PATIENT
         return await self.estate.pipeline.search(self.caller, search.query, names, reach, resource=resource)
+
+    async def _left(
+        self, search: StudySearch, items: Sequence[Found], names: Sequence[str]
+    ) -> tuple[Sequence[Found], list[Issue]]:
+        """The results without those that the search excludes, as the nodes say of each. Raises NodeError."""
+        left, gaps = list(items), list[Issue]()
+        for excluded in search.excluded:
+            for first in range(0, len(items), MOST_COMPLETED):
+                uids = [one.study for one in items[first : first + MOST_COMPLETED]]
+                question = search.question_of(excluded)
+                others = (match for match in question.matches if match.path != (STUDY_UID,))
+                question = replace(question, matches=(*others, *by_uid(uids).matches))
+                answering = await self.estate.pipeline.search(self.caller, question, names)
+                is_left = search.left_of(excluded, answering.items, answering.issues)
+                left = [one for one in left if is_left(one)]
+                gaps += answering.issues
+        return left, gaps
 
     async def _bodies(self, items: Sequence[Found], types: Sequence[str]) -> tuple[list[Body], list[bytes], int]:
         """The lines that no earlier step gave, their marks, and how many are studies."""

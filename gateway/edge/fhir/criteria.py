@@ -21,7 +21,8 @@ Condition = Callable[[Found], bool]
 class Criteria:
     """The keys of one search, all of which a study has to answer. `matches` are asked of the nodes, `conditions` here.
 
-    What answers one of `excluded` is left out. `impossible` says that nothing can answer; `unknown` tells why.
+    What answers one of `excluded` is left out. `updated` are put to the moment (ms since the epoch) at which the gateway first
+    saw the study, or saw it change. `impossible` says that nothing can answer; `unknown` tells why.
     """
 
     renderer: Renderer
@@ -30,6 +31,7 @@ class Criteria:
     excluded: list[Criteria] = field(default_factory=list)
     impossible: bool = False
     unknown: list[str] = field(default_factory=list)
+    updated: list[Callable[[int], bool]] = field(default_factory=list)
 
     @property
     def query(self) -> Query:
@@ -42,6 +44,10 @@ class Criteria:
     def accepts(self, found: Found) -> bool:
         """Whether a result answers every condition that the nodes were not, or could not be, asked."""
         return all(condition(found) for condition in self.conditions)
+
+    def accepts_update(self, moment: int) -> bool:
+        """Whether a study that was first seen or last changed at that moment (ms since the epoch) is wanted."""
+        return all(condition(moment) for condition in self.updated)
 
     def exclude(self, other: Criteria) -> None:
         """Leaves out what answers `other`: decided here by the study's own attributes, else by a search for what answers."""
@@ -64,6 +70,10 @@ class Criteria:
 
     def leave_out(self, excluded: Criteria, answering: Iterable[Found], issues: Sequence[Issue]) -> None:
         """Drops what was found to answer; and whatever a node holds that could not say what answers."""
+        self.conditions.append(self.left_of(excluded, answering, issues))
+
+    def left_of(self, excluded: Criteria, answering: Iterable[Found], issues: Sequence[Issue]) -> Condition:
+        """Whether a result is left once all is dropped that `leave_out` drops."""
         hits = {(one.study, key) for one in answering if excluded.accepts(one) for key in one.patients}
         silent = {issue.node for issue in issues if issue.node}
 
@@ -71,7 +81,7 @@ class Criteria:
             hit = any((found.study, key) in hits for key in found.patients)
             return not hit and not silent.intersection(found.holders)
 
-        self.conditions.append(is_left)
+        return is_left
 
     def check_repeated(self, names: Mapping[str, str]) -> None:
         """A second key on one attribute cannot be in one Query: it is asked of the rows found. Raises InvalidQuery where

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.edge.fhir.identifiers import DICOM_UID, Issuers, names_study, study_id
+from gateway.edge.fhir.periods import instant
 from gateway.edge.fhir.shown import SUBSETTED
 from gateway.model.anatomy import LATERALITIES, concept_of
 from gateway.model.answer import Found
@@ -89,7 +90,7 @@ class Renderer:
         if children:
             zone = self.zones.get(found.origin)
             resource["series"] = [self._series(child.series, child.attributes, zone) for child in children]
-            resource["meta"] = _SUBSETTED
+            resource["meta"] = {**resource.get("meta", {}), **_SUBSETTED}
         return resource
 
     def tree(self, tree: StudyTree) -> Resource:
@@ -117,6 +118,8 @@ class Renderer:
     def _study(self, found: Found) -> Resource:
         attributes = found.attributes
         resource: Resource = {"resourceType": "ImagingStudy", "id": self.study_id(found)}
+        if found.updated is not None:
+            resource["meta"] = {"lastUpdated": instant(found.updated)}
         resource["identifier"] = list(self.identifiers(found))
         resource |= _availability(attributes)
         resource["status"] = status(attributes)

@@ -48,7 +48,8 @@ def routes(version: str | None) -> list[BaseRoute]:
 
 
 async def _metadata(asked: FhirRequest) -> Response:
-    return asked.respond(capability_statement(is_r5=asked.renderer.is_r5, root=asked.root))
+    lacks = studysearch.lacks(asked)
+    return asked.respond(capability_statement(is_r5=asked.renderer.is_r5, root=asked.root, lacks=lacks))
 
 
 async def _read_study(asked: FhirRequest) -> Response:

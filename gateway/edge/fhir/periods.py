@@ -108,6 +108,11 @@ def _precision(hour: str | None, second: str | None, fraction: str | None) -> ti
     return timedelta(microseconds=10 ** max(0, 6 - len(fraction))) if fraction else timedelta(seconds=1)
 
 
+def instant(moment: int) -> str:
+    """A FHIR instant from milliseconds since the epoch."""
+    return f"{datetime.fromtimestamp(moment // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{moment % 1000:03d}Z"
+
+
 def compare(moment: str, period: Period) -> bool:
     """Whether a resource's `started` (with an offset, or a date only) answers a searched period.
 

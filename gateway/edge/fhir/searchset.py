@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from gateway.edge import problems
 from gateway.edge.fhir.imagingstudy import Resource
+from gateway.edge.fhir.periods import instant
 from gateway.edge.fhir.request import FhirRequest
 from gateway.model.answer import Issue
 
@@ -33,6 +34,7 @@ NOT_OF_THE_SEARCH = frozenset(
 class Searchset:
     """One page of a search for `kind`. `total` None leaves it out; `next` is the cursor behind the page, '' for none.
 
+    `updated` is the moment (ms since the epoch) before which everything that the search finds had been recorded.
     `included` are by reference; `used` are the parameters that the links repeat.
     """
 
@@ -43,10 +45,13 @@ class Searchset:
     outcome: Sequence[Mapping[str, object]] = ()
     total: int | None = None
     next: str = ""
+    updated: int | None = None
 
     def bundle(self, asked: FhirRequest) -> Resource:
         """The Bundle; elements that would be empty are left out."""
         bundle: Resource = {"resourceType": "Bundle", "type": "searchset"}
+        if self.updated is not None:
+            bundle["meta"] = {"lastUpdated": instant(self.updated)}
         if self.total is not None:
             bundle["total"] = self.total
         bundle["link"] = [{"relation": "self", "url": self._url(asked, self.used)}]

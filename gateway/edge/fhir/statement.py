@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from gateway import __version__
@@ -24,10 +24,10 @@ class _Key(Protocol):
     def all_modifiers(self) -> list[str]: ...
 
 
-def capability_statement(*, is_r5: bool, root: str) -> dict[str, Any]:
-    """What this root serves, in its own version."""
+def capability_statement(*, is_r5: bool, root: str, lacks: Mapping[str, str] = studykeys.UNRECORDED) -> dict[str, Any]:
+    """What this root serves, in its own version; `lacks` are parameters of ImagingStudy that it does not, with the reason."""
     resources = [
-        _resource("ImagingStudy", _study_keys(is_r5), _study_extras(is_r5)),
+        _resource("ImagingStudy", _study_keys(is_r5, lacks), _study_extras(is_r5)),
         _resource("Patient", patientkeys.KEYS, {"searchRevInclude": list(patientsearch.REVERSE_INCLUDES)}),
         _resource("Endpoint", directory.ENDPOINT),
         _resource("Organization", directory.ORGANIZATION),
@@ -46,13 +46,15 @@ def capability_statement(*, is_r5: bool, root: str) -> dict[str, Any]:
         "implementation": {"description": "Federated imaging look-ups", "url": root},
         "fhirVersion": "5.0.0" if is_r5 else "4.0.1",
         "format": list(FORMATS),
-        "rest": [{"mode": "server", "documentation": _documentation(), "resource": resources, "operation": _EXPORT}],
+        "rest": [
+            {"mode": "server", "documentation": _documentation(lacks), "resource": resources, "operation": _EXPORT}
+        ],
     }
 
 
-def _study_keys(is_r5: bool) -> dict[str, _Key]:
+def _study_keys(is_r5: bool, lacks: Collection[str]) -> dict[str, _Key]:
     """Each parameter once, as this version spells it."""
-    other = _RENAMED if is_r5 else set(_RENAMED.values())
+    other = {*(_RENAMED if is_r5 else _RENAMED.values()), *lacks}
     return {name: key for name, key in studykeys.KEYS.items() if name not in other}
 
 
@@ -77,10 +79,10 @@ def _parameter(name: str, key: _Key) -> dict[str, str]:
     return {"name": name, "type": key.type} | ({"documentation": documentation} if documentation else {})
 
 
-def _documentation() -> str:
+def _documentation(lacks: Mapping[str, str]) -> str:
     """What is not in the table of parameters: how results are given, and what is refused with its reason."""
     results = ", ".join(studyquery.RESULTS)
-    refused = "; ".join(f"{name}: {reason}" for name, reason in studykeys.REFUSED.items())
+    refused = "; ".join(f"{name}: {reason}" for name, reason in {**studykeys.REFUSED, **lacks}.items())
     return (
         f"ImagingStudy searches take {results} as well; every search can be POSTed to _search. Prefer: handling=lenient leaves "
         f"out what is not supported and says so; else it is refused. Not supported: {refused}."

@@ -9,6 +9,7 @@ from gateway.edge.fhir.criteria import Criteria, Key, Parser, always, any_of, re
 from gateway.edge.fhir.datekeys import add_dates
 from gateway.edge.fhir.identifiers import DICOM_UID, uid_of_id
 from gateway.edge.fhir.imagingstudy import ACCESSION, DCM, REFERRER, SCT, V2_0203, Renderer, display_name, status
+from gateway.edge.fhir.periods import Period, compare, instant
 from gateway.edge.fhir.searchgrammar import fields, plain, reference, token
 from gateway.errors import InvalidQuery
 from gateway.model.anatomy import BODY_PARTS
@@ -26,6 +27,7 @@ from gateway.model.vocabulary import (
 )
 
 BODY_PART = tag("BodyPartExamined")
+LAST_UPDATED = "_lastUpdated"
 STATUSES = ("registered", "available", "cancelled", "entered-in-error", "unknown")
 _STATUS_SYSTEM = "http://hl7.org/fhir/imagingstudy-status"
 _URI_SYSTEM = "urn:ietf:rfc:3986"
@@ -95,6 +97,12 @@ async def _order(criteria: Criteria, values: list[str], modifier: str, parameter
 
 async def _started(criteria: Criteria, values: list[str], modifier: str) -> None:
     add_dates(criteria, values, "started", STUDY_DATE, criteria.renderer.started)
+
+
+async def _last_updated(criteria: Criteria, values: list[str], modifier: str) -> None:
+    """By when the gateway first saw the study, or saw it change; a time without an offset is UTC."""
+    periods = [Period.parse(plain(value), "_lastUpdated") for value in values]
+    criteria.updated.append(lambda moment: any(compare(instant(moment), period) for period in periods))
 
 
 async def _modality(criteria: Criteria, values: list[str], modifier: str) -> None:
@@ -233,6 +241,14 @@ KEYS: dict[str, Key] = {
         "token", _uid_parser(SOP_CLASS_UID, "dicom-class"), negatable=True, present=always, documentation=_UID_TEXT
     ),
     "endpoint": Key("reference", _endpoint, present=always, target="Endpoint", documentation="Endpoint/<node id>"),
+    LAST_UPDATED: Key(
+        "date",
+        _last_updated,
+        documentation="prefixes eq ne gt lt ge le sa eb ap; compared with the moment when this gateway first saw the study "
+        "through this caller's view, or saw it change (meta.lastUpdated), not with anything the hospital says. Every node is "
+        "asked anew. To keep a copy: begin with gt1970, go on with gt and the meta.lastUpdated of the first page of the "
+        "last complete answer; a study may come twice, and what is deleted is not told",
+    ),
     "basedon": _order_key("basedon"),
     "based-on": _order_key("based-on"),
     "referrer": _REFERRER,
@@ -253,10 +269,16 @@ REFUSED = {
     "performer": _NOT_ASKED,
     "interpreter": _NOT_ASKED,
     "body-structure": "no node gives BodyStructure resources; bodysite searches the body part itself",
-    "_lastUpdated": "the gateway keeps no record of when it first saw a study or saw it change",
     "_revinclude": "reports are found by DiagnosticReport?study=ImagingStudy/<id>",
 }
 """Parameters that FHIR has and that are not served, each with the reason."""
+
+SEARCHES_ONLY = {LAST_UPDATED: "only a search for studies goes by it"}
+"""As `REFUSED`, for whoever asks by the parameters of a search in another way."""
+UNRECORDED = {
+    LAST_UPDATED: "when a study was first seen is recorded in a Redis of the gateway's own (GATEWAY_REDIS_URL)"
+}
+"""As `REFUSED`, where there is no such record."""
 
 BELOW = {SERIES_UID: "series", INSTANCE_UID: "instance", SOP_CLASS_UID: "dicom-class", BODY_PART: "bodysite"}
 """The parameter that asks for an attribute below STUDY."""

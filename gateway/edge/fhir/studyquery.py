@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.edge import negotiation
@@ -46,15 +46,24 @@ class StudySearch(Criteria):
         return self.shown.summary
 
 
-async def parse(pairs: Iterable[tuple[str, str]], renderer: Renderer, *, lenient: bool) -> StudySearch:
+async def parse(
+    pairs: Iterable[tuple[str, str]],
+    renderer: Renderer,
+    *,
+    lenient: bool,
+    lacks: Mapping[str, str] = studykeys.SEARCHES_ONLY,
+) -> StudySearch:
     """A search from its parameters; repetition is AND, comma is OR. Raises InvalidQuery naming the parameter.
 
-    What is not supported is refused, or with `lenient` left out and listed in `ignored`.
+    What is not supported is refused, or with `lenient` left out and listed in `ignored`; so is what this search `lacks`, by
+    name, with the reason.
     """
     search = StudySearch(renderer)
     for text, raw in pairs:
         name = name_of(text)
         try:
+            if name.base in lacks:
+                raise NotSupported(f"{name.base} is not supported: {lacks[name.base]}", parameter=text)
             add_to = _adder(name, text)
             if raw:
                 _check_given_once(search, name)

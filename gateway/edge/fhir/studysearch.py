@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from starlette.responses import Response
 
+from gateway.cache import freshness
 from gateway.edge import problems
+from gateway.edge.fhir import studykeys
 from gateway.edge.fhir.imagingstudy import Resource
 from gateway.edge.fhir.profiles import Profile
 from gateway.edge.fhir.request import FhirRequest
@@ -25,14 +28,28 @@ async def search(asked: FhirRequest) -> Response:
     context = asked.context
     context.pipeline.policy.require(context.caller, "ImagingStudy", "s")
     with stage("plan"):
-        search = await parse(query_pairs(asked.request), asked.renderer, lenient=asked.is_lenient)
+        search = await parse(query_pairs(asked.request), asked.renderer, lenient=asked.is_lenient, lacks=lacks(asked))
     for included in sorted(search.includes):
         context.pipeline.policy.require(context.caller, included, "r")
+    began = await _begun(asked, search)
     page, issues = await _page(asked, search)
     with stage("render"):
-        bundle = _searchset(asked, search, page, issues).bundle(asked)
+        searchset = _searchset(asked, search, page, issues)
+        searchset.updated = began
+        bundle = searchset.bundle(asked)
     await asked.renderer.patients.flush()
-    return asked.respond(bundle, complete=not issues and not search.ignored)
+    return asked.respond(bundle, complete=not issues and not search.ignored and began is None)
+
+
+def lacks(asked: FhirRequest) -> Mapping[str, str]:
+    """The parameters that cannot be served as this gateway is set up, each with the reason."""
+    return {} if asked.context.pipeline.seen.sightings.is_kept else studykeys.UNRECORDED
+
+
+async def _begun(asked: FhirRequest, search: StudySearch) -> int | None:
+    """The moment, in milliseconds since the epoch, at which a search by _lastUpdated begins: before any node is asked, so
+    that what it does not find is recorded later. None for any other search. Raises RecordUnavailable."""
+    return await asked.context.pipeline.seen.sightings.now() if search.updated else None
 
 
 async def _page(asked: FhirRequest, search: StudySearch) -> tuple[Page, Sequence[Issue]]:
@@ -42,7 +59,8 @@ async def _page(asked: FhirRequest, search: StudySearch) -> tuple[Page, Sequence
     context, issues = asked.context, list[Issue]()
     for excluded in search.excluded:
         question = search.question_of(excluded)
-        answering = await context.pipeline.search(context.caller, question, context.nodes)
+        with freshness.asked_anew() if search.updated else nullcontext():
+            answering = await context.pipeline.search(context.caller, question, context.nodes)
         search.leave_out(excluded, answering.items, answering.issues)
         issues += answering.issues
     page = await context.pipeline.search(context.caller, search.query, context.nodes, _reach(asked, search))
@@ -60,7 +78,9 @@ def _reach(asked: FhirRequest, search: StudySearch) -> Reach:
     after = cursor(asked).open(search.cursor, _digest(asked, search)) if search.cursor else None
     size = _size(asked, search)
     counts = size == 0 or search.total == "accurate"
-    return Reach(search.sort, None if counts else size, after, accepts=search.accepts if search.conditions else None)
+    updated = search.accepts_update if search.updated else None
+    accepts = search.accepts if search.conditions else None
+    return Reach(search.sort, None if counts else size, after, accepts=accepts, updated=updated)
 
 
 def cursor(asked: FhirRequest) -> Cursor:
