@@ -36,7 +36,7 @@ class Flaky:
     def __exit__(self, *_: object) -> None:
         self._listener.close()
         for one in self._open:
-            _close(one)
+            _end(one)
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -44,8 +44,16 @@ class Flaky:
                 caller, _ = self._listener.accept()
                 node = socket.create_connection(("127.0.0.1", self._upstream))
                 self._open += [caller, node]
-                for pair in ((caller, node, True), (node, caller, False)):
-                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+                threading.Thread(target=self._between, args=(caller, node), daemon=True).start()
+
+    def _between(self, caller: socket.socket, node: socket.socket) -> None:
+        """Closes neither before both ways have ended: the next connection would get a number that is still in use here."""
+        back = threading.Thread(target=self._pass_on, args=(node, caller, False), daemon=True)
+        back.start()
+        self._pass_on(caller, node, True)
+        back.join()
+        caller.close()
+        node.close()
 
     def _pass_on(self, source: socket.socket, sink: socket.socket, is_caller: bool) -> None:
         with suppress(OSError):
@@ -54,7 +62,7 @@ class Flaky:
                     break
                 sink.sendall(data)
         for one in (source, sink):
-            _close(one)
+            _end(one)
 
     def _hangs_up(self, data: bytes) -> bool:
         with self._lock:
@@ -64,7 +72,6 @@ class Flaky:
             return True
 
 
-def _close(one: socket.socket) -> None:
+def _end(one: socket.socket) -> None:
     with suppress(OSError):
         one.shutdown(socket.SHUT_RDWR)
-    one.close()

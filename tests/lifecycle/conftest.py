@@ -80,7 +80,9 @@ class Stream:
 
 @contextmanager
 def asked_all_the_time(url: str, callers: int = 2) -> Iterator[Counter[object]]:
-    """Callers that ask one thing again and again over connections that stay open; counts what they get, by status."""
+    """Callers that ask one thing again and again over connections that stay open; counts what they get, by status.
+
+    Some have been answered once this is entered."""
     seen: Counter[object] = Counter()
     ended = threading.Event()
 
@@ -96,6 +98,7 @@ def asked_all_the_time(url: str, callers: int = 2) -> Iterator[Counter[object]]:
     for thread in threads:
         thread.start()
     try:
+        eventually(lambda: seen.total() >= callers)
         yield seen
     finally:
         ended.set()
