@@ -208,6 +208,7 @@ async def _lifespan(
         ttl = Ttl(settings.find_ttl, settings.location_ttl, settings.metadata_ttl, negative=settings.negative_ttl)
 
         offsets, seen = Offsets(cache), Record(Sightings(cache, settings.sightings_days))
+        stack.push_async_callback(seen.close)
 
         def make_node(config: NodeConfig, builder: Builder, formats: Mapping[str, FormatMapping]) -> Node:
             return build_node(config, builder, formats, ttl)

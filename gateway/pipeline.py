@@ -120,7 +120,7 @@ class Pipeline:
         if reach.updated is None:
             page = await Paging(self.federation).page(query, nodes, reach)
             if query.level is Level.STUDY:
-                await self.seen.note(view.digest, page.items, page.issues)
+                self.seen.note(view.digest, page.items, page.issues)
             return page
         watch = Watch(self.seen.sightings, self.federation, view.digest, nodes, reach.updated)
         with freshness.asked_anew():
@@ -180,7 +180,7 @@ class Pipeline:
         async with self._request("metadata", caller, names, ref=ref) as (nodes, view, record):
             with stage("merge"):
                 described = await self.retrieval.metadata(view_ref(view, ref), nodes)
-            await self.seen.note(view.digest, [described.study], described.silent)
+            self.seen.note(view.digest, [described.study], described.silent)
             record.issues, record.count = (*described.silent, *described.gaps), sum(map(len, described.pieces))
             with stage("view"):
                 pieces = tuple(view_written(view, piece) for piece in described.pieces)
@@ -211,7 +211,7 @@ class Pipeline:
             self.retrieval.open(view_ref(view, ref), nodes) as opened,
         ):
             record.issues = (*opened.silent, *opened.gaps)
-            await self.seen.note(view.digest, [opened.study], opened.silent)
+            self.seen.note(view.digest, [opened.study], opened.silent)
             async with aclosing_iterator(
                 self._outgoing(opened.instances, view, transfer_syntaxes, record)
             ) as instances:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+import asyncio
+import contextvars
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +12,7 @@ from gateway.cache import freshness
 from gateway.cache.keys import canonical
 from gateway.cache.sightings import Parts, Seen, Sightings, digest_of, node_of, part
 from gateway.errors import RecordUnavailable
+from gateway.federation.fanout import cancel_all
 from gateway.federation.federate import Federation
 from gateway.federation.holders import MOST_COMPLETED
 from gateway.federation.node import Node
@@ -27,6 +30,7 @@ _NO_FACTS = frozenset(
 )
 _OF_A_STUDY, _OF_A_SERIES = (tuple(sorted(set(RETURNED[level]) - _NO_FACTS)) for level in (Level.STUDY, Level.SERIES))
 _MOST_NOTED = 4096
+_MOST_UNWRITTEN, _AT_ONCE = 20_000, 100
 _OLD = 2.0
 """Seconds from which on an answer of a node is one from before."""
 
@@ -44,6 +48,15 @@ def latest(parts: Parts, nodes: Iterable[str]) -> int | None:
     return max((each.moment for name, each in parts.items() if node_of(name) in asked), default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """Rows as a caller saw them; `said` is when the oldest was told, on the loop's clock."""
+
+    view: str
+    rows: Sequence[Row]
+    said: float
+
+
 @dataclass(slots=True)
 class Record:
     """What the pipeline tells the record. `view` is the digest of the view that something is seen through; studies and rows
@@ -51,23 +64,43 @@ class Record:
 
     sightings: Sightings
     _noted: OrderedDict[tuple[str, int], Row] = field(default_factory=OrderedDict)
+    _unwritten: deque[_Sight] = field(default_factory=deque)
+    _writing: asyncio.Task[None] | None = None
 
-    async def note(self, view: str, found: Sequence[Found], issues: Sequence[Issue]) -> None:
-        """Writes down what a search has found, but nothing of nodes with an issue: what they say may be old. Never fails.
-
-        What was noted of the same answer of a node before costs nothing.
+    def note(self, view: str, found: Sequence[Found], issues: Sequence[Issue]) -> None:
+        """Has what a search has found written down soon: nobody waits for it. Nothing of nodes with an issue: what they say may
+        be old. What was noted of the same answer of a node before costs nothing; what there is no room for is seen another time.
         """
         if not self.sightings.is_kept:
             return
         doubtful = _named_in(issues)
         rows = [row for one in found for row in one.rows if row.node not in doubtful and not self._is_noted(view, row)]
-        if rows:
-            seen = await apart(len(rows), _seen, rows, is_old=_is_old())
-            try:
-                await self.sightings.observe(view, seen)
-            except RecordUnavailable:
-                return
-            self._remember(view, rows)
+        if not rows or sum(len(one.rows) for one in self._unwritten) > _MOST_UNWRITTEN:
+            return
+        said = asyncio.get_running_loop().time() - freshness.current().age
+        self._unwritten.append(_Sight(view, rows, said))
+        if self._writing is None or self._writing.done():
+            # It belongs to no request: it must not carry the context of the one that began it.
+            self._writing = asyncio.create_task(self._write(), name="sightings", context=contextvars.Context())
+
+    async def close(self) -> None:
+        """Gives up what is not written down yet."""
+        self._unwritten.clear()
+        await cancel_all([self._writing] if self._writing else [])
+
+    async def _write(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while self._unwritten:
+            sight = self._unwritten.popleft()
+            rows = [row for row in sight.rows if not self._is_noted(sight.view, row)]
+            for first in range(0, len(rows), _AT_ONCE):
+                some = rows[first : first + _AT_ONCE]
+                try:
+                    await self.sightings.observe(sight.view, _seen(some, is_old=clock() - sight.said >= _OLD))
+                except RecordUnavailable:
+                    self._unwritten.clear()
+                    return
+                self._remember(sight.view, some)
 
     async def of_study(
         self, view: str, found: Sequence[Found], nodes: Sequence[Node], issues: Sequence[Issue]
