@@ -68,10 +68,14 @@ class Walk:
         return END if self.is_done else max(self._pending[0].start(self.sort), self.start)
 
     async def advance(self) -> None:
-        """Opens the next parts. Raises NodeError."""
+        """Opens the next parts. Raises NodeError, once the others of them have given what they have."""
         batch = self._next()
         before = len(self.rows)
-        cut = await in_parallel(batch, self._open)
+        cut: list[list[Segment]] = []
+        for opened in await in_parallel(batch, self._try):
+            if isinstance(opened, NodeError):
+                raise opened
+            cut.append(opened)
         self._pending[: len(batch)] = [part for parts in cut for part in parts if self._is_wanted(part)]
         self.has_answered = True
         self._come_past_the_first_day()
@@ -108,6 +112,12 @@ class Walk:
 
     def _is_wanted(self, part: Segment) -> bool:
         return not part.ends_before(self.start, self.sort)
+
+    async def _try(self, part: Segment) -> list[Segment] | NodeError:
+        try:
+            return await self._open(part)
+        except NodeError as error:
+            return error
 
     async def _open(self, part: Segment) -> list[Segment]:
         """Asks for a part. Gives the smaller ones that stand for it where it was too large; [] when it is done."""
