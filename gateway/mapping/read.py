@@ -36,6 +36,7 @@ class Reader:
         )
         is_dicom = mapping.protocol == "dicom"
         self._dicom_entries = {level: _prepare_dicom(mapping, level) for level in Level} if is_dicom else {}
+        self._as_sent = is_dicom and not mapping.issuers and not any(self._dicom_entries.values())
 
     def rows(self, record: Record, level: Level, *, study: str = "", series: str = "") -> tuple[Row, ...]:
         """The rows of `level` in one record: one for DICOM; for FHIR the study, its series or its instances.
@@ -44,6 +45,8 @@ class Reader:
         chooses among those of a FHIR study. FHIR's STUDY row carries its series as children, which hold their own
         attributes and the patient. Raises Unmappable, naming keywords only.
         """
+        if self._as_sent and (sent := getattr(record, "dataset", None)) is not None:
+            return (row_of(level, self.node, sent, self.issuer, study=study, series=series),)
         if self.mapping.protocol == "dicom":
             return (self._row(level, self._dicom(record, level), study=study, series=series),)
         attributes = _read(self._study, record)

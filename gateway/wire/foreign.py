@@ -37,8 +37,7 @@ def _dataset(dataset: object) -> Dataset:
         raise ValueError("a data set is not a JSON object")
     mended: Dataset = {}
     for name, attribute in dataset.items():
-        tag = _sound_tag(name, attribute)
-        if tag:
+        if tag := _sound_tag(name, attribute):
             mended[tag] = attribute
         elif tag := _tag(name):
             mended[tag] = _attribute(tag, attribute)
