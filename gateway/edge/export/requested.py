@@ -31,7 +31,8 @@ _ELEMENT = re.compile(r"(?:([A-Z][A-Za-z]*)\.)?([a-z][A-Za-z]*)")
 _NOT_IN_A_FILTER = ("_count", "_sort", "_summary", "_total", "_include", "_cursor", "_format", "node")
 _WHY_NOT = {
     name: f"'{name}' cannot be answered truthfully: the hospitals do not say when a study was last changed, and its own date "
-    "is not that; leave it out, or narrow by _typeFilter=ImagingStudy?started=ge..."
+    "is not that; leave it out, narrow by _typeFilter=ImagingStudy?started=ge..., or follow what this gateway saw change by a "
+    "search for ImagingStudy?_lastUpdated=gt..."
     for name in ("_since", "_until")
 }
 
