@@ -9,7 +9,7 @@ from typing import Protocol
 
 from gateway import metrics
 from gateway.cache import bodies, freshness
-from gateway.errors import Forbidden, GatewayError, Gone, NoSuchStudy
+from gateway.errors import Forbidden, GatewayError, Gone, NodeUnreachable, NoSuchStudy
 from gateway.federation.documents import documents
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation
@@ -20,7 +20,7 @@ from gateway.federation.paging import Paging
 from gateway.federation.pictures import Asked, Chooses, Picture, Pictures
 from gateway.federation.resilience import Health
 from gateway.federation.retrieve import OpenedInstance, Retrieval
-from gateway.federation.sighted import Record, Watch
+from gateway.federation.sighted import Record, Watch, asker
 from gateway.federation.storing import Store, Storing, chosen
 from gateway.imaging.syntaxes import EXPLICIT, can_decode
 from gateway.model.answer import Answer, Found, Issue
@@ -109,20 +109,23 @@ class Pipeline:
         """
         async with self._request("search", caller, names, query=query, resource=resource) as (nodes, view, record):
             with stage("merge"):
-                page = await self._page(view, view.query(query), nodes, reach_as_seen(reach or Reach(), view))
+                reach = reach_as_seen(reach or Reach(), view)
+                asks = (caller.subject, caller.client, caller.purpose, *names)
+                page = await self._page(asks, view, view.query(query), nodes, reach)
             record.studies = sorted({found.study for found in page.items})
             record.issues, record.count = page.issues, len(page.items)
             with stage("view"):
                 items = tuple(view_found(view, found) for found in page.items)
             return replace(page, items=items, issues=view_issues(view, page.issues))
 
-    async def _page(self, view: View, query: Query, nodes: Sequence[Node], reach: Reach) -> Page:
+    async def _page(self, asks: Sequence[str], view: View, query: Query, nodes: Sequence[Node], reach: Reach) -> Page:
         if reach.updated is None:
             page = await Paging(self.federation).page(query, nodes, reach)
             if query.level is Level.STUDY:
                 self.seen.note(view.digest, page.items, page.issues)
             return page
-        watch = Watch(self.seen.sightings, self.federation, view.digest, nodes, reach.updated)
+        since = await self.seen.sightings.asked_since(asker(view.digest, *asks), (node.id for node in nodes))
+        watch = Watch(self.seen.sightings, self.federation, view.digest, nodes, reach.updated, since)
         with freshness.asked_anew():
             page = await Paging(self.federation, watch).page(query, nodes, reach_of_watch(reach, watch))
         return replace(page, items=tuple(replace(one, updated=watch.moment(one)) for one in page.items))
@@ -388,6 +391,7 @@ class Pipeline:
             else:
                 _note_grounds(resource, permission, names, nodes, record)
         except GatewayError as error:
+            record.outcome = error.code
             told = await self._known_gone(error, view, ref, nodes) if isinstance(error, NoSuchStudy) and ref else error
             record.outcome = told.code
             raise told.rephrased(view.error) from None
@@ -401,17 +405,18 @@ class Pipeline:
         """Gone for a study that these nodes were seen to have through this view, once each of them says anew that it has it
         not; what keeps them from saying so; else the error as it is."""
         study = view.uid_inbound(ref.study)
-        was_here = await self.seen.was_here(view.digest, study, nodes)
-        if was_here is None:
-            try:
-                with freshness.asked_anew():
-                    await self.federation.studies(study, nodes)
-            except NoSuchStudy:
-                await self.seen.gone(view.digest, study, nodes)
-                was_here = True
-            except GatewayError as other:
-                return other
-        return Gone(f"the study {study} is deleted: each node that had it says so") if was_here else error
+        if not await self.seen.was_here(view.digest, study, nodes):
+            return error
+        try:
+            with freshness.asked_anew():
+                answer = await self.federation.studies(study, nodes)
+        except NoSuchStudy:
+            await self.seen.gone(view.digest, study, nodes)
+            return Gone(f"the study {study} is deleted: each node that had it says so")
+        except GatewayError as other:
+            return other
+        holders = ", ".join(sorted({node for one in answer.items for node in one.holders}))
+        return NodeUnreachable(holders, f"has the study {study} again; ask once more", retry_after=1)
 
 
 def _note_place(remember: Callable[[Caller], Awaitable[None]] | None, *, is_first: bool) -> None:

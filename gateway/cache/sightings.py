@@ -25,9 +25,20 @@ _AT_ONCE = 100
 """Studies told in one round trip: it is to take a few milliseconds."""
 _PATIENCE, _PAUSE = 1.5, 0.1
 """Seconds that a Redis which did not answer somebody just now is waited for, by who cannot do without."""
+_WAITING = 4
+"""Connections that they who wait take at once: the others are for those who do not."""
 _LENGTH = 16
 _GONE = "-" * _LENGTH
 
+# KEYS: who asks; ARGV: ms that it is remembered, a digest of the nodes that he may ask now. Gives since when it is these.
+_ASKED = """
+local clock = redis.call('TIME')
+local now = string.format('%.0f', clock[1] * 1000 + math.floor(clock[2] / 1000) + 1)
+local kept = redis.call('GET', KEYS[1])
+if not kept or string.sub(kept, 1, 16) ~= ARGV[2] then kept = ARGV[2] .. now end
+redis.call('SET', KEYS[1], kept, 'PX', ARGV[1])
+return string.sub(kept, 17)
+"""
 # KEYS: study; ARGV: ms that it is remembered, '/node/node/' that told all they have, then part and digest by turns ('' says
 # that the part is there, and nothing of what it is; '?' before it, that it was so a while ago). The moment is the next whole
 # millisecond, so that it is later than whatever the clock said before. What nodes told all of and is not among the parts is
@@ -75,10 +86,15 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Since when a node says what it says of a study, in milliseconds since the epoch; `is_gone`: that it has it not."""
+    """What a node says of a study (`digest_of`), and since when, in milliseconds since the epoch."""
 
+    digest: str
     moment: int
-    is_gone: bool
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it says that it has it not."""
+        return self.digest == _GONE
 
 
 Parts = Mapping[str, Part]
@@ -105,6 +121,7 @@ class Sightings:
 
     def __init__(self, cache: Cache, days: float) -> None:
         self._cache, self._days = cache, days
+        self._permits = asyncio.Semaphore(_WAITING)
 
     @property
     def is_kept(self) -> bool:
@@ -120,6 +137,16 @@ class Sightings:
         if moment is None:
             raise _unavailable()
         return moment
+
+    async def asked_since(self, who: str, nodes: Iterable[str]) -> int:
+        """Since when it is these nodes that `who` (a name that tells nothing) may ask: what another one holds was not told
+        before then. Raises RecordUnavailable."""
+        key, lasts = _PREFIX + "asks:" + who, int(self._days * 86_400_000)
+        digest = hashlib.sha256("/".join(sorted(nodes)).encode()).hexdigest()[:_LENGTH]
+        moment = await self._patiently(lambda link: link.run(_ASKED, [key], [lasts, digest]))
+        if moment is None:
+            raise _unavailable()
+        return int(moment)
 
     async def observe(self, view: str, studies: Sequence[Seen], *, patiently: bool = False) -> list[Parts]:
         """Writes down what is seen through the view of this digest, and gives all that is recorded of each study.
@@ -143,12 +170,13 @@ class Sightings:
         return await (self._patiently(run) if patiently else self._cache.ask(run))
 
     async def _patiently(self, command: Callable[[Link], Awaitable[T]]) -> T | None:
-        ends = asyncio.get_running_loop().time() + _PATIENCE
-        while True:
-            answer = await self._cache.wait(command, _PATIENCE)
-            if answer is not None or asyncio.get_running_loop().time() > ends:
-                return answer
-            await asyncio.sleep(_PAUSE)
+        async with self._permits:
+            ends = asyncio.get_running_loop().time() + _PATIENCE
+            while True:
+                answer = await self._cache.wait(command, _PATIENCE)
+                if answer is not None or asyncio.get_running_loop().time() > ends:
+                    return answer
+                await asyncio.sleep(_PAUSE)
 
     def _arguments(self, seen: Seen) -> list[Any]:
         told = "/".join(("", *(() if seen.is_old else seen.told), ""))
@@ -164,8 +192,7 @@ def _key(view: str, study: str) -> str:
 def _parts(answer: Sequence[bytes]) -> Parts:
     texts = [each.decode() for each in answer]
     return {
-        name: Part(int(value[_LENGTH:]), value.startswith(_GONE))
-        for name, value in zip(texts[::2], texts[1::2], strict=True)
+        name: Part(value[:_LENGTH], int(value[_LENGTH:])) for name, value in zip(texts[::2], texts[1::2], strict=True)
     }
 
 

@@ -62,7 +62,8 @@ async def _cache(settings: Settings, directory: Path) -> AsyncIterator[dict[str,
         name.symlink_to(server.socket)
         keeping = asyncio.create_task(_keep(server, name))
         try:
-            yield {"GATEWAY_REDIS_URL": f"unix://{name}"}
+            # It ends with this process: a record of what was seen would begin anew each time.
+            yield {"GATEWAY_REDIS_URL": f"unix://{name}", "GATEWAY_SIGHTINGS_DAYS": "0"}
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)

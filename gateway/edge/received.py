@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from gateway.errors import InvalidQuery, TooLarge
 
-_IDLE = 30.0
+_IDLE, _WHOLE = 30.0, 120.0
 
 
 def check_length(request: Request, most: int, too_large: str) -> None:
@@ -38,5 +38,10 @@ async def pieces(request: Request, most: int, too_large: str, *, idle: float = _
 
 
 async def whole(request: Request, most: int, too_large: str) -> bytes:
-    """The body at once. Raises as `pieces`, without reading more than `most` bytes."""
-    return b"".join([chunk async for chunk in pieces(request, most, too_large)])
+    """The body at once. Raises as `pieces`, without reading more than `most` bytes, and for who takes too long."""
+    check_length(request, most, too_large)
+    try:
+        async with asyncio.timeout(_WHOLE):
+            return b"".join([chunk async for chunk in pieces(request, most, too_large)])
+    except TimeoutError:
+        raise InvalidQuery(f"the body did not come to its end within {_WHOLE:g} s") from None

@@ -147,10 +147,11 @@ class Node:
     async def _load(self, asked: NativeQuery, query: Query) -> Loaded:
         answer = await self.asking("find", lambda: self._collect(asked, query))
         ttl = self.ttl.of(_kind(query))
-        if not answer.rows:
+        is_nothing = not answer.rows and not query.undated  # of an archive that gives all it has, undated rows are few
+        if is_nothing:
             ttl = min(ttl, self.ttl.negative)
         tags = partial(of_rows, answer.rows, query)
-        return Loaded(answer, ttl=ttl, tags=tags, may_be_stale=bool(answer.rows), to_plain=_answer_to_plain)
+        return Loaded(answer, ttl=ttl, tags=tags, may_be_stale=not is_nothing, to_plain=_answer_to_plain)
 
     async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
         rows: list[Row] = []

@@ -57,7 +57,9 @@ class Paging:
         """The page with what its own results need beyond the rows found: other holders, counts, one patient per PatientID."""
         issues, reach, nodes = search.issues(), search.reach, search.nodes
         self.federation.check_bare_patient_id(search.query, search.found, nodes, issues)
-        page = _cut(search.found, reach, issues, search.frontier)
+        page = _cut(search.found, reach, issues, min(search.frontier, search.stopped_at))
+        if not page.items:
+            page = _cut(search.found, reach, issues, search.frontier)
         if not page.items:
             search.require_an_answer()
         items = list(page.items)
@@ -120,6 +122,11 @@ class _Search:
         return min((walk.frontier for walk in self.walks), default=END)
 
     @property
+    def stopped_at(self) -> str:
+        """Where the first node failed in the middle: a page that has something ends before, so that the next one asks again."""
+        return min((walk.stopped_at for walk in self.walks), default=END)
+
+    @property
     def was_stopped(self) -> bool:
         """Whether a node failed in the middle: what it had not told yet may be found from where the page ends."""
         return any(walk.failure is not None and walk.has_answered for walk in self.walks)
@@ -163,8 +170,11 @@ class _Search:
         rows = self.rows()
         self.is_merged, self.merged_rows = True, len(rows)
         if self.reach.accepts and self.depends_on_holder:
-            merged = await apart(len(rows), self.federation.merged, rows)
-            merged, self.gaps = await self.federation.with_all_holders(merged, rows, self.nodes, ends)
+            self.found = ordered(await apart(len(rows), self.federation.merged, rows), self.reach.sort)
+            if self.watch is not None:  # of an archive mostly next to nothing is new
+                await self._learn(ends)
+                self.found = [one for one in self.found if self.watch.takes(one)]
+            merged, self.gaps = await self.federation.with_all_holders(self.found, rows, self.nodes, ends)
             self.found = ordered(merged, self.reach.sort)
             await self._learn(ends)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import hashlib
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,17 +20,13 @@ from gateway.federation.node import Node
 from gateway.model.answer import Found, Issue
 from gateway.model.study import Row
 from gateway.model.vocabulary import RETURNED, Level, tag
+from gateway.telemetry import log, place_of
 from gateway.wire.threads import apart
 
 # What every search asks for and an ImagingStudy is made of: who it is of is in the name of the part.
-_NO_FACTS = frozenset(
-    map(
-        tag,
-        ("RetrieveURL", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "StudyID"),
-    )
-)
+_NO_FACTS = frozenset(map(tag, ("RetrieveURL", "PatientID", "IssuerOfPatientID")))
 _OF_A_STUDY, _OF_A_SERIES = (tuple(sorted(set(RETURNED[level]) - _NO_FACTS)) for level in (Level.STUDY, Level.SERIES))
-_MOST_NOTED = 4096
+_MOST_NOTED = 512
 _MOST_UNWRITTEN, _AT_ONCE = 20_000, 100
 _OLD = 2.0
 """Seconds from which on an answer of a node is one from before."""
@@ -37,9 +34,17 @@ _OLD = 2.0
 
 def seen_part(row: Row) -> tuple[str, str]:
     """The name of a node's part of a study, and the digest of what it says of it."""
-    children = sorted((child.series, [child.attributes.get(each) for each in _OF_A_SERIES]) for child in row.children)
-    facts = canonical([[row.attributes.get(each) for each in _OF_A_STUDY], children])
+    children = sorted(
+        canonical([child.series, [child.attributes.get(each) for each in _OF_A_SERIES]]) for child in row.children
+    )
+    others = sorted((key.issuer, key.id) for key in row.linked)
+    facts = b"".join((canonical([[row.attributes.get(each) for each in _OF_A_STUDY], others]), *children))
     return part(row.node, row.study, row.patient.issuer, row.patient.id), digest_of(row.study, facts)
+
+
+def asker(*told: object) -> str:
+    """Names who asks, as far as it decides which nodes are asked; by a digest, which tells nothing."""
+    return hashlib.sha256(canonical([str(each) for each in told])).hexdigest()[:32]
 
 
 def latest(parts: Parts, nodes: Iterable[str]) -> int | None:
@@ -100,6 +105,8 @@ class Record:
                 except RecordUnavailable:
                     self._unwritten.clear()
                     return
+                except Exception as error:  # noqa: BLE001 - odd data of one node do not keep all others from being seen
+                    log().error("fault", kind=type(error).__name__, reason=place_of(error))
                 self._remember(sight.view, some)
 
     async def of_study(
@@ -111,18 +118,19 @@ class Record:
             return None
         doubtful = _named_in(issues)
         rows = [row for one in found for row in one.rows if row.node not in doubtful]
-        new = [row for row in rows if not self._is_noted(view, row)]
-        parts = {seen_part(row)[0]: "" for row in rows} | dict(map(seen_part, new))
+        parts = dict(map(seen_part, rows))
         told = [node.id for node in nodes if node.id not in doubtful]
         try:
             (recorded,) = await self.sightings.observe(view, [Seen(found[0].study, parts, told, _is_old())])
         except RecordUnavailable:
             return None
-        self._remember(view, new)
+        self._remember(view, rows)
+        if any(recorded[name].digest != digest for name, digest in parts.items()):
+            return None  # somebody saw it change since: what is shown is from before
         return latest(recorded, (node.id for node in nodes))
 
-    async def was_here(self, view: str, study: str, nodes: Sequence[Node]) -> bool | None:
-        """Whether one of the nodes was seen to have the study; None where that is not known to have ended, too."""
+    async def was_here(self, view: str, study: str, nodes: Sequence[Node]) -> bool:
+        """Whether one of the nodes was seen to have the study."""
         if not self.sightings.is_kept:
             return False
         try:
@@ -130,8 +138,7 @@ class Record:
         except RecordUnavailable:
             return False
         asked = {node.id for node in nodes}
-        known = [each.is_gone for name, each in recorded.items() if node_of(name) in asked]
-        return (all(known) or None) if known else False
+        return any(node_of(name) in asked for name in recorded)
 
     async def gone(self, view: str, study: str, nodes: Sequence[Node]) -> None:
         """Writes down that none of the nodes has the study any more."""
@@ -155,6 +162,8 @@ class Record:
 class Watch:
     """One search for studies that were first seen or changed at a moment that `accepts` takes (ms since the epoch).
 
+    `since` is when these nodes became those that the caller may ask: nothing counts as seen before.
+
     Within `freshness.asked_anew`. What is recorded at a node that does not show the study in this search (it may not answer a
     key there) is asked for by its UID: it has gone, or has changed, or neither.
     """
@@ -164,6 +173,7 @@ class Watch:
     view: str
     nodes: Sequence[Node]
     accepts: Callable[[int], bool]
+    since: int
     issues: list[Issue] = field(default_factory=list)
     _shown: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _recorded: dict[str, Parts] = field(default_factory=dict)
@@ -192,7 +202,8 @@ class Watch:
 
     def moment(self, found: Found) -> int | None:
         """When a result that was learned was first seen or last changed."""
-        return latest(self._recorded.get(found.study, {}), (node.id for node in self.nodes))
+        moment = latest(self._recorded.get(found.study, {}), (node.id for node in self.nodes))
+        return moment and max(moment, self.since)
 
     async def _observe(self, rows: Iterable[Row], told: Mapping[str, Iterable[str]] | None = None) -> None:
         """`told` are the nodes that have told all they have, by study."""

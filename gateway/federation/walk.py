@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeError
@@ -65,19 +66,34 @@ class Walk:
     @property
     def frontier(self) -> str:
         """The moment before which everything is known, in the order of `sort`; END when all is."""
-        return END if self.is_done else max(self._pending[0].start(self.sort), self.start)
+        return END if self.is_done else self._reached
+
+    @property
+    def stopped_at(self) -> str:
+        """Where a walk that failed in the middle goes on another time; END where that is not so, or cannot be said."""
+        if self.failure is None or not self.has_answered or not self._pending or not self._pending[0].start(self.sort):
+            return END
+        return self._reached
+
+    @property
+    def _reached(self) -> str:
+        return max(self._pending[0].start(self.sort), self.start)
 
     async def advance(self) -> None:
         """Opens the next parts. Raises NodeError, once the others of them have given what they have."""
         batch = self._next()
         before = len(self.rows)
-        cut: list[list[Segment]] = []
-        for opened in await in_parallel(batch, self._try):
-            if isinstance(opened, NodeError):
-                raise opened
-            cut.append(opened)
-        self._pending[: len(batch)] = [part for parts in cut for part in parts if self._is_wanted(part)]
-        self.has_answered = True
+        opened = await in_parallel(batch, self._try)
+        cut = [
+            parts
+            for parts in takewhile(lambda each: not isinstance(each, NodeError), opened)
+            if isinstance(parts, list)
+        ]
+        self._pending[: len(cut)] = [part for parts in cut for part in parts if self._is_wanted(part)]
+        self.has_answered = self.has_answered or bool(cut)
+        for error in opened:
+            if isinstance(error, NodeError):
+                raise error
         self._come_past_the_first_day()
         self._steps = self._stride(is_empty=len(self.rows) == before, is_dense=any(cut))
 

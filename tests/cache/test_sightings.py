@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 
 from gateway.cache.client import Cache
 from gateway.cache.sightings import Seen, Sightings, digest_of, part
 from gateway.errors import RecordUnavailable
+from gateway.federation.sighted import seen_part
+from gateway.model.patient import PatientKey
+from gateway.model.study import Row
+from gateway.model.vocabulary import Level
 from tests import peers
 
 from . import topologies
@@ -75,6 +80,34 @@ async def test_a_part_is_new_when_it_comes_changes_goes_and_comes_back(two: list
     (seen,) = await other.observe("v", [Seen("1.3", {A: FIRST}, is_old=True)])
     assert await one.observe("v", [Seen("1.3", {A: FIRST})]) == [seen]
     assert back[B].moment >= less[B].moment
+
+
+async def test_who_may_ask_other_nodes_than_before_asks_since_then(two: list[Sightings]) -> None:
+    one, other = two
+    both = await one.asked_since("who", ["a", "b"])
+    assert await other.asked_since("who", ["b", "a"]) == both
+    alone = await one.asked_since("who", ["a"])
+    assert alone >= both
+    assert await other.asked_since("who", ["a", "b"]) >= alone
+    assert await one.asked_since("another", ["a"]) >= alone
+
+
+async def test_many_who_ask_at_once_wait_for_each_other_and_not_for_a_cache_that_fell(two: list[Sightings]) -> None:
+    falls = two[0]._cache.failures
+    seen = [Seen(f"1.2.{number}", {A: FIRST}) for number in range(100)]
+    found = await asyncio.gather(*(two[0].observe("many", seen, patiently=True) for _ in range(40)))
+    assert found == [found[0]] * 40
+    assert (two[0]._cache.failures, two[0]._cache.state) == (falls, "up")
+
+
+def test_a_series_that_is_told_twice_makes_no_order_of_its_parts() -> None:
+    child = Row(Level.SERIES, "n", PatientKey("I", "P"), "1.2", "1.2.3", attributes={"00080060": {"vr": "CS"}})
+    other = replace(child, attributes={"00080060": {"vr": "CS", "Value": ["CT"]}})
+    rows = [
+        Row(Level.STUDY, "n", PatientKey("I", "P"), "1.2", children=children)
+        for children in ((child, other), (other, child))
+    ]
+    assert seen_part(rows[0]) == seen_part(rows[1])
 
 
 async def test_what_is_recorded_after_a_moment_is_later_than_it(two: list[Sightings]) -> None:

@@ -273,6 +273,56 @@ def test_a_search_that_one_holder_does_not_answer_is_no_change(region: Region) -
         assert {*matches(region.one.get(f"{STUDIES}?identifier={number}&_lastUpdated=lt{moment}"))} == {uid("s")}
 
 
+def test_a_study_that_begins_to_match_is_new_whatever_of_it_changed(region: Region) -> None:
+    region.a.put("s", PatientName="Smyth^Ada")
+    assert since(region.one, BEGINNING) == {uid("s")}
+    moment = now(region.one)
+    region.a.put("s", PatientName="Smith^Ada")
+    assert since(region.one, moment, "&patient.family=Smith") == {uid("s")}
+
+
+def test_what_a_node_that_comes_back_holds_is_new_to_who_could_not_ask_it(region: Region) -> None:
+    region.a.put("s")
+    region.b.put("t")
+    assert len(since(region.one, BEGINNING)) == 2
+    nodes = [{"id": "a", "name": "a", "adapter": "dicomweb", "connection": {"url": region.a.web.url}, "quirks": []}]
+    with Gateway(nodes, redis_url=region.redis.url, secret="of both") as without_b:
+        assert len(since(without_b, BEGINNING)) == 1
+        moment = now(without_b)
+    assert uid("t") in since(region.one, moment)
+    moment = now(region.one)
+    assert since(region.one, moment) == set()
+
+
+def test_a_read_never_shows_what_was_under_the_moment_of_what_is(
+    region: Region, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.federation.sighted._OLD", 0.0)
+    region.a.put("s")
+    path = f"{STUDIES}/{uid('s')}"
+    assert matches(region.two.get(STUDIES))[uid("s")]["numberOfInstances"] == 1
+    assert region.two.get(path).json()["numberOfInstances"] == 1
+    region.a.put("s", 2)
+    (study,) = matches(region.one.get(f"{STUDIES}?_lastUpdated=gt{BEGINNING}")).values()
+    assert study["numberOfInstances"] == 2
+    read = region.two.get(path, headers={"Cache-Control": "no-cache"}).json()  # what it believes of the nodes is old
+    assert read["numberOfInstances"] == 1
+    assert "meta" not in read
+
+
+def test_of_many_studies_with_a_modality_the_few_new_ones_are_told_as_whole(
+    region: Region, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.federation.federate.MOST_COMPLETED", 3)
+    for number in range(5):
+        region.a.put(f"s{number}")
+    assert is_partial(region.one.get(f"{STUDIES}?_lastUpdated=gt{BEGINNING}&modality=OT"))
+    moment = now(region.one)
+    region.b.put("new")
+    answer = region.one.get(f"{STUDIES}?_lastUpdated=gt{moment}&modality=OT")
+    assert ({*matches(answer)}, is_partial(answer)) == ({uid("new")}, False)
+
+
 def test_what_was_seen_and_is_deleted_is_410_and_comes_back_as_changed(region: Region) -> None:
     for hospital in (region.a, region.b):
         hospital.put("s")
@@ -331,8 +381,9 @@ def test_a_study_that_was_asked_for_too_early_is_not_called_deleted(region: Regi
     assert region.two.get(path).status_code == 404  # and this gateway believes it for minutes
     region.a.put("s")
     assert len(matches(region.one.get(STUDIES))) == 1
-    assert region.two.get(path).status_code == 404
-    assert region.two.get(path).status_code == 200  # it had doubts, and asked
+    doubtful = region.two.get(path)  # it asks, before it calls what was seen deleted
+    assert (doubtful.status_code, doubtful.headers["retry-after"]) == (503, "1")
+    assert region.two.get(path).status_code == 200
 
 
 def test_a_kept_answer_stays_as_it_is(region: Region) -> None:
@@ -357,9 +408,10 @@ def test_nobody_is_named_in_redis_and_a_record_ends(region: Region) -> None:
     region.a.put("s", AccessionNumber="ACC-77", StudyDescription="Knee of somebody")
     assert since(region.one, BEGINNING) == {uid("s")}
     client = Redis.from_url(region.redis.url)
-    (key,) = client.keys("gw:seen:*")
+    (asks,) = client.keys("gw:seen:asks:*")
+    (key,) = set(client.keys("gw:seen:*")) - {asks}
     record = client.hgetall(key)
-    text = repr((key, record))
+    text = repr((asks, client.get(asks), key, record))
     assert [word for word in ("PAT-s", uid("s"), "ACC-77", "Knee", "Specimen") if word in text] == []
     assert [name.partition(b"/")[0] for name in record] == [b"a"]
     left = client.pttl(key) / 86_400_000

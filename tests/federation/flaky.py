@@ -10,19 +10,19 @@ from typing import Self
 
 class Flaky:
     """Passes everything on to a port of this machine. `hang_up(on, times)` closes the connection at a request whose head
-    holds the text, as often as said."""
+    holds the text, as often as said, once it has `spare`d as many."""
 
     def __init__(self, port: int) -> None:
         self._upstream = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self._on, self._left = b"", 0
+        self._on, self._left, self._spared = b"", 0, 0
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
 
-    def hang_up(self, on: str, times: int) -> None:
+    def hang_up(self, on: str, times: int, *, spare: int = 0) -> None:
         with self._lock:
-            self._on, self._left = on.encode(), times
+            self._on, self._left, self._spared = on.encode(), times, spare
 
     @property
     def left(self) -> int:
@@ -67,6 +67,9 @@ class Flaky:
     def _hangs_up(self, data: bytes) -> bool:
         with self._lock:
             if not self._left or self._on not in data:
+                return False
+            self._spared -= 1
+            if self._spared >= 0:
                 return False
             self._left -= 1
             return True

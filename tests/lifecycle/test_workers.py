@@ -76,6 +76,12 @@ def test_a_burst_of_callers_is_served_to_the_last_one(served: Server) -> None:
         assert {caller.recv(12) for caller in callers} == {b"HTTP/1.1 200"}
 
 
+def test_what_was_seen_is_not_recorded_where_the_record_would_end_with_the_process(served: Server) -> None:
+    refused = httpx.get(f"{served.url}/fhir/ImagingStudy?_lastUpdated=gt2026", verify=TRUST)
+    assert refused.status_code == 400
+    assert "GATEWAY_REDIS_URL" in refused.text
+
+
 def test_a_page_and_a_patient_of_one_worker_are_known_to_the_other(served: Server) -> None:
     answer = httpx.get(f"{served.url}/fhir/ImagingStudy", verify=TRUST).json()
     patient = answer["entry"][0]["resource"]["subject"]["reference"]

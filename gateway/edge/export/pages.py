@@ -23,9 +23,9 @@ from gateway.edge.fhir import validity
 from gateway.edge.fhir.imagingstudy import Renderer, Resource
 from gateway.edge.fhir.shown import Shown
 from gateway.edge.fhir.studyquery import StudySearch, parse
-from gateway.errors import Forbidden, GatewayError, NodeError, NoNodeAnswered
+from gateway.errors import BudgetExceeded, Forbidden, GatewayError, NodeError, NoNodeAnswered
 from gateway.exporting.engine import Made
-from gateway.federation.holders import MOST_COMPLETED, by_uid, depends_on_holder
+from gateway.federation.holders import by_uid, depends_on_holder
 from gateway.federation.page import Page, Position, Reach
 from gateway.model.answer import Found, Issue
 from gateway.model.dataset import text
@@ -226,15 +226,18 @@ class _Doing:
         """The results without those that the search excludes, as the nodes say of each. Raises NodeError."""
         left, gaps = list(items), list[Issue]()
         for excluded in search.excluded:
-            for first in range(0, len(items), MOST_COMPLETED):
-                uids = [one.study for one in items[first : first + MOST_COMPLETED]]
+            items, left = left, []
+            for first in range(0, len(items), _AT_ONCE):  # a node that has to look below its studies may do so for few
+                some = items[first : first + _AT_ONCE]
+                uids = [one.study for one in some]
                 question = search.question_of(excluded)
                 others = (match for match in question.matches if match.path != (STUDY_UID,))
                 question = replace(question, matches=(*others, *by_uid(uids).matches))
                 answering = await self.estate.pipeline.search(self.caller, question, names)
                 is_left = search.left_of(excluded, answering.items, answering.issues)
-                left = [one for one in left if is_left(one)]
+                left += [one for one in some if is_left(one)]
                 gaps += answering.issues
+                gaps += [_undecided(node) for node in sorted({one.node for one in answering.issues if one.node})]
         return left, gaps
 
     async def _bodies(self, items: Sequence[Found], types: Sequence[str]) -> tuple[list[Body], list[bytes], int]:
@@ -329,6 +332,11 @@ def _day(items: Sequence[Found]) -> str:
 def _json(value: Any) -> dict[str, Any]:
     told: dict[str, Any] = orjson.loads(orjson.dumps(value))
     return told
+
+
+def _undecided(node: str) -> Issue:
+    text_ = f"node {node}: could not say which of its studies a :not or :missing leaves out, so some are left out that it may not"
+    return Issue(node, BudgetExceeded.code, text_)
 
 
 def _ignored(told: str) -> Resource:
