@@ -54,6 +54,7 @@ def known_deleted(hospital: Small) -> None:
     with recorded() as (gateway, web):
         path = f"/dicom-web/studies/{uid('s')}"
         assert len(gateway.get("/dicom-web/studies").json()) == 1
+        assert "meta" in gateway.get(f"/fhir/r4/ImagingStudy/{uid('s')}").json()  # it is written down by now
         for file in web.directory.root.iterdir():
             file.unlink()
         web.directory = Directory(web.directory.root)

@@ -145,6 +145,12 @@ def synchronise(gateway: Gateway, moment: str, copy: dict[str, Resource]) -> str
         answer = gateway.client.get(following[0])
 
 
+def is_recorded(region: Region, studies: int) -> bool:
+    """Whether so many are written down, which nobody who asked waits for."""
+    client = Redis.from_url(region.redis.url)
+    return eventually(lambda: len(client.keys("gw:seen:*")) - len(client.keys("gw:seen:asks:*")) >= studies, 20)
+
+
 def facts(studies: dict[str, Resource]) -> dict[str, Resource]:
     return {study: {name: value for name, value in each.items() if name != "meta"} for study, each in studies.items()}
 
@@ -363,15 +369,17 @@ def test_what_was_seen_and_is_deleted_is_410_and_comes_back_as_changed(region: R
 def test_who_never_saw_a_study_is_not_told_that_it_was_there(region: Region) -> None:
     region.a.put("s")
     assert len(matches(region.one.get(f"{STUDIES}?node=a"))) == 1
+    assert is_recorded(region, 1)
     region.a.drop("s")
     for root, status in (("a", 410), ("b", 404)):
         assert region.one.get(f"/nodes/{root}/dicom-web/studies/{uid('s')}").status_code == status
         assert region.one.get(f"{STUDIES}/{uid('s')}?node={root}").status_code == status
     assert region.two.get("/dicom-web/studies", params={"StudyInstanceUID": uid("s")}).json() == []
-    for study, more in (("whole", ""), ("told", "/metadata")):  # what was retrieved was seen, too
+    for number, (study, more) in enumerate((("whole", ""), ("told", "/metadata"))):  # what was retrieved was seen, too
         region.a.put(study)
         path = f"/dicom-web/studies/{uid(study)}"
         assert region.one.get(path + more).status_code == 200
+        assert is_recorded(region, 2 + number)
         region.a.drop(study)
         assert region.one.get(path).status_code == 410
 
@@ -381,6 +389,7 @@ def test_a_study_that_was_asked_for_too_early_is_not_called_deleted(region: Regi
     assert region.two.get(path).status_code == 404  # and this gateway believes it for minutes
     region.a.put("s")
     assert len(matches(region.one.get(STUDIES))) == 1
+    assert is_recorded(region, 1)
     doubtful = region.two.get(path)  # it asks, before it calls what was seen deleted
     assert (doubtful.status_code, doubtful.headers["retry-after"]) == (503, "1")
     assert region.two.get(path).status_code == 200
