@@ -20,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from gateway import __version__, tracing
+from gateway.allocator import give_back
 from gateway.assembly import Builder, build_node
 from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.bodies import Bodies
@@ -244,7 +245,7 @@ async def _lifespan(
             await exporting.open()
             stack.push_async_callback(exporting.close)
         app.state.exporting, app.state.export_polls = exporting, polls()
-        stack.push_async_callback(cancel_all, [asyncio.create_task(watch_the_loop())])
+        stack.push_async_callback(cancel_all, [asyncio.create_task(watch_the_loop()), asyncio.create_task(give_back())])
         _tune_garbage_collector()
         app.state.ready = True
         log().info("started", nodes=len(first[0].enabled), state=cache.state)
