@@ -20,7 +20,7 @@ from gateway.federation.paging import Paging
 from gateway.federation.pictures import Asked, Chooses, Picture, Pictures
 from gateway.federation.resilience import Health
 from gateway.federation.retrieve import OpenedInstance, Retrieval
-from gateway.federation.sighted import Record, Watch, asker
+from gateway.federation.sighted import Record, Watch
 from gateway.federation.storing import Store, Storing, chosen
 from gateway.imaging.syntaxes import EXPLICIT, can_decode
 from gateway.model.answer import Answer, Found, Issue
@@ -124,7 +124,7 @@ class Pipeline:
             if query.level is Level.STUDY:
                 self.seen.note(view.digest, page.items, page.issues)
             return page
-        since = await self.seen.sightings.asked_since(asker(view.digest, *asks), (node.id for node in nodes))
+        since = await self.seen.sightings.asked_since((view.digest, *asks), (node.id for node in nodes))
         watch = Watch(self.seen.sightings, self.federation, view.digest, nodes, reach.updated, since)
         with freshness.asked_anew():
             page = await Paging(self.federation, watch).page(query, nodes, reach_of_watch(reach, watch))

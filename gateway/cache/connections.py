@@ -189,10 +189,7 @@ class ClusterLink:
         return bool(await _answer(self.client.set(key, value, px=px)))
 
     async def index(self, keys: Sequence[str], entry: str, now: int, px: int) -> bool:
-        pipeline = self.client.pipeline()
-        for key in keys:
-            pipeline.execute_command("EVAL", _INDEX, 1, key, entry, now, now + px, px)
-        return all(await pipeline.execute())
+        return all(await self.run_each(_INDEX, [(key, (entry, now, now + px, px)) for key in keys]))
 
     async def members(self, index: str) -> list[bytes]:
         return cast(list[bytes], await _answer(self.client.zrange(index, 0, -1)))

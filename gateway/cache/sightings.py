@@ -102,8 +102,7 @@ Parts = Mapping[str, Part]
 
 def part(node: str, study: str, issuer: str, identifier: str) -> str:
     """Names a node's part of a study of one patient."""
-    told = "\0".join((study, issuer, identifier))
-    return f"{node}/{hashlib.sha256(told.encode('utf-8', 'surrogatepass')).hexdigest()[:_LENGTH]}"
+    return f"{node}/{_digest(study, issuer, identifier)[:_LENGTH]}"
 
 
 def node_of(part_: str) -> str:
@@ -133,20 +132,18 @@ class Sightings:
 
         Raises RecordUnavailable.
         """
-        moment = await self._patiently(lambda link: link.clock())
-        if moment is None:
-            raise _unavailable()
-        return moment
+        return await self._patiently(lambda link: link.clock())
 
-    async def asked_since(self, who: str, nodes: Iterable[str]) -> int:
-        """Since when it is these nodes that `who` (a name that tells nothing) may ask: what another one holds was not told
+    async def asked_since(self, who: Iterable[str], nodes: Iterable[str]) -> int:
+        """Since when it is these nodes that `who` (whatever decides which they are) may ask: what another one holds was not told
         before then. Raises RecordUnavailable."""
-        key, lasts = _PREFIX + "asks:" + who, int(self._days * 86_400_000)
-        digest = hashlib.sha256("/".join(sorted(nodes)).encode()).hexdigest()[:_LENGTH]
-        moment = await self._patiently(lambda link: link.run(_ASKED, [key], [lasts, digest]))
-        if moment is None:
-            raise _unavailable()
-        return int(moment)
+        key, nodes_now = f"{_PREFIX}asks:{_digest(*who)[:32]}", _digest(*sorted(nodes))[:_LENGTH]
+        return int(await self._patiently(lambda link: link.run(_ASKED, [key], [self._lasts, nodes_now])))
+
+    @property
+    def _lasts(self) -> int:
+        """In milliseconds."""
+        return int(self._days * 86_400_000)
 
     async def observe(self, view: str, studies: Sequence[Seen], *, patiently: bool = False) -> list[Parts]:
         """Writes down what is seen through the view of this digest, and gives all that is recorded of each study.
@@ -157,36 +154,37 @@ class Sightings:
         found: list[Parts] = []
         for start in range(0, len(studies), _AT_ONCE):
             calls = [(_key(view, one.study), self._arguments(one)) for one in studies[start : start + _AT_ONCE]]
-            answers = await self._run(calls, patiently)
-            if answers is None:
-                raise _unavailable()
-            found += map(_parts, answers)
+            found += map(_parts, await self._run(calls, patiently))
         return found
 
-    async def _run(self, calls: Sequence[tuple[str, Sequence[Any]]], patiently: bool) -> list[Any] | None:
+    async def _run(self, calls: Sequence[tuple[str, Sequence[Any]]], patiently: bool) -> list[Any]:
         async def run(link: Link) -> list[Any]:
             return await link.run_each(_OBSERVE, calls)
 
-        return await (self._patiently(run) if patiently else self._cache.ask(run))
+        return await self._patiently(run) if patiently else _said(await self._cache.ask(run))
 
-    async def _patiently(self, command: Callable[[Link], Awaitable[T]]) -> T | None:
+    async def _patiently(self, command: Callable[[Link], Awaitable[T]]) -> T:
         async with self._permits:
             ends = asyncio.get_running_loop().time() + _PATIENCE
             while True:
                 answer = await self._cache.wait(command, _PATIENCE)
                 if answer is not None or asyncio.get_running_loop().time() > ends:
-                    return answer
+                    return _said(answer)
                 await asyncio.sleep(_PAUSE)
 
     def _arguments(self, seen: Seen) -> list[Any]:
         told = "/".join(("", *(() if seen.is_old else seen.told), ""))
         sign = "?" if seen.is_old else ""
         parts = [each for name, digest in seen.parts.items() for each in (name, digest and sign + digest)]
-        return [int(self._days * 86_400_000), told, *parts]
+        return [self._lasts, told, *parts]
 
 
 def _key(view: str, study: str) -> str:
-    return _PREFIX + hashlib.sha256(f"{view}\0{study}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return _PREFIX + _digest(view, study)[:32]
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _parts(answer: Sequence[bytes]) -> Parts:
@@ -196,8 +194,12 @@ def _parts(answer: Sequence[bytes]) -> Parts:
     }
 
 
-def _unavailable() -> RecordUnavailable:
-    return RecordUnavailable(
-        "Redis, which knows when studies were first seen, does not answer: ask again in a moment, or without _lastUpdated",
-        parameter="_lastUpdated",
-    )
+def _said(answer: T | None) -> T:
+    """The answer of Redis. Raises RecordUnavailable where there is none."""
+    if answer is None:
+        raise RecordUnavailable(
+            "Redis, which knows when studies were first seen, does not answer: ask again in a moment, or without "
+            "_lastUpdated",
+            parameter="_lastUpdated",
+        )
+    return answer

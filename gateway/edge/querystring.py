@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from urllib.parse import unquote_plus
 
 from starlette.requests import Request
@@ -29,3 +30,10 @@ def query_pairs(request: Request) -> list[tuple[str, str]]:
         except UnicodeDecodeError:
             raise InvalidQuery("the query string is not UTF-8", parameter=name) from None
     return pairs
+
+
+def one_of(value: str, allowed: Collection[str], parameter: str) -> str:
+    """The value itself. Raises InvalidQuery, naming what is allowed, when it is not among it."""
+    if value not in allowed:
+        raise InvalidQuery(f"{parameter} is one of {', '.join(allowed)}", parameter=parameter)
+    return value

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import hashlib
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.cache import freshness
@@ -42,15 +41,9 @@ def seen_part(row: Row) -> tuple[str, str]:
     return part(row.node, row.study, row.patient.issuer, row.patient.id), digest_of(row.study, facts)
 
 
-def asker(*told: object) -> str:
-    """Names who asks, as far as it decides which nodes are asked; by a digest, which tells nothing."""
-    return hashlib.sha256(canonical([str(each) for each in told])).hexdigest()[:32]
-
-
-def latest(parts: Parts, nodes: Iterable[str]) -> int | None:
+def latest(parts: Parts, nodes: Collection[str]) -> int | None:
     """The last moment at which something of a study at these nodes was new, in milliseconds since the epoch."""
-    asked = set(nodes)
-    return max((each.moment for name, each in parts.items() if node_of(name) in asked), default=None)
+    return max((each.moment for name, each in parts.items() if node_of(name) in nodes), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +120,7 @@ class Record:
         self._remember(view, rows)
         if any(recorded[name].digest != digest for name, digest in parts.items()):
             return None  # somebody saw it change since: what is shown is from before
-        return latest(recorded, (node.id for node in nodes))
+        return latest(recorded, {node.id for node in nodes})
 
     async def was_here(self, view: str, study: str, nodes: Sequence[Node]) -> bool:
         """Whether one of the nodes was seen to have the study."""
@@ -181,6 +174,10 @@ class Watch:
     _settled: set[str] = field(default_factory=set)
     _asked_for: int = 0
     _verdicts: dict[str, bool] = field(default_factory=dict)
+    _asked: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._asked = frozenset(node.id for node in self.nodes)
 
     async def learn(self, found: Sequence[Found], certain: Sequence[Found], ends: float) -> None:
         """Looks at results before they are judged. Of those that are `certain` every node has told what it has that answers.
@@ -202,7 +199,7 @@ class Watch:
 
     def moment(self, found: Found) -> int | None:
         """When a result that was learned was first seen or last changed."""
-        moment = latest(self._recorded.get(found.study, {}), (node.id for node in self.nodes))
+        moment = latest(self._recorded.get(found.study, {}), self._asked)
         return moment and max(moment, self.since)
 
     async def _observe(self, rows: Iterable[Row], told: Mapping[str, Iterable[str]] | None = None) -> None:
@@ -226,12 +223,11 @@ class Watch:
     def _missing(self, certain: Sequence[Found]) -> dict[str, list[str]]:
         """For each node the studies that it is recorded to have and has not shown."""
         missing: dict[str, list[str]] = defaultdict(list)
-        asked = {node.id for node in self.nodes}
         unsettled = {one.study for one in certain if one.study not in self._settled}
         self._settled |= unsettled
         for study in unsettled:
             absent = {name for name, each in self._recorded[study].items() if not each.is_gone} - self._shown[study]
-            for node in asked & set(map(node_of, absent)):
+            for node in self._asked & set(map(node_of, absent)):
                 missing[node].append(study)
         return missing
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeError
@@ -83,17 +82,17 @@ class Walk:
         """Opens the next parts. Raises NodeError, once the others of them have given what they have."""
         batch = self._next()
         before = len(self.rows)
-        opened = await in_parallel(batch, self._try)
-        cut = [
-            parts
-            for parts in takewhile(lambda each: not isinstance(each, NodeError), opened)
-            if isinstance(parts, list)
-        ]
+        cut: list[list[Segment]] = []
+        failure: NodeError | None = None
+        for opened in await in_parallel(batch, self._try):
+            if isinstance(opened, NodeError):
+                failure = opened
+                break
+            cut.append(opened)
         self._pending[: len(cut)] = [part for parts in cut for part in parts if self._is_wanted(part)]
         self.has_answered = self.has_answered or bool(cut)
-        for error in opened:
-            if isinstance(error, NodeError):
-                raise error
+        if failure:
+            raise failure
         self._come_past_the_first_day()
         self._steps = self._stride(is_empty=len(self.rows) == before, is_dense=any(cut))
 

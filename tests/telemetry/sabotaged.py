@@ -55,7 +55,7 @@ def make_noise() -> None:
 
 
 def sabotage() -> None:
-    respond, rows, parts = qido.respond, Reader.rows, wado._parts
+    respond, rows, parts = qido.respond, Reader.rows, wado.in_parts
 
     def responded(request: Any, context: Any, asked: Any, answer: Any, *more: Any) -> Any:
         if any(TRIGGER in match.values for match in asked.query.matches):
@@ -73,7 +73,7 @@ def sabotage() -> None:
             yield chunk
             raise RuntimeError(f"{NAME} {IDENTIFIER}")
 
-    qido.respond, Reader.rows, wado._parts = responded, read, parted  # type: ignore[method-assign]
+    qido.respond, Reader.rows, wado.in_parts = responded, read, parted  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from starlette.requests import Request
@@ -13,10 +13,9 @@ from gateway.cache import bodies
 from gateway.edge import negotiation, problems
 from gateway.edge.context import Context, context_of, revalidated
 from gateway.edge.dicomweb import rendering
-from gateway.edge.dicomweb.wado import OpenStream, frame_numbers, guarded, ref_of
+from gateway.edge.dicomweb.wado import OpenStream, frame_numbers, guarded, in_parts, ref_of
 from gateway.edge.problems import BrokenOff
 from gateway.errors import NotAcceptable
-from gateway.federation.node import aclosing_iterator
 from gateway.federation.pictures import PDF, Asked, Picture
 from gateway.imaging.options import GIF
 from gateway.model.query import Ref
@@ -79,22 +78,10 @@ def _image(request: Request, body: bytes, media_type: str) -> Response:
 
 def _together(context: Context, first: Picture, outgoing: OutgoingPictures, stack: AsyncExitStack) -> Response:
     boundary = multipart.boundary()
-    body = guarded(_parts(boundary, context.root, first, outgoing.pictures))
+    body = guarded(in_parts(boundary, first, outgoing.pictures, lambda one: _head(context.root, one)))
     response = OpenStream(stack.pop_all(), body, multipart.content_type(boundary, first.media_type), dict(_PRIVATE))
     response.status_code = 206 if outgoing.partial else 200
     return response
-
-
-async def _parts(boundary: str, root: str, first: Picture, rest: AsyncIterator[Picture]) -> AsyncIterator[bytes]:
-    yield multipart.part_head(boundary, _head(root, first), first=True)
-    async for chunk in first.body:
-        yield chunk
-    async for one in rest:
-        yield multipart.part_head(boundary, _head(root, one), first=False)
-        async with aclosing_iterator(one.body) as body:
-            async for chunk in body:
-                yield chunk
-    yield multipart.closing(boundary)
 
 
 def _head(root: str, one: Picture) -> dict[str, str]:

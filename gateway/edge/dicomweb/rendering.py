@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 
 from gateway.edge import negotiation
+from gateway.edge.querystring import one_of
 from gateway.errors import InvalidQuery, NotAcceptable
 from gateway.federation.pictures import PDF, RENDERED_TYPES, Asked
 from gateway.imaging.options import LINEAR, LINEAR_EXACT, QUALITY, SIGMOID, Rendering, Viewport
@@ -26,7 +27,7 @@ def asked(request: Request, *, strict: bool, numbers: Sequence[int] = ()) -> Ask
         window=window(given["window"]) if "window" in given else None,
         viewport=viewport(given["viewport"]) if "viewport" in given else Viewport(),
         quality=quality(given["quality"], "quality") if "quality" in given else QUALITY,
-        icc_profile=_one_of(given.get("iccprofile", "no"), _PROFILES, "iccprofile"),
+        icc_profile=one_of(given.get("iccprofile", "no"), _PROFILES, "iccprofile"),
     )
     annotation = tuple(dict.fromkeys(word.strip() for word in given.get("annotation", "").split(",") if word.strip()))
     return Asked(media_types(request, strict=strict), rendering, tuple(numbers), annotation)
@@ -74,7 +75,7 @@ def window(text: str) -> tuple[float, float, str]:
     pieces = [piece.strip() for piece in text.split(",")]
     if len(pieces) not in (2, 3):
         raise InvalidQuery("window is center,width,function", parameter="window")
-    function = _one_of(pieces[2].lower() if len(pieces) == 3 else LINEAR, _FUNCTIONS, "window")
+    function = one_of(pieces[2].lower() if len(pieces) == 3 else LINEAR, _FUNCTIONS, "window")
     return window_of(pieces[0], pieces[1], function, "window")
 
 
@@ -119,9 +120,3 @@ def number(text: str, parameter: str) -> float:
     if not math.isfinite(found) or abs(found) > 1e12:
         raise InvalidQuery(f"{parameter} holds something that is not a number", parameter=parameter)
     return found
-
-
-def _one_of(word: str, words: Sequence[str], parameter: str) -> str:
-    if word not in words:
-        raise InvalidQuery(f"{parameter} is one of {', '.join(words)}", parameter=parameter)
-    return word

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -107,7 +107,7 @@ async def respond(
         response = OpenStream(stack.pop_all(), guarded(_alone(first, outgoing.instances)), media_type, headers)
     else:
         boundary = multipart.boundary()
-        body = guarded(_parts(boundary, context.root, first, outgoing.instances))
+        body = guarded(in_parts(boundary, first, outgoing.instances, lambda one: _head(context.root, one)))
         response = OpenStream(stack.pop_all(), body, multipart.content_type(boundary, DICOM), headers)
         response.status_code = 206 if outgoing.partial else 200
     return _with_issues(request, response, outgoing.issues, context.root)
@@ -136,16 +136,28 @@ async def _alone(one: OutgoingInstance, rest: AsyncIterator[OutgoingInstance]) -
         raise problems.BrokenOff("a single part cannot hold a second instance")
 
 
-async def _parts(
-    boundary: str, root: str, first: OutgoingInstance, rest: AsyncIterator[OutgoingInstance]
+def _head(root: str, one: OutgoingInstance) -> dict[str, str]:
+    return {
+        "Content-Type": f"{DICOM}; transfer-syntax={one.transfer_syntax}",
+        "Content-Location": f"{root}/{one.ref.path}",
+    }
+
+
+class _Sent(Protocol):
+    @property
+    def body(self) -> AsyncIterator[bytes]: ...
+
+
+P = TypeVar("P", bound=_Sent)
+
+
+async def in_parts(
+    boundary: str, first: P, rest: AsyncIterator[P], headers: Callable[[P], Mapping[str, str]]
 ) -> AsyncIterator[bytes]:
+    """A multipart body, each part under its own headers, in the order they come."""
     is_first = True
     async for one in first_then(first, rest):
-        headers = {
-            "Content-Type": f"{DICOM}; transfer-syntax={one.transfer_syntax}",
-            "Content-Location": f"{root}/{one.ref.path}",
-        }
-        head = multipart.part_head(boundary, headers, first=is_first)
+        head = multipart.part_head(boundary, headers(one), first=is_first)
         is_first = False
         async with aclosing_iterator(one.body) as body:
             async for chunk in _headed(head, body):
@@ -275,7 +287,9 @@ def _octets(
         headers["Content-Location"] = location(first)
         return OpenStream(stack.pop_all(), guarded(first.body), _typed(first), headers)
     boundary = multipart.boundary()
-    body = guarded(_octet_parts(boundary, first, rest, location))
+    body = guarded(
+        in_parts(boundary, first, rest, lambda part: {"Content-Type": _typed(part), "Content-Location": location(part)})
+    )
     inner = first.media_type if first.media_type else OCTETS
     return OpenStream(stack.pop_all(), body, multipart.content_type(boundary, inner), headers)
 
@@ -291,23 +305,6 @@ def _with_issues(request: Request, response: Response, issues: Sequence[Issue], 
 
 def _typed(part: FramePart) -> str:
     return f"{part.media_type}; transfer-syntax={part.transfer_syntax}" if part.transfer_syntax else part.media_type
-
-
-async def _octet_parts(
-    boundary: str,
-    first: FramePart,
-    rest: AsyncIterator[FramePart],
-    location: Callable[[FramePart], str],
-) -> AsyncIterator[bytes]:
-    is_first = True
-    async for part in first_then(first, rest):
-        headers = {"Content-Type": _typed(part), "Content-Location": location(part)}
-        head = multipart.part_head(boundary, headers, first=is_first)
-        is_first = False
-        async with aclosing_iterator(part.body) as body:
-            async for chunk in _headed(head, body):
-                yield chunk
-    yield multipart.closing(boundary)
 
 
 async def metadata(request: Request) -> Response:

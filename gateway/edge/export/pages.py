@@ -226,14 +226,14 @@ class _Doing:
         """The results without those that the search excludes, as the nodes say of each. Raises NodeError."""
         left, gaps = list(items), list[Issue]()
         for excluded in search.excluded:
-            items, left = left, []
-            for first in range(0, len(items), _AT_ONCE):  # a node that has to look below its studies may do so for few
-                some = items[first : first + _AT_ONCE]
-                uids = [one.study for one in some]
-                question = search.question_of(excluded)
-                others = (match for match in question.matches if match.path != (STUDY_UID,))
-                question = replace(question, matches=(*others, *by_uid(uids).matches))
-                answering = await self.estate.pipeline.search(self.caller, question, names)
+            question = search.question_of(excluded)
+            others = [match for match in question.matches if match.path != (STUDY_UID,)]
+            asked, left = left, []
+            for first in range(0, len(asked), _AT_ONCE):  # a node that has to look below its studies may do so for few
+                some = asked[first : first + _AT_ONCE]
+                theirs = by_uid([one.study for one in some]).matches
+                of_these = replace(question, matches=(*others, *theirs))
+                answering = await self.estate.pipeline.search(self.caller, of_these, names)
                 is_left = search.left_of(excluded, answering.items, answering.issues)
                 left += [one for one in some if is_left(one)]
                 gaps += answering.issues

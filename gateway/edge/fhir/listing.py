@@ -12,10 +12,10 @@ from gateway.edge import negotiation
 from gateway.edge.fhir import shown
 from gateway.edge.fhir.imagingstudy import Resource
 from gateway.edge.fhir.request import FhirRequest
-from gateway.edge.fhir.searchgrammar import Name, NotSupported, alternatives, name_of, one_of, single
+from gateway.edge.fhir.searchgrammar import Name, NotSupported, alternatives, name_of, single
 from gateway.edge.fhir.searchset import Searchset, digest, outcome_of
 from gateway.edge.fhir.shown import Shown
-from gateway.edge.querystring import query_pairs
+from gateway.edge.querystring import one_of, query_pairs
 from gateway.errors import InvalidQuery
 from gateway.federation.page import Cursor, Position
 from gateway.model.answer import Issue

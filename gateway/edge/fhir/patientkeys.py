@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from gateway.edge.fhir.criteria import Criteria, Key, Parser, any_of
 from gateway.edge.fhir.datekeys import add_dates
 from gateway.edge.fhir.imagingstudy import BIRTH_DATE, GENDERS, SEX, Renderer, display_name
-from gateway.edge.fhir.searchgrammar import one_of, plain, reference, token
+from gateway.edge.fhir.searchgrammar import plain, reference, token
+from gateway.edge.querystring import one_of
 from gateway.errors import InvalidQuery
 from gateway.model.answer import Found
 from gateway.model.dataset import PN_GROUPS, text, values

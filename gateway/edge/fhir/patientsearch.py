@@ -10,7 +10,8 @@ from gateway.edge.fhir import listing, patientkeys, shown
 from gateway.edge.fhir.criteria import Criteria, add
 from gateway.edge.fhir.imagingstudy import Resource
 from gateway.edge.fhir.request import FhirRequest
-from gateway.edge.fhir.searchgrammar import Name, one_of
+from gateway.edge.fhir.searchgrammar import Name
+from gateway.edge.querystring import one_of
 from gateway.errors import InvalidQuery, NotFound
 from gateway.federation.federate import absent
 from gateway.federation.page import Page, Reach

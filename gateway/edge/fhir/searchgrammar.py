@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
+from gateway.edge.querystring import one_of
 from gateway.errors import InvalidQuery
 
 _ESCAPABLE = frozenset(",|$\\")
@@ -98,13 +98,6 @@ def reference(piece: str, type_: str, base: str, parameter: str) -> str:
     if where not in ("", type_, *roots) or not identifier:
         raise InvalidQuery(f"{parameter} refers to a {type_} of this server: {type_}/<id>", parameter=parameter)
     return identifier
-
-
-def one_of(value: str, allowed: Collection[str], parameter: str) -> str:
-    """The value itself. Raises InvalidQuery, naming what is allowed, when it is not among it."""
-    if value not in allowed:
-        raise InvalidQuery(f"{parameter} is one of {', '.join(allowed)}", parameter=parameter)
-    return value
 
 
 def is_true(values: list[str], parameter: str) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.edge.fhir.searchgrammar import one_of, plain, single
+from gateway.edge.fhir.searchgrammar import plain, single
+from gateway.edge.querystring import one_of
 from gateway.errors import InvalidQuery
 from gateway.wire.fhirxml import element_names
 

@@ -10,8 +10,9 @@ from gateway.edge.fhir import profiles, shown, studykeys
 from gateway.edge.fhir.criteria import Criteria, Key, add
 from gateway.edge.fhir.imagingstudy import Renderer
 from gateway.edge.fhir.profiles import Profile
-from gateway.edge.fhir.searchgrammar import Name, NotSupported, alternatives, name_of, one_of, plain, single
+from gateway.edge.fhir.searchgrammar import Name, NotSupported, alternatives, name_of, plain, single
 from gateway.edge.fhir.shown import Shown
+from gateway.edge.querystring import one_of
 from gateway.errors import InvalidQuery
 from gateway.federation.page import Sort
 
