@@ -169,6 +169,7 @@ class Answers:
         measures.lookups.labels("redis", "hit" if is_hit else "miss").inc()
         if entry is not None and is_hit:
             self._put(key, entry, since)
+            self._local.trim()
         return entry
 
     async def _loaded(
@@ -226,6 +227,7 @@ class Answers:
             raise
         measures.loads.labels("shared").inc()
         self._put(asked.key, entry, since)
+        self._local.trim()
         return _Landed(entry, claim.lock, since, is_new=False)
 
     async def _claim(self, asked: _Question) -> locks.Claim:
@@ -258,7 +260,6 @@ class Answers:
             return is_wanted() and not self._is_touched(key, entry, landed.since)
 
         try:
-            await asyncio.sleep(0)  # first those who wait
             if landed.is_new and entry.kept_for <= 0:
                 measures.loads.labels("not_kept").inc()
             elif landed.is_new and may_keep():
@@ -266,6 +267,7 @@ class Answers:
                 self._put(key, entry, landed.since)
                 # And what they make of it, with what else they wait for; without Redis it is not to be given any longer.
                 await asyncio.sleep(_AFTER if self._cache.state == "up" else 0)
+                self._local.trim()
                 if may_keep():
                     await self._cache.set(key, envelope.sealed(entry), entry.kept_for, entry.tags)
                 # Forgotten while it was being written: the delete may have overtaken the write on another connection.

@@ -32,12 +32,16 @@ class Local:
         return entry
 
     def put(self, key: str, entry: Entry) -> None:
-        """Keeps the entry in place of an older one; one larger than a quarter of the whole is not kept."""
+        """Keeps the entry in place of an older one; one larger than a quarter of the whole is not kept. `trim` is due then."""
         self.drop(key)
-        if _size(key, entry) > self._max_bytes // 4:
-            return
-        self._entries[key] = entry
-        self._count(_size(key, entry))
+        size = _size(key, entry)
+        if size <= self._max_bytes // 4:
+            self._entries[key] = entry
+            self._count(size)
+
+    def trim(self) -> None:
+        """Drops what there is no room for. To let go of an answer takes as long as to read it, so this is done when nobody
+        waits."""
         while self.used > self._max_bytes:
             oldest, dropped = self._entries.popitem(last=False)
             self._count(-_size(oldest, dropped))

@@ -6,9 +6,10 @@ written, and is counted and logged; only asking, merging and rendering are left 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from math import isfinite
 
@@ -20,6 +21,10 @@ from gateway.cache.freshness import Freshness
 from gateway.errors import GatewayError
 from gateway.pipeline import Pipeline
 from gateway.telemetry import answer_was_kept
+
+_AFTER = 0.02
+"""Seconds after an answer that it is made one that is kept: what it mentions takes as long to work out as to ask for it, and
+the rest of it may still be on its way."""
 
 SHAPING = frozenset({b"accept", b"content-type", b"host", b"if-range", b"prefer", b"range"})
 """The request headers that an answer may depend on, other than by who asks: `test_kept_answers` holds it to the edge."""
@@ -47,6 +52,7 @@ class KeptAnswers:
         self._app = app
         self._bodies = kept
         self._longest = longest
+        self._waiting: dict[Hashable, Callable[[], None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,6 +72,7 @@ class KeptAnswers:
             bodies.keep_nothing()
             await self._app(scope, receive, send)
             return
+        self._keep_what_waits(key)
         kept = None if asked.anew else self._bodies.get(key)
         if kept is not None:
             if pipeline.again(scope["caller"], kept.grounds, started):
@@ -76,11 +83,26 @@ class KeptAnswers:
         fresh, making = freshness.begin(), bodies.begin(self._bodies.generation)
         try:
             await self._app(scope, receive, send)
-            if making.may_be_kept and not asked.not_kept and not fresh.stale:
-                kept = _kept(making, fresh, self._longest, scope.get("route"), self._bodies.now())
-                self._bodies.keep(key, kept, making.generation)
-        finally:
+        except BaseException:
             making.end()
+            raise
+        if not making.may_be_kept or asked.not_kept or fresh.stale:
+            making.end()
+            return
+        made, route = self._bodies.now(), scope.get("route")
+
+        def keep() -> None:
+            self._bodies.keep(key, _kept(making, fresh, self._longest, route, made), making.generation)
+            making.end()
+
+        self._keep_what_waits(key)
+        self._waiting[key] = keep
+        asyncio.get_running_loop().call_later(_AFTER, self._keep_what_waits, key)
+
+    def _keep_what_waits(self, key: Hashable) -> None:
+        keep = self._waiting.pop(key, None)
+        if keep is not None:
+            keep()
 
 
 def _asked(scope: Scope) -> _Asked:

@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from gateway.model.answer import Found
-from gateway.model.dataset import Attribute, Dataset, attribute, text, texts, whole_number
+from gateway.model.dataset import Dataset, attribute, text, texts, whole_number
 from gateway.model.patient import PatientKey
 from gateway.model.study import Row
 from gateway.model.vocabulary import (
     INSTANCE_AVAILABILITY,
     MODALITIES_IN_STUDY,
     MODALITY,
-    RETRIEVE_AE_TITLE,
     SERIES_INSTANCE_COUNT,
     STUDY_INSTANCE_COUNT,
     STUDY_SERIES_COUNT,
@@ -135,7 +133,7 @@ def _found(cluster: list[Row], ambiguous: str, in_node: bool, priority: Mapping[
         best[row.node] = _also_known(best[row.node], row) if row.node in best else row
     rows = tuple(best.values())
     winner = rows[0]
-    attributes = {**winner.attributes, RETRIEVE_AE_TITLE: attribute(RETRIEVE_AE_TITLE, [row.node for row in rows])}
+    attributes = dict(winner.attributes)
     counted = len(rows) == 1
     if not counted:
         _follow_union(attributes, winner.level, rows)
@@ -154,15 +152,8 @@ def _found(cluster: list[Row], ambiguous: str, in_node: bool, priority: Mapping[
 
 def _alone(row: Row, ambiguous: str, in_node: bool) -> Found:
     """One holder's row as a result: most are, so this is what a search of many costs."""
-    attributes = {**row.attributes, RETRIEVE_AE_TITLE: _held_by(row.node)}
     known = frozenset((row.patient,))
-    return Found(row.level, row.patient, *row.uids, attributes, (row,), ambiguous, in_node, patients=known)
-
-
-@lru_cache(1024)
-def _held_by(node: str) -> Attribute:
-    """Shared by its results: attributes are frozen."""
-    return attribute(RETRIEVE_AE_TITLE, [node])
+    return Found(row.level, row.patient, *row.uids, row.attributes, (row,), ambiguous, in_node, patients=known)
 
 
 def _also_known(kept: Row, other: Row) -> Row:

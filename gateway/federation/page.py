@@ -36,19 +36,13 @@ class Sort(StrEnum):
     NEWEST = "-started"
     OLDEST = "started"
     ID = "_id"
+    __hash__ = str.__hash__  # as Level
 
 
 def sort_key(found: Found, sort: Sort = Sort.NEWEST) -> Key:
     """A key of texts that orders ascending and is unique: it ends with the UIDs, the patient and the origin."""
-    last = (
-        found.study,
-        *_number(found),
-        found.series,
-        found.instance,
-        found.patient.issuer,
-        found.patient.id,
-        found.origin,
-    )
+    numbers = () if found.level is Level.STUDY else _number(found)
+    last = (found.study, *numbers, found.series, found.instance, *found.patient, found.origin)
     if sort is Sort.ID:
         return last
     return (moment_of(found.attributes, sort), *last)
@@ -89,8 +83,6 @@ _COMPLEMENT = str.maketrans("0123456789", "9876543210")
 
 def _number(found: Found) -> tuple[str, ...]:
     """SeriesNumber or InstanceNumber, padded so that texts compare as numbers; what has none comes last."""
-    if found.level is Level.STUDY:
-        return ()
     number = whole_number(found.attributes, SERIES_NUMBER if found.level is Level.SERIES else INSTANCE_NUMBER)
     return (f"{_LAST_NUMBER + (_LAST_NUMBER if number is None else number):020d}",)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -88,7 +89,7 @@ def matches_span(date_match: Match, time_match: Match, dataset: Dataset) -> bool
         return True
     clocks = tuple(span("TM", clock) if clock else None for clock in time_match.values)
     low, high = (clock if day == edge else None for clock, edge in zip(clocks, days, strict=True))
-    return _at(time_match.path, dataset, lambda value: _is_within("TM", value, low, high))
+    return _at(time_match.path, dataset, lambda value: _is_within("TM", as_text(value), low, high))
 
 
 def combined(query: Query) -> Iterator[tuple[Match, Match]]:
@@ -107,7 +108,8 @@ def _at(path: tuple[str, ...], dataset: Dataset, test: Callable[[Any], bool]) ->
     if attribute is None or "BulkDataURI" in attribute:  # bulk data left elsewhere says nothing
         return None
     if len(path) == 1:
-        return any(test(value) for value in attribute.get("Value", ()))
+        found = attribute.get("Value", ())
+        return test(found[0]) if len(found) == 1 else any(map(test, found))
     verdicts = [_at(path[1:], item, test) for item in items(dataset, path[0])]
     if True in verdicts:
         return True
@@ -271,7 +273,20 @@ def _temporal_test(match: Match, vr: str) -> Callable[[Any], bool]:
     spans = [(_end(vr, low), _end(vr, high)) for low, high in ends]
     if any(end is False for pair in spans for end in pair):
         return lambda value: False
-    return lambda value: any(_is_within(vr, value, low or None, high or None) for low, high in spans)
+    if vr != "DT" and len(spans) == 1:
+        return _between(vr, *spans[0])
+    return lambda value: any(_is_within(vr, as_text(value), low or None, high or None) for low, high in spans)
+
+
+def _between(vr: str, low: Span | Literal[False] | None, high: Span | Literal[False] | None) -> Callable[[Any], bool]:
+    """A day or a time of day in one range, as most searches have it of every row: neither has an offset to look at."""
+    first, last = low[0] if low else datetime.min, high[1] if high else datetime.max
+
+    def test(value: Any) -> bool:
+        found = span(vr, as_text(value))
+        return found is not None and first <= found[0] <= last
+
+    return test
 
 
 def _end(vr: str, value: str) -> Span | Literal[False] | None:
@@ -279,6 +294,6 @@ def _end(vr: str, value: str) -> Span | Literal[False] | None:
     return (span(vr, value) or False) if value else None
 
 
-def _is_within(vr: str, value: Any, low: Span | None, high: Span | None) -> bool:
-    found = span(vr, as_text(value))
+def _is_within(vr: str, text: str, low: Span | None, high: Span | None) -> bool:
+    found = span(vr, text)
     return found is not None and lies_within(found[0], low, high)

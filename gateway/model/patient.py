@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.model.dataset import Dataset, items, text
 from gateway.model.vocabulary import ISSUER, ISSUER_QUALIFIERS, OTHER_PATIENT_IDS, PATIENT_ID, tag
@@ -10,9 +10,11 @@ from gateway.model.vocabulary import ISSUER, ISSUER_QUALIFIERS, OTHER_PATIENT_ID
 _UNIVERSAL_ENTITY_ID = tag("UniversalEntityID")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PatientKey:
-    """One identifier of one patient. `issuer` is never empty; an empty `id` is a patient nobody named."""
+class PatientKey(NamedTuple):
+    """One identifier of one patient. `issuer` is never empty; an empty `id` is a patient nobody named.
+
+    A tuple: every row has one, and is looked up by it several times.
+    """
 
     issuer: str
     id: str

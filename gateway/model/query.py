@@ -35,6 +35,7 @@ class Operator(StrEnum):
     LIST = "list"
     FUZZY = "fuzzy"
     EMPTY = "empty"
+    __hash__ = str.__hash__  # as Level
 
 
 @dataclass(frozen=True, slots=True)

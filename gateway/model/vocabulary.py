@@ -17,6 +17,7 @@ class Level(StrEnum):
     STUDY = "STUDY"
     SERIES = "SERIES"
     IMAGE = "IMAGE"
+    __hash__ = str.__hash__  # Enum's own is written in Python, and every row is looked up by its level
 
     @property
     def below(self) -> Level:

@@ -16,7 +16,8 @@ P = ParamSpec("P")
 _END = object()
 _PARTING = 2.0
 """Seconds that a cancelled caller waits for a blocking call to end."""
-_MANY = 200
+_MANY = 1000
+"""Rows: of so many a step takes few milliseconds, and going to a thread and back is most of one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ def test_the_least_recently_used_goes_first_and_the_bytes_add_up():
     local = Local(20_000)
     for name in "abcdefghij":
         local.put(name, entry(100))
+        local.trim()
         local.get("a")
     assert local.get("a") is not None
     assert local.get("b") is None
@@ -39,6 +40,7 @@ def test_what_is_too_large_is_not_kept_and_takes_the_older_one_with_it():
     local = Local(20_000)
     local.put("a", entry(10))
     local.put("a", entry(20_000 // COST))
+    local.trim()
     assert local.get("a") is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import urljoin
@@ -92,6 +92,7 @@ class DicomwebAdapter:
         search = qido.build(query, quirks)
         if qido.NO_RELATIONAL in quirks and search.is_relational:
             raise Unsupported(self.node, f"searches {search.resource} of one study only")
+        above = Ref(query.study) if search.has_parent and query.study else None
         seen: set[str] = set()
         offset, truncated, has_more = 0, False, True
         while has_more:
@@ -101,8 +102,8 @@ class DicomwebAdapter:
             rows = self._rows(answer)
             fresh = _unseen(rows, UID_OF_LEVEL[query.level], seen)
             for row in fresh[:left]:
-                if search.has_parent and query.study:
-                    check_asked(self.node, Ref(query.study), row)
+                if above is not None:
+                    check_asked(self.node, above, row)
                 yield DicomRecord(row)
             offset += len(rows)
             truncated = query.limit is not None and len(seen) > query.limit
@@ -125,16 +126,15 @@ class DicomwebAdapter:
     def _rows(self, answer: JsonAnswer) -> list[Dataset]:
         if answer.document is None:
             return []
-        return list(self._datasets(answer.document, "a search"))
+        return self._datasets(answer.document, "a search")
 
-    def _datasets(self, document: Any, asked: str) -> Iterator[Dataset]:
+    def _datasets(self, document: Any, asked: str) -> list[Dataset]:
         if not isinstance(document, list):
             raise NodeProtocolError(self.node, f"answered {asked} with something else than a list of data sets")
-        for dataset in document:
-            try:
-                yield sanitize(dataset)
-            except ValueError:
-                raise NodeProtocolError(self.node, f"answered {asked} with malformed data sets") from None
+        try:
+            return list(map(sanitize, document))
+        except ValueError:
+            raise NodeProtocolError(self.node, f"answered {asked} with malformed data sets") from None
 
     async def _exists(self, ref: Ref) -> bool:
         """Whether a search finds it; for nodes whose refusal does not say if the thing or the service is missing."""
