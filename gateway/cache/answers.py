@@ -53,7 +53,8 @@ class Loaded:
     """What a load found: a JSON value, whether it may be kept (a partial one may not), and a `ttl` unless the usual.
 
     `tags` are what a purge finds it by. `may_be_stale` False gives it no life after its `ttl`. With `to_plain` the value is
-    what `decode` makes of the JSON value that `to_plain` makes of it, and need not be made again.
+    what `decode` makes of the JSON value that `to_plain` makes of it, and need not be made again; and with `rows`, of that many
+    rows that came as JSON, its text is not written before somebody needs it.
     """
 
     value: Any
@@ -62,6 +63,11 @@ class Loaded:
     tags: Mentions = frozenset()
     may_be_stale: bool = True
     to_plain: Callable[[Any], Any] | None = None
+    rows: int | None = None
+
+    def write(self) -> bytes:
+        """The value as JSON text. Raises TypeError for what has no JSON form."""
+        return orjson.dumps(self.to_plain(self.value) if self.to_plain else self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +253,10 @@ class Answers:
         stale = self._stale if loaded.may_be_stale else Stale(0.0, 0.0)
         windows = (stale.while_revalidate, stale.if_error)
         # Written at once, also where it is not kept: what has no JSON form is a fault over this node's answer alone.
-        body = orjson.dumps(loaded.to_plain(loaded.value) if loaded.to_plain else loaded.value)
-        entry = Entry(body, envelope.now(), ttl if loaded.cacheable else 0.0, *windows, loaded.tags)
+        text = loaded.write() if loaded.rows is None else loaded.write
+        entry = Entry(text, envelope.now(), ttl if loaded.cacheable else 0.0, *windows, loaded.tags)
         if loaded.to_plain:
-            entry.made = loaded.value
+            entry.made, entry.rows = loaded.value, loaded.rows or 1
         return entry
 
     async def _keep(self, key: str, landed: _Landed, is_wanted: Callable[[], bool]) -> None:
@@ -267,9 +273,11 @@ class Answers:
                 self._put(key, entry, landed.since)
                 # And what they make of it, with what else they wait for; without Redis it is not to be given any longer.
                 await asyncio.sleep(_AFTER if self._cache.state == "up" else 0)
-                self._local.trim()
                 if may_keep():
-                    await self._cache.set(key, envelope.sealed(entry), entry.kept_for, entry.tags)
+                    sealed = envelope.sealed(entry)
+                    self._put(key, entry, landed.since)  # it is known now how large it is
+                    self._local.trim()
+                    await self._cache.set(key, sealed, entry.kept_for, entry.tags)
                 # Forgotten while it was being written: the delete may have overtaken the write on another connection.
                 if not may_keep():
                     self._local.drop(key)

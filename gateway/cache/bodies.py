@@ -190,7 +190,7 @@ class Making:
 
     def uses(self, key: str, part: Entry) -> None:
         """One node answer is part of it."""
-        self._bytes += len(part.body)
+        self._bytes += part.size
         if self._bytes > _MOST_PARTS_BYTES:
             self.refuse()
         if not self._refused:

@@ -15,6 +15,10 @@ from gateway.cache.tags import LENGTH, Tag
 _VERSION = 1
 _HEADER = struct.Struct(">BddddI")
 _UNREAD = object()
+_A_ROW = 1024
+
+Text = bytes | Callable[[], bytes]
+"""JSON text, or what writes it."""
 
 Mentions = frozenset[Tag] | Callable[[], frozenset[Tag]]
 """The tags of an entry, or what tells them."""
@@ -31,13 +35,26 @@ class Entry:
     `made` is what was decoded of it, once that is there.
     """
 
-    body: bytes
+    text: Text
     fetched: float
     ttl: float
     while_revalidate: float = 0.0
     if_error: float = 0.0
     mentions: Mentions = frozenset()
     made: Any = field(default=_UNREAD, repr=False)
+    rows: int = 1
+
+    @property
+    def body(self) -> bytes:
+        """Its JSON text; written when it is asked for the first time, so whoever answers somebody does not ask."""
+        if not isinstance(self.text, bytes):
+            self.text = self.text()
+        return self.text
+
+    @property
+    def size(self) -> int:
+        """The bytes of its text; before that is written, what the text of so many rows has about."""
+        return len(self.text) if isinstance(self.text, bytes) else _A_ROW * self.rows
 
     @property
     def tags(self) -> frozenset[Tag]:

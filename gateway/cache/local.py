@@ -19,41 +19,42 @@ class Local:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._entries: OrderedDict[str, tuple[Entry, int]] = OrderedDict()
         self.used = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: str) -> Entry | None:
-        entry = self._entries.get(key)
-        if entry is not None:
-            self._entries.move_to_end(key)
-        return entry
+        found = self._entries.get(key)
+        if found is None:
+            return None
+        self._entries.move_to_end(key)
+        return found[0]
 
     def put(self, key: str, entry: Entry) -> None:
         """Keeps the entry in place of an older one; one larger than a quarter of the whole is not kept. `trim` is due then."""
         self.drop(key)
         size = _size(key, entry)
         if size <= self._max_bytes // 4:
-            self._entries[key] = entry
+            self._entries[key] = entry, size
             self._count(size)
 
     def trim(self) -> None:
         """Drops what there is no room for. To let go of an answer takes as long as to read it, so this is done when nobody
         waits."""
         while self.used > self._max_bytes:
-            oldest, dropped = self._entries.popitem(last=False)
-            self._count(-_size(oldest, dropped))
+            _, (_, size) = self._entries.popitem(last=False)
+            self._count(-size)
 
     def drop(self, key: str) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._count(-_size(key, entry))
+        found = self._entries.pop(key, None)
+        if found is not None:
+            self._count(-found[1])
 
     def drop_where(self, matches: Callable[[str, frozenset[Tag]], bool]) -> None:
         """Drops the entries whose key and tags match."""
-        for key in [key for key, entry in self._entries.items() if matches(key, entry.tags)]:
+        for key in [key for key, (entry, _) in self._entries.items() if matches(key, entry.tags)]:
             self.drop(key)
 
     def clear(self) -> None:
@@ -66,4 +67,4 @@ class Local:
 
 
 def _size(key: str, entry: Entry) -> int:
-    return _FIXED + len(key) + COST * len(entry.body)
+    return _FIXED + len(key) + COST * entry.size

@@ -28,6 +28,7 @@ from gateway.model.vocabulary import ALWAYS_RETURNED, STUDY_DATE, STUDY_UID, Lev
 from gateway.telemetry import looking_up, node_operation, stage
 
 T = TypeVar("T")
+_SPEAK_JSON = frozenset({"dicomweb", "fhir"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,8 @@ class Node:
         if is_nothing:
             ttl = min(ttl, self.ttl.negative)
         tags = partial(of_rows, answer.rows, query)
-        return Loaded(answer, ttl=ttl, tags=tags, may_be_stale=not is_nothing, to_plain=_answer_to_plain)
+        rows = len(answer.rows) if self.config.adapter in _SPEAK_JSON else None
+        return Loaded(answer, ttl=ttl, tags=tags, may_be_stale=not is_nothing, to_plain=_answer_to_plain, rows=rows)
 
     async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
         rows: list[Row] = []

@@ -141,8 +141,10 @@ class NodeSearch:
         decide = decider(upper)
         return tuple(row for row in rows if decide(row)[0] is not False)
 
-    def _decided(self, decided: Verdict, lower: Sequence[Match], complete_rows: bool) -> list[Match] | None:
+    def _decided(self, decided: Verdict, lower: list[Match], complete_rows: bool) -> list[Match] | None:
         """The keys that only rows below can decide, [] when the row answers all; None when it does not answer."""
+        if decided[0] is True:
+            return lower
         verdict, undecided = decided[0], self._without_empty(decided[1], complete_rows)
         if verdict is False or any(self.node.says_all_of(match.path, complete_rows) for match in undecided):
             return None

@@ -27,6 +27,9 @@ Verdict = tuple[bool | None, list[Match]]
 _LEADING_SPACE_COUNTS = frozenset({"LT", "ST", "UT", "UC", "UR"})  # PS3.5 Table 6.2-1
 
 
+_YES: Verdict = (True, [])
+
+
 def decider(query: Query) -> Callable[[Row], Verdict]:
     """Whether a row answers the whole query, and the keys it leaves undecided (empty unless the answer is None)."""
     pairs = dict(combined(query))
@@ -43,7 +46,7 @@ def decider(query: Query) -> Callable[[Row], Verdict]:
                 return False, []
             if verdict is None:
                 undecided.extend(filter(None, (key, clock)))
-        return (None if undecided else True), undecided
+        return (None, undecided) if undecided else _YES
 
     return decided
 

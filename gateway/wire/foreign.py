@@ -38,7 +38,7 @@ def _dataset(dataset: object) -> Dataset:
     names = tuple(dataset)
     shape = _shapes.get(names)
     if shape is not None and _is_sound(dataset, shape):
-        return dataset
+        return {**dataset, SPECIFIC_CHARACTER_SET: _UNICODE} if SPECIFIC_CHARACTER_SET in dataset else dataset
     mended: Dataset = {}
     for name, attribute in dataset.items():
         if tag := _sound_tag(name, attribute):
@@ -48,12 +48,13 @@ def _dataset(dataset: object) -> Dataset:
             if type(attribute) is dict:
                 _learn(name, attribute)
     if SPECIFIC_CHARACTER_SET in mended:
-        mended[SPECIFIC_CHARACTER_SET] = {"vr": "CS", "Value": [UTF_8]}
+        mended[SPECIFIC_CHARACTER_SET] = _UNICODE
     if shape is None:
         _learn_shape(names, mended)
     return mended
 
 
+_UNICODE: Attribute = {"vr": "CS", "Value": [UTF_8]}
 _shapes: dict[tuple[object, ...], tuple[tuple[str, type | None], ...]] = {}
 """By the names of a data set, which are all as they should be: of each attribute its VR, and as what a value is looked at."""
 
@@ -61,13 +62,13 @@ _shapes: dict[tuple[object, ...], tuple[tuple[str, type | None], ...]] = {}
 def _learn_shape(names: tuple[object, ...], mended: Dataset) -> None:
     """Lets the next data set with the same attributes go as it is, if it may: of one node, mostly all of them."""
     if len(names) <= _MOST_NAMES and len(_shapes) < _MOST_SHAPES and names == tuple(mended):
-        _shapes[names] = tuple((one["vr"], _kind_of(tag, one["vr"])) for tag, one in mended.items())
+        _shapes[names] = tuple((one["vr"], _kind_of(one["vr"])) for one in mended.values())
 
 
-def _kind_of(tag: str, vr: str) -> type | None:
-    if tag == SPECIFIC_CHARACTER_SET or vr not in VRS:
-        return None
-    return float if vr in NUMERIC_VRS else dict if vr == "PN" else None if vr in _NO_TEXT else str
+def _kind_of(vr: str) -> type | None:
+    if vr in NUMERIC_VRS:
+        return float
+    return dict if vr == "PN" else None if vr in _NO_TEXT else str
 
 
 def _is_sound(dataset: dict[str, Any], shape: tuple[tuple[str, type | None], ...]) -> bool:
@@ -75,28 +76,25 @@ def _is_sound(dataset: dict[str, Any], shape: tuple[tuple[str, type | None], ...
     as one loop: it takes more than anything else that is done to a row."""
     try:
         for (vr, kind), attribute in zip(shape, dataset.values(), strict=False):
-            if attribute["vr"] != vr or kind is None:
+            if attribute["vr"] != vr:
                 return False
             if len(attribute) == 1:
                 continue
             content = attribute["Value"]
             if len(attribute) != 2 or type(content) is not list:
                 return False
-            if len(content) != 1:
-                if kind is not str or not content or not all(map(_is_sound_text, content)):
-                    return False
-                continue
             value = content[0]
-            if kind is float:
+            if kind is str:
+                if type(value) is not str or not (value[0] > " " < value[-1]):  # nothing that may be padding
+                    return False
+                if len(content) != 1 and not all(map(_is_sound_text, content)):
+                    return False
+            elif len(content) != 1 or kind is None:
+                return False
+            elif kind is float:
                 if not _is_sound_number(value):
                     return False
-                continue
-            if kind is dict:
-                if type(value) is not dict or len(value) != 1:
-                    return False
-                value = value["Alphabetic"]
-            # Nothing that may be padding (a space, NUL) at either end.
-            if type(value) is not str or not (value[0] > " " < value[-1]):
+            elif type(value) is not dict or len(value) != 1 or not _is_sound_text(value["Alphabetic"]):
                 return False
     except (LookupError, TypeError):
         return False

@@ -47,6 +47,7 @@ class AllowList:
         self._node = node
         home = place(base_url)
         home = Place(home.scheme, home.host, home.port)
+        self._below_base = base_url.rstrip("/") + "/"
         self._trusted = (home, *map(place, trusted))
         self._allowed = (*self._trusted, *map(place, allow))
 
@@ -63,7 +64,7 @@ class AllowList:
 
     def trusts(self, url: str) -> bool:
         """Whether the node's credentials may go to this (already checked) address."""
-        return any(place.holds(urlsplit(url)) for place in self._trusted)
+        return url.startswith(self._below_base) or any(place.holds(urlsplit(url)) for place in self._trusted)
 
 
 def _resolved(base: str, url: str) -> SplitResult | None:

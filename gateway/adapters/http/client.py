@@ -213,10 +213,12 @@ class HttpClient:
     async def _chunks(self, reply: Reply) -> AsyncIterator[bytes]:
         seconds = max(self.timeouts.first_byte, self.timeouts.idle)  # a head alone is not the first byte of a body
         while True:
-            with _deadline_named(self.node, f"went silent for {seconds:g} s"):
-                async with asyncio.timeout(seconds):
-                    piece = await reply.piece()
+            piece = reply.at_hand()
             if piece is None:
+                with _deadline_named(self.node, f"went silent for {seconds:g} s"):
+                    async with asyncio.timeout(seconds):
+                        piece = await reply.piece()
+            if not piece:
                 return
             self._received.inc(len(piece))
             seconds = self.timeouts.idle

@@ -49,6 +49,13 @@ class Reply:
         self._node, self._response = node, response
         self._decoded = _decoded(response, self.headers) if "content-encoding" in self.headers else None
 
+    def at_hand(self) -> bytes | None:
+        """What of the body has come already, b"" at its end; None where it has to be waited for, or to be decompressed."""
+        content = self._response.content
+        if self._decoded is not None or content.exception() is not None:
+            return None
+        return content.read_nowait() or (b"" if content.at_eof() else None)
+
     async def piece(self) -> bytes | None:
         """The next bytes of the body, decompressed; None at its end. Raises NodeProtocolError when it is cut short."""
         with _translated(self._node, in_body=True):
