@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,18 @@ from gateway.simulators._server import PromptServer
 
 TRUST = httpx.create_ssl_context()
 """One for all clients of the tests: reading the system's certificates for each takes longer than most of what they ask."""
+
+
+def _waits(coroutine: Any) -> Iterator[str]:
+    """The functions from a task's own to the one that waits, as 'name:line'."""
+    while coroutine is not None:
+        frame = next((found for name in _FRAMES if (found := getattr(coroutine, name, None))), None)
+        if frame is not None:
+            yield f"{frame.f_code.co_name}:{frame.f_lineno}"
+        coroutine = next((found for name in _AWAITED if (found := getattr(coroutine, name, None))), None)
+
+
+_FRAMES, _AWAITED = ("cr_frame", "ag_frame", "gi_frame"), ("cr_await", "ag_await", "gi_yieldfrom")
 
 
 class Gateway:
@@ -61,6 +74,14 @@ class Gateway:
         return self
 
     _failure: BaseException | None = None
+
+    def under_way(self) -> str:
+        """A line for each task of the gateway's loop, for a test that failed: what waits, and for what."""
+
+        async def tell() -> list[str]:
+            return sorted(f"{task.get_name()}: {' > '.join(_waits(task.get_coro()))}" for task in asyncio.all_tasks())
+
+        return "\n".join(asyncio.run_coroutine_threadsafe(tell(), self.loop).result(10))
 
     def _run(self) -> None:
         try:

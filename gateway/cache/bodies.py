@@ -145,8 +145,16 @@ class Bodies:
         self._remove(key)
         self._entries[key] = kept
         self.bytes += size
-        while self.bytes > self._most:
-            self._remove(next(iter(self._entries)))
+        self._trim()
+
+    def _trim(self) -> None:
+        """Drops what there is no room for, and what was used last before it was no longer fresh."""
+        now = self._clock()
+        while self._entries:
+            key, oldest = next(iter(self._entries.items()))
+            if self.bytes <= self._most and oldest.expires > now:
+                return
+            self._remove(key)
 
     def forget(self, key: Hashable) -> None:
         """Drops one answer."""

@@ -41,11 +41,13 @@ class Local:
             self._count(size)
 
     def trim(self) -> None:
-        """Drops what there is no room for. To let go of an answer takes as long as to read it, so this is done when nobody
-        waits."""
-        while self.used > self._max_bytes:
-            _, (_, size) = self._entries.popitem(last=False)
-            self._count(-size)
+        """Drops what there is no room for, and what was used last before it was no longer fresh. To let go of an answer takes
+        as long as to read it, so this is done when nobody waits."""
+        while self._entries:
+            key, (entry, _) = next(iter(self._entries.items()))
+            if self.used <= self._max_bytes and entry.is_fresh():
+                return
+            self.drop(key)
 
     def drop(self, key: str) -> None:
         found = self._entries.pop(key, None)

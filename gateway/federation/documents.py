@@ -54,8 +54,7 @@ async def documents(federation: Federation, search: DocumentSearch, nodes: Seque
         asked = [node for node in asked if node.id in search.ids]
 
     async def ask(node: Node) -> tuple[list[Document], list[Issue]]:
-        async with node.guard.in_time():
-            return await _of_node(federation, node, search)
+        return await node.guard.in_time(_of_node(federation, node, search))
 
     outcomes = await ask_all(asked, ask, deadline=federation.deadline)
     issues = [Issue.of(outcome.error) for outcome in outcomes if outcome.error]

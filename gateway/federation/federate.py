@@ -147,8 +147,8 @@ class Federation:
         async def ask(node: Node) -> tuple[tuple[Row, ...], list[Issue]]:
             seconds = min(node.config.search_deadline, left)
             search = NodeSearch(node, self.answers, ends=asyncio.get_running_loop().time() + seconds)
-            async with node.guard.in_time():
-                return await search.rows(query if isinstance(query, Query) else query(node)), search.issues
+            rows = await node.guard.in_time(search.rows(query if isinstance(query, Query) else query(node)))
+            return rows, search.issues
 
         left = self.deadline if ends is None else max(0.0, ends - asyncio.get_running_loop().time())
         return await ask_all(nodes, ask, deadline=left)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 from gateway import metrics
 from gateway.cache.answers import Answers, Loaded, Ttl
@@ -214,31 +214,56 @@ class Node:
 
         return await self.guard.retried(operation, once, ends)
 
-    @asynccontextmanager
-    async def working(
-        self, operation: str, ends: float | None = None, patience: float = math.inf
-    ) -> AsyncIterator[Turn]:
-        """Takes one turn at the node; translates a deadline into a NodeError; counts the outcome.
+    def working(self, operation: str, ends: float | None = None, patience: float = math.inf) -> Working:
+        """Takes one turn at the node in `async with`; translates a deadline into a NodeError; counts the outcome.
 
         `ends` is as far as it waits for its permit (the loop's clock), by default the deadline of a search from now.
         """
         if ends is None:
             ends = asyncio.get_running_loop().time() + self.config.search_deadline
-        async with self.guard.turn(operation, ends, patience) as turn:
-            try:
-                with node_operation(self.id, operation):
-                    yield turn
-            except TimeoutError:
-                raise self.guard.too_late(turn) from None
+        return Working(self.guard, operation, ends, patience)
 
 
-@asynccontextmanager
-async def aclosing_iterator(iterator: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+class Working:
+    """A turn at a node that is counted, and whose deadline has a name (see `Node.working`, and HeldTurn)."""
+
+    __slots__ = ("_counted", "_guard", "_held", "_turn")
+
+    def __init__(self, guard: Guard, operation: str, ends: float, patience: float) -> None:
+        self._guard = guard
+        self._held = guard.turn(operation, ends, patience)
+        self._counted = node_operation(guard.node, operation)
+
+    async def __aenter__(self) -> Turn:
+        self._turn = await self._held.__aenter__()
+        self._counted.__enter__()
+        return self._turn
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._counted.__exit__(kind, error, trace)
+        if not isinstance(error, TimeoutError):
+            await self._held.__aexit__(kind, error, trace)
+            return
+        late = self._guard.too_late(self._turn)
+        await self._held.__aexit__(type(late), late, None)
+        raise late from None
+
+
+class aclosing_iterator(Generic[T]):  # noqa: N801 - as contextlib.aclosing, of what may be no generator
     """Closes a generator when its reader leaves early, so that the adapter gives its connection back at once."""
-    try:
-        yield iterator
-    finally:
-        close: Callable[[], Awaitable[None]] | None = getattr(iterator, "aclose", None)
+
+    __slots__ = ("_iterator",)
+
+    def __init__(self, iterator: AsyncIterator[T]) -> None:
+        self._iterator = iterator
+
+    async def __aenter__(self) -> AsyncIterator[T]:
+        return self._iterator
+
+    async def __aexit__(self, *_: object) -> None:
+        close: Callable[[], Awaitable[None]] | None = getattr(self._iterator, "aclose", None)
         if close is not None:
             await close()
 

@@ -259,8 +259,7 @@ class _Search:
 
 async def _advance(walks: Mapping[str, Walk], node: Node) -> None:
     """The node's walk goes on, within the node's own deadline. Raises NodeError."""
-    async with node.guard.in_time():
-        await walks[node.id].advance()
+    await node.guard.in_time(walks[node.id].advance())
 
 
 def _wanted(found: Sequence[Found], reach: Reach) -> list[Found]:

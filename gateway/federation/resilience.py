@@ -6,9 +6,9 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TypeVar
 
 from gateway.errors import GatewayError, NodeBusy, NodeError, NodeTimeout, NodeUnreachable, Unsupported
@@ -64,6 +64,25 @@ class Turn:
         self._guard.heard_of(self.leave)
 
 
+class HeldTurn:
+    """A turn for as long as an `async with` lasts. Written out, as generators are slow to enter and leave: each question of
+    each search has one."""
+
+    __slots__ = ("_asked", "_guard", "_operation", "_turn")
+
+    def __init__(self, guard: Guard, operation: str, ends: float, patience: float) -> None:
+        self._guard, self._operation, self._asked = guard, operation, (ends, patience)
+
+    async def __aenter__(self) -> Turn:
+        self._turn = await self._guard._begin(*self._asked)
+        return self._turn
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._guard._end(self._turn, self._operation, error)
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """How a node does, for people and for alarms: our own words only.
@@ -109,10 +128,12 @@ class Guard:
         self._shown = BreakerState.CLOSED
         node_breaker_state.labels(node).set(0)
 
-    @asynccontextmanager
-    async def turn(self, operation: str, ends: float, patience: float = math.inf) -> AsyncIterator[Turn]:
-        """Holds one of the permits. Raises the remembered failure while the breaker is open, Shed when the queue is full
-        or no permit came by `ends` (the loop's clock)."""
+    def turn(self, operation: str, ends: float, patience: float = math.inf) -> HeldTurn:
+        """Holds one of the permits in `async with`. Raises the remembered failure while the breaker is open, Shed when the
+        queue is full or no permit came by `ends` (the loop's clock)."""
+        return HeldTurn(self, operation, ends, patience)
+
+    async def _begin(self, ends: float, patience: float) -> Turn:
         if self.breaker.refuses():
             raise self._not_now()
         waited = await self._permit(ends)
@@ -120,19 +141,27 @@ class Guard:
         try:
             turn = self._let_through(ends, waited, patience)
             self._show()
-            try:
-                yield turn
-            except BaseException as error:
+        except BaseException:
+            self._give_back()
+            raise
+        return turn
+
+    def _end(self, turn: Turn, operation: str, error: BaseException | None) -> None:
+        try:
+            if error is not None:
                 self._settle(turn, error)
-                raise
+                return
             turn.answered()
             self.failure = None
             if operation == "find":
                 self._searches.append(turn.seconds)
         finally:
-            self.in_flight -= 1
-            self.permits.release()
-            self._show()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self.in_flight -= 1
+        self.permits.release()
+        self._show()
 
     async def retried(self, operation: str, ask: Callable[[], Awaitable[T]], ends: float) -> T:
         """What `ask` gives, asked again after a transient failure as often as `retries`, `ends` and the budget allow.
@@ -161,13 +190,12 @@ class Guard:
         self.breaker.answered(one)
         self._answered_at = self._clock()
 
-    @asynccontextmanager
-    async def in_time(self) -> AsyncIterator[None]:
-        """Gives the node its search deadline, whatever is asked of it inside. Raises NodeTimeout."""
+    async def in_time(self, work: Awaitable[T]) -> T:
+        """What `work` gives within the node's search deadline, whatever is asked of the node in it. Raises NodeTimeout."""
         seconds = self.config.search_deadline
         try:
             async with asyncio.timeout(seconds):
-                yield
+                return await work
         except TimeoutError:
             raise self.gave_up(seconds) from None
 

@@ -64,6 +64,15 @@ def test_the_answers_used_last_stay_when_room_runs_out(clock):
     assert kept.bytes == one.size * 10 == one.size * len(kept)
 
 
+def test_answers_that_are_no_longer_fresh_take_no_room_once_another_comes(clock):
+    kept = Bodies(100_000, clock)
+    for number in range(10):
+        keep(kept, number, answer(seconds=2))
+    clock.now += 2
+    keep(kept, "new", answer(clock=clock))
+    assert (len(kept), kept.bytes) == (1, answer().size)
+
+
 def test_one_answer_does_not_take_all_the_room(clock):
     kept = Bodies(100_000, clock)
     keep(kept, "large", answer(b"x" * 50_000))

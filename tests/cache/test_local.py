@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from gateway.cache import envelope
 from gateway.cache.answers import Answers, Loaded
 from gateway.cache.client import Cache
-from gateway.cache.envelope import Entry
+from gateway.cache.envelope import Entry, now
 from gateway.cache.keys import key
 from gateway.cache.local import COST, Local
 from gateway.cache.purges import Purge
@@ -19,7 +20,7 @@ K = key("find", "de-1", "question")
 
 
 def entry(size=10, tags=()):
-    return Entry(b"1" * size, 0, 30, mentions=frozenset(tags))
+    return Entry(b"1" * size, now(), 30, mentions=frozenset(tags))
 
 
 def test_the_least_recently_used_goes_first_and_the_bytes_add_up():
@@ -34,6 +35,18 @@ def test_the_least_recently_used_goes_first_and_the_bytes_add_up():
     local.put("a", entry(10))
     local.clear()
     assert (len(local), local.used) == (0, 0)
+
+
+def test_what_is_no_longer_fresh_takes_no_room_once_something_new_comes(monkeypatch):
+    local = Local(20_000)
+    local.put("a", entry(100))
+    local.trim()
+    assert local.get("a") is not None
+    later = now() + 31
+    monkeypatch.setattr(envelope, "now", lambda: later)
+    local.put("b", Entry(b"1", later, 30))
+    local.trim()
+    assert (local.get("a"), len(local)) == (None, 1)
 
 
 def test_what_is_too_large_is_not_kept_and_takes_the_older_one_with_it():

@@ -68,7 +68,7 @@ class Load:
 def state(gateway: Gateway, wanted: str) -> None:
     ends = time.monotonic() + 30
     while gateway.get("/nodes").json()["cache"] != wanted:
-        assert time.monotonic() < ends, f"the cache is not {wanted}"
+        assert time.monotonic() < ends, f"the cache is not {wanted}; under way are:\n{gateway.under_way()}"
         time.sleep(0.02)
 
 
