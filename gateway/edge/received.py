@@ -1,4 +1,4 @@
-"""The body of a request: read within its ceiling, from callers who go on sending."""
+"""What a request brings besides its address: its preferences; its body, read within its ceiling, from callers who go on sending."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from collections.abc import AsyncIterator
 from starlette.requests import Request
 
 from gateway.errors import InvalidQuery, TooLarge
+from gateway.wire.media import split_list
 
 _IDLE, _WHOLE = 30.0, 120.0
+
+
+def preferences(request: Request) -> list[str]:
+    """What the Prefer headers ask for (RFC 7240 2), in their order: 'handling=lenient', in lower case and without quotes."""
+    listed = split_list(",".join(request.headers.getlist("prefer")))
+    parts = (part for preference in listed for part in split_list(preference, ";"))
+    return ["".join(part.replace('"', "").split()).lower() for part in parts]
 
 
 def check_length(request: Request, most: int, too_large: str) -> None:

@@ -147,6 +147,27 @@ def test_an_answer_is_given_again_byte_for_byte(served: Served) -> None:
         assert int(second.headers["age"]) >= 0
 
 
+def test_an_answer_is_put_away_after_it_has_left_and_given_again_before(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.edge.kept._AFTER", 60)
+    first = served.get(STUDIES)
+    assert len(served.kept) == 0
+    second = served.get(STUDIES)
+    assert is_kept(second)
+    assert second.content == first.content
+    assert len(served.kept) == 1
+
+
+def test_what_was_purged_before_an_answer_was_put_away_is_asked_anew(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.edge.kept._AFTER", 60)
+    served.get(STUDIES)
+    served.run(served.federation.answers.purge_node("a"))
+    assert not is_kept(served.get(STUDIES))
+
+
 def test_metadata_is_given_again_too(served: Served) -> None:
     path = f"{STUDIES}/{uid('one')}/metadata"
     first, second = served.get(path), served.get(path)

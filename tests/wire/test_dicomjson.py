@@ -15,6 +15,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 
+from gateway.wire import foreign
 from gateway.wire.dicomjson import DicomRecord, from_json, sanitize, to_json
 
 DATA = Path(pydicom.__file__).parent / "data"
@@ -313,6 +314,54 @@ def test_any_json_is_either_mended_once_and_for_all_or_refused(sent):
         return
     assert sanitize(mended) == mended
     assert orjson.loads(orjson.dumps(mended)) == mended
+
+
+VRS_SENT = {
+    "00080005": "CS", "00080020": "DA", "00080061": "CS", "0008103E": "LO", "00081032": "SQ", "00100010": "PN",
+    "00100020": "LO", "00201208": "IS", "00280010": "US", "00280009": "AT", "00091001": "UN", "7FE00010": "OW",
+}  # fmt: skip
+SENT = st.dictionaries(
+    st.sampled_from(sorted(VRS_SENT)),
+    st.tuples(
+        st.none() | st.sampled_from(["vr", "Value", "BulkDataURI"]),
+        st.lists(
+            st.none()
+            | st.integers(-(2**70), 2**70)
+            | st.floats()
+            | st.sampled_from(["", " ", "x", " x", "x\0", "7", "A^B"])
+            | st.fixed_dictionaries(
+                {}, optional={"Alphabetic": st.sampled_from(["", "A^B", "A ", 3]), "x": st.just("y")}
+            ),
+            max_size=3,
+        ),
+    ),
+    max_size=4,
+)
+
+
+def made_of(sent):
+    try:
+        return orjson.dumps(sanitize(sent))
+    except ValueError as refusal:
+        return str(refusal)
+
+
+@given(SENT)
+def test_what_is_learned_of_a_node_s_rows_changes_nothing_of_what_is_made_of_them(parts):
+    def row():
+        made = {tag_: {"vr": VRS_SENT[tag_], "Value": list(values)} for tag_, (_, values) in parts.items()}
+        for tag_, (lost, _) in parts.items():
+            if lost == "BulkDataURI":
+                made[tag_][lost] = "http://x"
+            elif lost:
+                del made[tag_][lost]
+        return made
+
+    foreign._shapes.clear()
+    foreign._looks.clear()
+    first = made_of(row())
+    sanitize({tag_: {"vr": VRS_SENT[tag_]} for tag_ in parts})
+    assert made_of(row()) == first
 
 
 @pytest.mark.parametrize("vr", [[], {}, 1, None, "lo", "XX"])

@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from gateway.cache import bodies
-from gateway.edge import problems
+from gateway.edge import problems, received
 from gateway.edge.export import pages, requested
 from gateway.edge.export.requested import NDJSON, OF_A_PATIENT, TYPES
 from gateway.edge.fhir.request import FhirRequest, handler
@@ -53,10 +53,10 @@ async def _begin(asked: FhirRequest) -> Response:
         raise MethodNotAllowed("an export begins with GET or POST")
     if not context.settings.export_bytes:
         raise NotFound("exports are turned off here (GATEWAY_EXPORT_BYTES)")
-    preferred = requested.preferences(request)
+    preferred = received.preferences(request)
     if "respond-async" not in preferred:
         raise InvalidQuery("an export takes its time: send the header 'Prefer: respond-async'", parameter="Prefer")
-    wanted = await requested.asked_of(request, asked.renderer, lenient="handling=lenient" in preferred)
+    wanted = await requested.asked_of(request, asked.renderer, lenient=asked.is_lenient)
     types = _types(asked, wanted.types, request.url.path.endswith("/Patient/$export"))
     engine = _engine(request)
     await _require_room(asked, engine)

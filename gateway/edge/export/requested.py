@@ -174,9 +174,3 @@ def _value(parameter: Mapping[str, Any]) -> str:
     if not isinstance(found, str):
         raise TypeError
     return found
-
-
-def preferences(request: Request) -> set[str]:
-    """What the Prefer headers ask for (RFC 7240 2), in lower case."""
-    listed = ",".join(request.headers.getlist("prefer"))
-    return {one.replace(" ", "").lower() for one in re.split("[,;]", listed)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,11 +19,11 @@ from gateway.edge.fhir.profiles import Profile
 from gateway.errors import InvalidQuery
 from gateway.model.answer import Issue
 from gateway.telemetry import stage
-from gateway.wire.media import parse_media_type, split_list
+from gateway.wire.media import parse_media_type
 
 _FORM = "application/x-www-form-urlencoded"
 _LARGEST_FORM = 64 * 1024
-_HANDLING = re.compile(r'handling\s*=\s*"?(strict|lenient)"?', re.IGNORECASE)
+_HANDLING = frozenset({"handling=strict", "handling=lenient"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +39,8 @@ class FhirRequest:
     @property
     def is_lenient(self) -> bool:
         """Whether what is not supported is to be left out (Prefer: handling=lenient); the first preference counts (RFC 7240 2)."""
-        for preference in split_list(",".join(self.request.headers.getlist("prefer"))):
-            found = _HANDLING.fullmatch(split_list(preference, ";")[0])
-            if found:
-                return found[1].lower() == "lenient"
-        return False
+        handling = [one for one in received.preferences(self.request) if one in _HANDLING]
+        return handling[:1] == ["handling=lenient"]
 
     @property
     def profile(self) -> Profile:
