@@ -20,7 +20,7 @@ from gateway.cache.bodies import Bodies, Kept, Making
 from gateway.cache.freshness import Freshness
 from gateway.errors import GatewayError
 from gateway.pipeline import Pipeline
-from gateway.telemetry import answer_was_kept
+from gateway.telemetry import answer_was_kept, log, place_of
 
 _AFTER = 0.02
 """Seconds after an answer that it is made one that is kept: what it mentions takes as long to work out as to ask for it, and
@@ -92,8 +92,12 @@ class KeptAnswers:
         made, route = self._bodies.now(), scope.get("route")
 
         def keep() -> None:
-            self._bodies.keep(key, _kept(making, fresh, self._longest, route, made), making.generation)
-            making.end()
+            try:
+                self._bodies.keep(key, _kept(making, fresh, self._longest, route, made), making.generation)
+            except Exception as error:  # noqa: BLE001 - the request that it is done in may be another's
+                log().error("fault", kind=type(error).__name__, reason=place_of(error))
+            finally:
+                making.end()
 
         self._keep_what_waits(key)
         self._waiting[key] = keep
