@@ -275,8 +275,7 @@ def _redis_url(settings: Settings) -> str | None:
 
 
 def _tune_garbage_collector() -> None:
-    """Large JSON answers under the default thresholds spend most of their time collecting nothing, and whoever is answered just
-    then waits for it. What is garbage is collected each minute (`allocator`), and in between only where much piles up."""
+    """Large JSON answers under the default thresholds spend most of their time collecting nothing."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(300_000, 10, 10)
+    gc.set_threshold(50_000, 20, 20)
