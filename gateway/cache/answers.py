@@ -174,8 +174,7 @@ class Answers:
         is_hit = entry is not None and entry.is_fresh()
         measures.lookups.labels("redis", "hit" if is_hit else "miss").inc()
         if entry is not None and is_hit:
-            self._put(key, entry, since)
-            self._local.trim()
+            self._put_away(key, entry, since)
         return entry
 
     async def _loaded(
@@ -232,8 +231,7 @@ class Answers:
                 await claim.lock.release()
             raise
         measures.loads.labels("shared").inc()
-        self._put(asked.key, entry, since)
-        self._local.trim()
+        self._put_away(asked.key, entry, since)
         return _Landed(entry, claim.lock, since, is_new=False)
 
     async def _claim(self, asked: _Question) -> locks.Claim:
@@ -275,8 +273,7 @@ class Answers:
                 await asyncio.sleep(_AFTER if self._cache.state == "up" else 0)
                 if may_keep():
                     sealed = envelope.sealed(entry)
-                    self._put(key, entry, landed.since)  # it is known now how large it is
-                    self._local.trim()
+                    self._put_away(key, entry, landed.since)  # it is known now how large it is
                     await self._cache.set(key, sealed, entry.kept_for, entry.tags)
                 # Forgotten while it was being written: the delete may have overtaken the write on another connection.
                 if not may_keep():
@@ -293,6 +290,11 @@ class Answers:
     def _put(self, key: str, entry: Entry, since: int) -> None:
         if self._cache.is_coherent and not self._is_touched(key, entry, since):
             self._local.put(key, entry)
+
+    def _put_away(self, key: str, entry: Entry, since: int) -> None:
+        """As `_put`, with room made for it."""
+        self._put(key, entry, since)
+        self._local.trim()
 
     def _purged(self, purge: Purge) -> None:
         """Heard of every purge, of this replica or another: nothing that it drops is given again, or kept after a load that

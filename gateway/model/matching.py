@@ -92,7 +92,7 @@ def matches_span(date_match: Match, time_match: Match, dataset: Dataset) -> bool
         return True
     clocks = tuple(span("TM", clock) if clock else None for clock in time_match.values)
     low, high = (clock if day == edge else None for clock, edge in zip(clocks, days, strict=True))
-    return _at(time_match.path, dataset, lambda value: _is_within("TM", as_text(value), low, high))
+    return _at(time_match.path, dataset, lambda value: _is_within("TM", value, low, high))
 
 
 def combined(query: Query) -> Iterator[tuple[Match, Match]]:
@@ -278,7 +278,7 @@ def _temporal_test(match: Match, vr: str) -> Callable[[Any], bool]:
         return lambda value: False
     if vr != "DT" and len(spans) == 1:
         return _between(vr, *spans[0])
-    return lambda value: any(_is_within(vr, as_text(value), low or None, high or None) for low, high in spans)
+    return lambda value: any(_is_within(vr, value, low or None, high or None) for low, high in spans)
 
 
 def _between(vr: str, low: Span | Literal[False] | None, high: Span | Literal[False] | None) -> Callable[[Any], bool]:
@@ -297,6 +297,6 @@ def _end(vr: str, value: str) -> Span | Literal[False] | None:
     return (span(vr, value) or False) if value else None
 
 
-def _is_within(vr: str, text: str, low: Span | None, high: Span | None) -> bool:
-    found = span(vr, text)
+def _is_within(vr: str, value: Any, low: Span | None, high: Span | None) -> bool:
+    found = span(vr, as_text(value))
     return found is not None and lies_within(found[0], low, high)

@@ -66,6 +66,7 @@ def _learn_shape(names: tuple[object, ...], mended: Dataset) -> None:
 
 
 def _kind_of(vr: str) -> type | None:
+    """As what a value is looked at that may go as it is: a number, a name or a text; None where none may."""
     if vr in NUMERIC_VRS:
         return float
     return dict if vr == "PN" else None if vr in _NO_TEXT else str
@@ -128,16 +129,9 @@ def _learn(name: object, attribute: dict[str, Any]) -> None:
     if attribute.keys() == {"vr"}:
         _looks[name, vr, _NOTHING] = tag, _NOTHING if is_known else None
     elif type(content) is list and content:
-        kind = type(content[0])
-        _looks[name, vr, kind] = tag, _looked_at_as(vr, kind) if is_known else None
-
-
-def _looked_at_as(vr: str, kind: type) -> type | None:
-    if vr in NUMERIC_VRS:
-        return kind if kind in (int, float) else None
-    if vr == "PN":
-        return dict if kind is dict else None
-    return str if kind is str and vr not in _NO_TEXT else None
+        kind, wanted = type(content[0]), _kind_of(vr)
+        fits = kind is wanted or (kind is int and wanted is float)
+        _looks[name, vr, kind] = tag, wanted if is_known and fits else None
 
 
 def _sound_tag(name: object, attribute: Any) -> str:
@@ -155,12 +149,11 @@ def _sound_tag(name: object, attribute: Any) -> str:
         return ""
     if len(content) > 1:
         return tag if looked_at_as is str and all(map(_is_sound_text, content)) else ""
+    if looked_at_as is float:
+        return tag if _is_sound_number(value) else ""
     if looked_at_as is dict:
         value = value.get("Alphabetic") if len(value) == 1 else None
-        looked_at_as = str if type(value) is str else None
-    if looked_at_as is str:
-        return tag if value and value[0] not in _PADDING and value[-1] not in _PADDING else ""
-    return tag if looked_at_as in (int, float) and _is_sound_number(value) else ""
+    return tag if looked_at_as is not None and _is_sound_text(value) else ""
 
 
 def _is_sound_text(value: object) -> bool:
