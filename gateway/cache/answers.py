@@ -273,7 +273,8 @@ class Answers:
                 await asyncio.sleep(_AFTER if self._cache.state == "up" else 0)
                 if may_keep():
                     sealed = envelope.sealed(entry)
-                    self._put_away(key, entry, landed.since)  # it is known now how large it is
+                    self._local.weigh(key, entry)
+                    self._local.trim()
                     await self._cache.set(key, sealed, entry.kept_for, entry.tags)
                 # Forgotten while it was being written: the delete may have overtaken the write on another connection.
                 if not may_keep():

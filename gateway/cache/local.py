@@ -40,6 +40,11 @@ class Local:
             self._entries[key] = entry, size
             self._count(size)
 
+    def weigh(self, key: str, entry: Entry) -> None:
+        """Counts what the entry takes now that its text is written; where another one has taken its place, that one stays."""
+        if key in self._entries and self._entries[key][0] is entry:
+            self.put(key, entry)
+
     def trim(self) -> None:
         """Drops what there is no room for, and what was used last before it was no longer fresh. To let go of an answer takes
         as long as to read it, so this is done when nobody waits."""

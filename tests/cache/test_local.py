@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.cache import envelope
+from gateway.cache import envelope, freshness
 from gateway.cache.answers import Answers, Loaded
 from gateway.cache.client import Cache
 from gateway.cache.envelope import Entry, now
@@ -74,6 +74,22 @@ async def test_a_second_question_needs_neither_the_node_nor_redis(cache):
     for _ in range(10):
         assert await answers.rows(K, 30, source) == ["row"]
     assert (source.asked, cache.hits + cache.misses) == (1, before)
+    await answers.close()
+
+
+async def test_an_answer_that_was_asked_for_anew_stays_while_the_older_one_is_put_away(cache, monkeypatch):
+    monkeypatch.setattr("gateway.cache.answers._AFTER", 0.2)
+    answers = Answers(cache)
+    await eventually(lambda: cache.is_coherent)
+    assert await answers.rows(K, 30, Source(Loaded(["old"]))) == ["old"]
+    await asyncio.sleep(0.1)
+    with freshness.asked_anew():
+        assert await answers.rows(K, 30, Source(Loaded(["new"]))) == ["new"]
+    given = []
+    for _ in range(20):
+        await asyncio.sleep(0.02)
+        given.append(await answers.rows(K, 30, Source(Loaded(["another"]))))
+    assert given == [["new"]] * 20
     await answers.close()
 
 
