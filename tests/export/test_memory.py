@@ -1,4 +1,4 @@
-"""What an export holds at once is a crowded day at most, however many of them and however many studies the archives have."""
+"""What an export holds at once is a crowded day, or a little more, however many of them and however many studies the archives have."""
 
 from __future__ import annotations
 
@@ -64,12 +64,11 @@ def _blocks_in_use() -> int:
     return sys.getallocatedblocks()
 
 
-def test_four_crowded_days_in_a_row_take_no_more_memory_than_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_four_crowded_days_in_a_row_take_less_memory_than_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not just that of one: a node that is ahead of the others may have given two parts of what lies behind it."""
     one = most_blocks(crowded(DAYS[0]), tmp_path / "one", monkeypatch)
     four = most_blocks(crowded(*DAYS), tmp_path / "four", monkeypatch)
-    assert four < 1.5 * one
+    assert four < 2 * one
 
 
 def test_of_all_that_an_archive_gives_only_what_has_no_date_is_kept_where_that_is_asked_for(
