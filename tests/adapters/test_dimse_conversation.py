@@ -177,3 +177,28 @@ def test_silence_has_a_limit_also_in_the_middle_of_a_pdu_and_whoever_stops_waits
         with pytest.raises(Left):
             answers(talk)
         assert time.monotonic() - begun < 5
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="Linux alone can be told to acknowledge at once")
+def test_what_came_is_acknowledged_before_more_is_waited_for():
+    """A node that gathers small writes would otherwise keep the rest of its message back for 40 ms, again and again."""
+
+    def is_prompt():
+        return bool(connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connection = Connection()
+        connection.open("127.0.0.1", server.getsockname()[1], time.monotonic() + 2, None)
+        node, _ = server.accept()
+        with node:
+            for _ in range(20):
+                connection.write(b"ask", time.monotonic() + 2)
+                assert node.recv(3) == b"ask"
+                node.sendall(b"told")
+                assert connection.exactly(4, time.monotonic() + 2) == b"told"
+            connection.write(b"ask", time.monotonic() + 2)
+            assert not is_prompt()  # as Linux does with whoever answers what comes
+            with pytest.raises(Late):
+                connection.fill(time.monotonic() + 0.01)
+            assert is_prompt()
+        connection.close(0)
