@@ -66,23 +66,25 @@ def _learn_shape(names: tuple[object, ...], mended: Dataset) -> None:
 
 
 def _kind_of(vr: str) -> type | None:
-    """As what a value is looked at that may go as it is: a number, a name or a text; None where none may."""
+    """As what a value is looked at that may go as it is: a number, items (list), a name (dict) or a text; None where none may."""
     if vr in NUMERIC_VRS:
         return float
-    return dict if vr == "PN" else None if vr in _NO_TEXT else str
+    return {"PN": dict, "SQ": list}.get(vr, None if vr in _NO_TEXT else str)
 
 
 def _is_sound(dataset: dict[str, Any], shape: tuple[tuple[str, type | None], ...]) -> bool:
-    """Whether nothing is to be mended: each attribute is a VR alone, or with a value that goes as it is, or texts. Written out
-    as one loop: it takes more than anything else that is done to a row."""
+    """Whether nothing is to be mended: each attribute is a VR alone, or with what goes as it is: a name, texts, numbers, items
+    or bulk data. Written out as one loop: it takes more than anything else that is done to a row."""
     try:
         for (vr, kind), attribute in zip(shape, dataset.values(), strict=False):
             if attribute["vr"] != vr:
                 return False
             if len(attribute) == 1:
                 continue
-            content = attribute["Value"]
+            content = attribute.get("Value")
             if len(attribute) != 2 or type(content) is not list:
+                if content is None and len(attribute) == 2 and _is_bulk_data(attribute):
+                    continue
                 return False
             value = content[0]
             if kind is str:
@@ -90,16 +92,30 @@ def _is_sound(dataset: dict[str, Any], shape: tuple[tuple[str, type | None], ...
                     return False
                 if len(content) != 1 and not all(map(_is_sound_text, content)):
                     return False
-            elif len(content) != 1 or kind is None:
-                return False
             elif kind is float:
-                if not _is_sound_number(value):
+                if not _is_sound_number(value) or (len(content) != 1 and not all(map(_is_sound_number, content))):
                     return False
-            elif type(value) is not dict or len(value) != 1 or not _is_sound_text(value["Alphabetic"]):
+            elif kind is list:
+                if not all(map(_is_sound_item, content)):
+                    return False
+            elif kind is None or len(content) != 1 or not _is_sound_name(value):
                 return False
     except (LookupError, TypeError):
         return False
     return True
+
+
+def _is_sound_item(item: object) -> bool:
+    shape = _shapes.get(tuple(item)) if type(item) is dict else None
+    return shape is not None and SPECIFIC_CHARACTER_SET not in item and _is_sound(item, shape)  # type: ignore[operator,arg-type]
+
+
+def _is_sound_name(value: Any) -> bool:
+    return type(value) is dict and len(value) == 1 and _is_sound_text(value["Alphabetic"])
+
+
+def _is_bulk_data(attribute: dict[str, Any]) -> bool:
+    return type(attribute.get("BulkDataURI", attribute.get("InlineBinary"))) is str
 
 
 def _is_sound_number(value: object) -> bool:

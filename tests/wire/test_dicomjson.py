@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
@@ -323,7 +323,7 @@ VRS_SENT = {
 SENT = st.dictionaries(
     st.sampled_from(sorted(VRS_SENT)),
     st.tuples(
-        st.none() | st.sampled_from(["vr", "Value", "BulkDataURI"]),
+        st.none() | st.sampled_from(["vr", "Value", "BulkDataURI", "BulkDataURI alone", "InlineBinary alone"]),
         st.lists(
             st.none()
             | st.integers(-(2**70), 2**70)
@@ -331,6 +331,13 @@ SENT = st.dictionaries(
             | st.sampled_from(["", " ", "x", " x", "x\0", "7", "A^B"])
             | st.fixed_dictionaries(
                 {}, optional={"Alphabetic": st.sampled_from(["", "A^B", "A ", 3]), "x": st.just("y")}
+            )
+            | st.dictionaries(
+                st.sampled_from(["00080005", "00080100", "0008010a", "00080000"]),
+                st.fixed_dictionaries(
+                    {"vr": st.sampled_from(["SH", "CS"]), "Value": st.lists(st.just("a"), max_size=2)}
+                ),
+                max_size=2,
             ),
             max_size=3,
         ),
@@ -346,12 +353,18 @@ def made_of(sent):
         return str(refusal)
 
 
+@example({"00081032": (None, [{"00080005": {"vr": "CS", "Value": ["a"]}}])})
+@example({"00081032": (None, [{"0008010a": {"vr": "SH", "Value": ["a"]}}, {"00080100": {"vr": "CS", "Value": []}}])})
+@example({"00201208": (None, [1, 2.5, "3"])})
+@example({"7FE00010": ("BulkDataURI alone", [7]), "00091001": ("InlineBinary alone", [])})
 @given(SENT)
 def test_what_is_learned_of_a_node_s_rows_changes_nothing_of_what_is_made_of_them(parts):
     def row():
         made = {tag_: {"vr": VRS_SENT[tag_], "Value": list(values)} for tag_, (_, values) in parts.items()}
         for tag_, (lost, _) in parts.items():
-            if lost == "BulkDataURI":
+            if lost and lost.endswith(" alone"):
+                made[tag_] = {"vr": VRS_SENT[tag_], lost.split()[0]: next(iter(parts[tag_][1]), "http://x")}
+            elif lost == "BulkDataURI":
                 made[tag_][lost] = "http://x"
             elif lost:
                 del made[tag_][lost]
