@@ -130,21 +130,19 @@ def with_addresses(dataset: Dataset, root: str, theirs: dict[str, str] | None = 
 
 
 def _addressed(dataset: Dataset, prefix: str, path: str, theirs: dict[str, str]) -> Dataset:
-    given: Dataset = {}
-    for tag, attribute in dataset.items():
-        if len(attribute) < 2:
-            continue
+    given = {tag: attribute for tag, attribute in dataset.items() if len(attribute) > 1}
+    for tag in [tag for tag, attribute in given.items() if attribute["vr"] == "SQ" or "BulkDataURI" in attribute]:
+        attribute = given[tag]
         if "BulkDataURI" in attribute:
             here = f"{path}{tag}"
             theirs[here] = str(attribute["BulkDataURI"])
             given[tag] = {"vr": attribute["vr"], "BulkDataURI": prefix + here}
-        elif attribute.get("vr") == "SQ":
-            items = [
-                _addressed(item, prefix, f"{path}{tag}.{number}.", theirs)
-                for number, item in enumerate(attribute.get("Value", []), 1)
-            ]
-            if items:
-                given[tag] = {"vr": "SQ", "Value": items}
-        else:
-            given[tag] = attribute
+            continue
+        items = [
+            _addressed(item, prefix, f"{path}{tag}.{number}.", theirs)
+            for number, item in enumerate(attribute.get("Value", []), 1)
+        ]
+        given[tag] = {"vr": "SQ", "Value": items}
+        if not items:
+            del given[tag]
     return given
