@@ -18,7 +18,7 @@ from gateway.cache.purges import Purge, PurgeLog
 from gateway.errors import GatewayError, NodeError
 
 _AFTER = 0.05
-"""Seconds that an answer lies in this process before Redis is told of it."""
+"""Seconds that an answer lies in this process before Redis is told of it, or room is made for it."""
 
 Load = Callable[[], Awaitable["Loaded"]]
 Decode = Callable[[Any], Any]
@@ -114,6 +114,7 @@ class Answers:
         self._cache, self._stale = cache, stale or Stale()
         self._loads: Flights[_Landed] = Flights()
         self._local, self._log = Local(local_bytes), PurgeLog()
+        self._trimming: asyncio.Task[None] | None = None
         cache.on_purge(self._purged)
 
     async def rows(self, key: str, ttl: float, load: Load, *, detached: bool = False) -> Any:
@@ -293,8 +294,13 @@ class Answers:
             self._local.put(key, entry)
 
     def _put_away(self, key: str, entry: Entry, since: int) -> None:
-        """As `_put`, with room made for it."""
+        """As `_put`, with room made for it when those who wait have theirs."""
         self._put(key, entry, since)
+        if self._trimming is None or self._trimming.done():
+            self._trimming = asyncio.create_task(self._trim())
+
+    async def _trim(self) -> None:
+        await asyncio.sleep(_AFTER)
         self._local.trim()
 
     def _purged(self, purge: Purge) -> None:
@@ -322,3 +328,6 @@ class Answers:
 
     async def close(self) -> None:
         await self._loads.close()
+        if self._trimming is not None:
+            self._trimming.cancel()
+            await asyncio.gather(self._trimming, return_exceptions=True)

@@ -13,6 +13,7 @@ from functools import partial
 from gateway.federation.fanout import Outcome, outcomes_of, require_an_answer
 from gateway.federation.federate import Federation
 from gateway.federation.holders import depends_on_holder, questions
+from gateway.federation.horizon import Horizon
 from gateway.federation.node import Node
 from gateway.federation.page import Page, Position, Reach, Sort, day_of, moment_of, ordered, sort_key
 from gateway.federation.segments import END, Cutter, Segment, is_broad
@@ -48,8 +49,9 @@ class Paging:
         ends = asyncio.get_running_loop().time() + self.federation.deadline
         # Only a broad search in the order of time is opened in parts: any other is fetched whole.
         in_parts = reach.size is not None and reach.sort is not Sort.ID and is_broad(query)
-        walks = _walks(self.federation, query, nodes, reach, in_parts)
-        search = _Search(self.federation, query, reach, nodes, walks, in_parts, self.watch)
+        horizon = _horizon(reach) if in_parts else None
+        walks = _walks(self.federation, query, nodes, reach, horizon, in_parts)
+        search = _Search(self.federation, query, reach, nodes, walks, in_parts, self.watch, horizon)
         await search.run(ends)
         return await self._completed(search, ends)
 
@@ -74,15 +76,25 @@ class Paging:
         return replace(page, more=True, total=None) if goes_on else page
 
 
-def _walks(federation: Federation, query: Query, nodes: Sequence[Node], reach: Reach, in_parts: bool) -> list[Walk]:
+def _is_first(reach: Reach) -> bool:
+    """What samples show first is the first page, of all or of what lies behind a day; another is found by cutting into equal
+    parts."""
+    return reach.after is None or reach.after.ends_day
+
+
+def _horizon(reach: Reach) -> Horizon | None:
+    """Of a page whose end samples can show; one result more than it has tells where it ends."""
+    return Horizon(reach.sort, reach.skip + reach.size + 1) if reach.size is not None and _is_first(reach) else None
+
+
+def _walks(
+    federation: Federation, query: Query, nodes: Sequence[Node], reach: Reach, horizon: Horizon | None, in_parts: bool
+) -> list[Walk]:
     results = reach.skip + (reach.size or 0)
-    # What a sample shows first is the first page, of all or of what lies behind a day; another is found by cutting into
-    # equal parts.
-    share = _share(results, len(nodes)) if reach.after is None or reach.after.ends_day else 0
-    cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), share)
+    cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), _share(results, len(nodes)) if _is_first(reach) else 0)
     ceiling = _ceiling(results, len(nodes)) if in_parts else None
     start = reach.after.moment if reach.after else ""
-    return [Walk(node, federation.answers, query, cutter, ceiling, start) for node in nodes]
+    return [Walk(node, federation.answers, query, cutter, ceiling, start, horizon) for node in nodes]
 
 
 def _share(results: int, nodes: int) -> int:
@@ -111,6 +123,7 @@ class _Search:
     walks: list[Walk]
     in_parts: bool
     watch: Watch | None = None
+    horizon: Horizon | None = None
     is_cut: bool = False
     merged_rows: int = 0
     is_merged: bool = True
@@ -139,6 +152,7 @@ class _Search:
         """Opens parts until the page is full and certain, or there is no more; what the deadline `ends` (on the loop's
         clock) cuts off is its node's failure. Raises NoNodeAnswered, or the only node's error, when none gave anything."""
         while waiting := await self._still_waiting(ends):
+            waiting = self._short_of_horizon(waiting)
             by_node = {walk.node.id: walk for walk in waiting}
             left = max(0.0, ends - asyncio.get_running_loop().time())
             outcomes = await outcomes_of([walk.node for walk in waiting], partial(_advance, by_node), deadline=left)
@@ -149,6 +163,14 @@ class _Search:
             self.is_merged = False
             if self._is_worth_merging():
                 await self._merge(ends)
+
+    def _short_of_horizon(self, waiting: list[Walk]) -> list[Walk]:
+        """Those of the walks that have not come as far as the page is expected to reach, if there are any."""
+        if self.horizon is None:
+            return waiting
+        frontier = self.frontier
+        self.horizon.move(len(_certain(self.found, self.reach, frontier)), frontier, self._end_of_page())
+        return [walk for walk in waiting if not self.horizon.is_behind(walk.frontier)] or waiting
 
     async def _still_waiting(self, ends: float) -> list[Walk]:
         """As `_waiting`, of all that was opened: nothing ends with rows that were not looked at."""

@@ -131,13 +131,17 @@ class NodeSearch:
         return True if is_empty and self.node.says_none_of(match.path, complete_rows) else verdict
 
     async def _studies_by_uid(self, upper: Query, uids: frozenset[str]) -> tuple[Row, ...]:
-        rows: list[Row] = []
         ordered = sorted(uids)
-        for start in range(0, len(ordered), _UIDS_A_QUESTION):
+        kept = tuple(match for match in upper.matches if match.path != (STUDY_UID,))
+
+        def question(start: int) -> Query:
             some = tuple(ordered[start : start + _UIDS_A_QUESTION])
-            kept = tuple(match for match in upper.matches if match.path != (STUDY_UID,))
             listed = Match((STUDY_UID,), Operator.LIST if len(some) > 1 else Operator.EXACT, some)
-            rows += await self._studies(replace(upper, matches=(*kept, listed)))
+            return replace(upper, matches=(*kept, listed))
+
+        starts = range(0, len(ordered), _UIDS_A_QUESTION)
+        found = await in_parallel(starts, lambda start: self._studies(question(start)))
+        rows = [row for some in found for row in some]
         decide = decider(upper)
         return tuple(row for row in rows if decide(row)[0] is not False)
 

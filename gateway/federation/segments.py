@@ -9,7 +9,6 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from operator import itemgetter
 from typing import Any
 
 from gateway.federation.page import UNDATED, Sort, day_of, moment, moment_of
@@ -96,6 +95,11 @@ class Segment:
         if sort is Sort.ID or not self.dated or not day:
             return False
         return moment(day, "000000" if sort is Sort.NEWEST else "235959", sort) < position
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it is of more days than one, and of everything on them."""
+        return self.is_everything or (self.dated and not self.is_day and not self.is_deep)
 
     def holds_day(self, day: str) -> bool:
         return self.dated and self.low <= day <= (self.high or day)
@@ -218,31 +222,36 @@ class Cutter:
         A day that holds most of the rows is a part of its own.
         """
         day, is_crowded = self._shown(rows)
-        if day is None or segment.growth > _MOST_SAMPLES:
-            return []
+        return self.split(segment, day, is_crowded, is_crowded) if day else []
+
+    def split(self, segment: Segment, day: str, is_crowded: bool, waits: bool) -> list[Segment]:
+        """The part of a range up to a day, in the order of `sort`, and the rest, with a crowded day as a part of its own, which
+        may have to wait. [] where that is no cut, or where samples did not help."""
+        at = parse_date(day)
         low, high = (segment.low, segment.high) if segment.dated else _asked_days(self.query.match_on(STUDY_DATE))
-        if (low and da(day) < low) or (high and da(day) > high):
+        if at in (None, date.min, date.max) or segment.growth > _MOST_SAMPLES:
+            return []
+        if (low and day < low) or (high and day > high):
             return []
         part = Segment(dated=True, growth=segment.growth + 1)
-        older, newer = (low, da(day - _DAY)), (da(day + _DAY), high)
+        older, newer = (low, da(at - _DAY)), (da(at + _DAY), high)
         if self.sort is Sort.NEWEST:
-            near, rest = newer if is_crowded else (da(day), high), older
+            near, rest = newer if is_crowded else (day, high), older
         else:
-            near, rest = older if is_crowded else (low, da(day)), newer
-        own = [replace(part, low=da(day), high=da(day), crowded=True)] if is_crowded else []
+            near, rest = older if is_crowded else (low, day), newer
+        own = [replace(part, low=day, high=day, crowded=waits)] if is_crowded else []
         behind = self._by_ladder(*rest) if segment.is_everything else _within(segment, *rest)
         parts = [*_within(part, *near), *own, *behind]
         return parts if len(parts) > 1 else []
 
-    def _shown(self, rows: Sequence[Row]) -> tuple[date | None, bool]:
-        """The day up to which rows show a page's share of one node, and whether most of them lie on it; None for no such day."""
-        moments = ((moment_of(row.attributes, self.sort), row) for row in rows)
-        dated = sorted(((at, row) for at, row in moments if at < UNDATED), key=itemgetter(0))
-        if self.sort is Sort.ID or not dated or not self.share:
-            return None, False
-        days = [parse_date(text(row.attributes, STUDY_DATE)) for _, row in dated]
-        day = days[min(self.share, len(days)) - 1]
-        return (None if day in (date.min, date.max) else day), 2 * days.count(day) > len(days)
+    def _shown(self, rows: Sequence[Row]) -> tuple[str, bool]:
+        """The day up to which rows show a page's share of one node, and whether most of them lie on it; '' for no such day."""
+        moments = sorted(at for row in rows if (at := moment_of(row.attributes, self.sort)) < UNDATED)
+        if self.sort is Sort.ID or not moments or not self.share:
+            return "", False
+        at = moments[min(self.share, len(moments)) - 1]
+        here = sum(1 for each in moments if each[:8] == at[:8])
+        return day_of(at, self.sort), 2 * here > len(moments)
 
     def _by_ladder(self, low: str, high: str) -> list[Segment]:
         """The dated part in steps that grow into the past, within two dates, '' being open; undated studies last, where the

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeError
 from gateway.federation.fanout import in_parallel
+from gateway.federation.horizon import Horizon
 from gateway.federation.node import Node
 from gateway.federation.page import UNDATED, Sort, day_of, moment_of
 from gateway.federation.search import NodeSearch
@@ -31,8 +32,8 @@ class Walk:
     """A search on its way through one node.
 
     `ceiling` is the rows that the first question may bring, None for all that the node gives. `start` is the moment from
-    which on results are wanted. `rows` are those known so far; of what lies before `frontier` none is missing, but for
-    what `issues` says.
+    which on results are wanted; `horizon` is how far the page may reach, as all nodes' walks together show it. `rows` are
+    those known so far; of what lies before `frontier` none is missing, but for what `issues` says.
     """
 
     node: Node
@@ -41,14 +42,18 @@ class Walk:
     cutter: Cutter
     ceiling: int | None = None
     start: str = ""
+    horizon: Horizon | None = None
     rows: dict[tuple[str, PatientKey], Row] = field(default_factory=dict)
     issues: list[Issue] = field(default_factory=list)
     failure: NodeError | None = None
     has_answered: bool = False
     _pending: list[Segment] = field(init=False)
+    _too_large: dict[Segment, tuple[list[Segment], list[str]]] = field(default_factory=dict)
     _steps: int = _STEPS
     _deep_questions: int = 0
     _seen: str = ""
+    _is_empty: bool = True
+    _is_dense: bool = False
 
     def __post_init__(self) -> None:
         in_parts = self.ceiling is not None and can_be_cut(self.query)
@@ -80,6 +85,7 @@ class Walk:
 
     async def advance(self) -> None:
         """Opens the next parts. Raises NodeError, once the others of them have given what they have."""
+        self._narrow()
         batch = self._next()
         before = len(self.rows)
         cut: list[list[Segment]] = []
@@ -94,7 +100,19 @@ class Walk:
         if failure:
             raise failure
         self._come_past_the_first_day()
-        self._steps = self._stride(is_empty=len(self.rows) == before, is_dense=any(cut))
+        self._is_empty, self._is_dense = len(self.rows) == before, any(cut)
+
+    def _narrow(self) -> None:
+        """Cuts what was too large, where the page is expected to end; elsewhere, where this node alone shows it."""
+        narrowed: list[Segment] = []
+        for part in self._pending:
+            smaller, shown = self._too_large.pop(part, ([], None))
+            if self.horizon and self.horizon.day and part.is_range:
+                smaller = self.cutter.split(part, *self.horizon.seen_by(shown)) or smaller
+            narrowed += [one for one in smaller if self._is_wanted(one)] or [part]
+        self._pending = narrowed
+        if self.has_answered:
+            self._steps = self._stride(is_empty=self._is_empty, is_dense=self._is_dense)
 
     def _come_past_the_first_day(self) -> None:
         """Once all of the day that the page begins on is known, nothing of it is asked for again."""
@@ -119,11 +137,18 @@ class Walk:
         if not first.dated or self.ceiling is None:
             most = 1 if first.is_everything or first.undated else _DEEP_PARTS
         else:
-            most = _DEEP_PARTS if first.is_deep else self._steps
+            most = _DEEP_PARTS if first.is_deep else self._up_to_horizon() or self._steps
         alike = 1
         while alike < min(most, len(self._pending)) and _are_alike(first, self._pending[alike]):
             alike += 1
         return self._pending[:alike]
+
+    def _up_to_horizon(self) -> int:
+        """How many parts there are up to it; 0 where nothing tells."""
+        if self.horizon is None or not self.horizon.day:
+            return 0
+        end = self.horizon.end
+        return max(1, sum(part.start(self.sort) <= end for part in self._pending[:_MOST_STEPS]))
 
     def _is_wanted(self, part: Segment) -> bool:
         return not part.ends_before(self.start, self.sort)
@@ -151,6 +176,11 @@ class Walk:
         smaller = self._cut(part, rows) if too_large else []
         if part.is_everything and smaller:
             self._seen = self._first_day(rows)
+        if smaller and self.horizon and part.is_range:
+            shown = [moment_of(row.attributes, self.sort) for row in rows]
+            self.horizon.saw(shown, part.growth)
+            self._too_large[part] = smaller, shown
+            return [part]
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
         if search.truncated and not smaller:

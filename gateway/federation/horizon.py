@@ -1,0 +1,75 @@
+"""How far a page will reach into the archives, as what all its nodes have shown so far lets one expect. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+from gateway.federation.page import UNDATED, Sort, day_of, moment
+
+_LEAST, _MARGIN, _GUESSED, _FEW = 4, 2, 64, 3
+_CROWDED = 1000
+"""Rows of all nodes: to look at as many takes about as long as to ask once more."""
+
+
+@dataclass(slots=True)
+class Horizon:
+    """The day up to which nodes are opened for a page of `wanted` results; '' while nothing tells.
+
+    What a node shows of a part that is too large is a sample of it, in no order. How many results one sample stands for is
+    told by those that are known already, before that it is guessed. A day that `is_crowded` holds far more than the page
+    needs; it `waits` for what lies before it, where that may be enough.
+    """
+
+    sort: Sort
+    wanted: int
+    day: str = ""
+    is_crowded: bool = False
+    waits: bool = False
+    _moments: list[str] = field(default_factory=list)
+    _generation: int = 0
+
+    def saw(self, moments: Iterable[str], generation: int) -> None:
+        """Of samples of samples the last count alone: they are closer to what is looked for."""
+        if generation > self._generation:
+            self._generation, self._moments = generation, []
+        if generation == self._generation:
+            self._moments = sorted([*self._moments, *(each for each in moments if each < UNDATED)])
+
+    def move(self, known: int, frontier: str, end: str | None) -> None:
+        """Where to go on from `frontier`, before which `known` results lie that the page may have. `end` is the moment of the
+        first result behind the page, if so many were found: the page may end before, and not behind it."""
+        passed = bisect_left(self._moments, frontier)
+        each = max(1.0, known / passed) if passed and known else _GUESSED
+        place = passed + max(_LEAST, ceil(_MARGIN * max(1, self.wanted - known) / each)) - 1
+        self.day = day_of(min([*self._moments[place : place + 1], *([end] if end else [])], default=""), self.sort)
+        first = bisect_left(self._moments, self.begin)
+        here = bisect_right(self._moments, self.end) - first
+        self.is_crowded = here * each > max(_CROWDED, 4 * self.wanted)
+        is_most = 2 * here > len(self._moments) - passed
+        self.waits = self.is_crowded and (first > passed or is_most)
+
+    @property
+    def begin(self) -> str:
+        """The moment at which its day begins, in the order of `sort`."""
+        return moment(self.day, "235959" if self.sort is Sort.NEWEST else "000000", self.sort)
+
+    @property
+    def end(self) -> str:
+        """The last moment of its day."""
+        return moment(self.day, "000000" if self.sort is Sort.NEWEST else "235959", self.sort)
+
+    def seen_by(self, shown: Sequence[str] | None) -> tuple[str, bool, bool]:
+        """Its day, whether that is crowded at a node that has `shown` these moments of the part in question (None: no such),
+        and whether it waits there."""
+        if shown is None:
+            return self.day, self.is_crowded, self.waits
+        here = sum(self.begin <= each <= self.end for each in shown)
+        is_crowded = self.is_crowded and here >= _FEW
+        return self.day, is_crowded, is_crowded and (self.waits or 2 * here > len(shown))
+
+    def is_behind(self, frontier: str) -> bool:
+        """Whether a node whose frontier that is has been opened as far as this."""
+        return self.day != "" and frontier >= (self.begin if self.waits else self.end)
