@@ -45,6 +45,9 @@ class Horizon:
         each = max(1.0, known / passed) if passed and known else _GUESSED
         place = passed + max(_LEAST, ceil(_MARGIN * max(1, self.wanted - known) / each)) - 1
         self.day = day_of(min([*self._moments[place : place + 1], *([end] if end else [])], default=""), self.sort)
+        self.is_crowded = self.waits = False
+        if not self.day:
+            return
         first = bisect_left(self._moments, self.begin)
         here = bisect_right(self._moments, self.end) - first
         self.is_crowded = here * each > max(_CROWDED, 4 * self.wanted)

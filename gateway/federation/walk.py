@@ -23,7 +23,7 @@ from gateway.model.vocabulary import STUDY_DATE
 _STEPS, _STRIDE, _MOST_STEPS, _DEEP_PARTS = 2, 3, 8, 32
 MOST_DEEP_QUESTIONS = 400
 """Parts below a day that one walk may ask a node for; what they do not cover is declared incomplete."""
-_GROWTH = 2
+_GROWTH = 1.5
 _SUSPICIOUS_FROM = 200
 
 

@@ -115,6 +115,32 @@ def test_a_first_page_fetches_a_small_part_of_the_archives(nodes: CatalogueNodes
     assert max(count.requests for count in counts) <= 20, "series of shared studies are counted, too"
 
 
+def uneven() -> list[list[dict[str, Any]]]:
+    """Archives whose first rows say little of the rest: oldest first, one large, one of few days, one with next to nothing."""
+    by_date = sorted((dict(row) for row in TRUTH.values()), key=lambda row: (row["StudyDate"], row["StudyInstanceUID"]))
+    large, few_days, old = by_date[::2], by_date[1::8], by_date[3::8]
+    few_days = [row | {"StudyDate": f"2024112{number % 3}", "StudyTime": ""} for number, row in enumerate(few_days)]
+    return [large, few_days, old, [row for row in by_date[5::8] if row["StudyDate"][:4] == "2010"]]
+
+
+def test_the_first_page_is_right_whatever_the_nodes_show_first() -> None:
+    rows = uneven()
+    known = {row["StudyInstanceUID"]: row["StudyDate"] + row["StudyTime"] for part in rows for row in part}
+    modalities = {row["StudyInstanceUID"]: row["ModalitiesInStudy"] for part in rows for row in part}
+    newest = sorted((uid for uid in sorted(known) if known[uid]), key=known.__getitem__, reverse=True)
+    oldest = sorted((uid for uid in sorted(known) if known[uid]), key=known.__getitem__)
+    cases = [(f"_sort={sort}&_count={count}", order[:count]) for count in (1, 20, 150, 900)
+             for sort, order in (("-started", newest), ("started", oldest))]  # fmt: skip
+    cases += [
+        (f"modality={code}&_count=60", [uid for uid in newest if code in modalities[uid]][:60]) for code in ("PT", "CT")
+    ]
+    cases += [(f"started=lt{day}&_count=40", [uid for uid in newest if known[uid][:8] < day.replace("-", "")][:40])
+              for day in ("2024-11-22", "2010-06-01", "1999-01-03")]  # fmt: skip
+    with catalogue_nodes(rows) as nodes, Gateway(nodes.tables(quirks=[])) as gateway:
+        found = {query: uids(gateway.get(f"/fhir/ImagingStudy?{query}").json()) for query, _ in cases}
+    assert found == dict(cases)
+
+
 def test_another_replica_goes_on_where_the_first_one_stopped(gateway: Gateway, nodes: CatalogueNodes) -> None:
     first = gateway.get("/fhir/ImagingStudy?_count=50").json()
     onward = next(link["url"] for link in first["link"] if link["relation"] == "next")

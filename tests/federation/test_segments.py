@@ -88,6 +88,24 @@ def test_cutting_where_the_rows_show_a_page_loses_no_day_and_doubles_none(
     assert segment not in parts
 
 
+@given(days, days, days, days, st.sampled_from(["all", "asked", "dated"]), st.booleans(), st.booleans(), sorts)
+def test_a_range_that_is_split_at_a_day_loses_no_day_and_doubles_none(
+    low: str, high: str, at: str, day: str, whole: str, is_crowded: bool, waits: bool, sort: Sort
+) -> None:
+    low, high = min(low, high), max(low, high)
+    query = studies(between(low, high)) if whole == "asked" else studies()
+    segment = Segment(low, high, dated=True) if whole == "dated" else Segment()
+    parts = Cutter(query, sort, TODAY).split(segment, at, is_crowded, waits)
+    if not parts:
+        assert whole != "all"
+        return
+    assert len(holding(parts, day)) == (whole == "all" or low <= day <= high)
+    assert [part.crowded for part in parts if part.is_day and part.low == at] in ([waits], [False], [])
+    starts = [part.start(sort) for part in parts]
+    assert starts == sorted(starts)
+    assert segment not in parts
+
+
 @given(days, days, sorts)
 def test_behind_the_end_of_a_day_lies_every_other_that_follows_and_nothing_of_the_day(
     day: str, other: str, sort: Sort
