@@ -5,11 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import ceil
 
 from gateway.federation.page import UNDATED, Sort, day_of, moment
 
-_LEAST, _MARGIN, _GUESSED, _FEW = 4, 2, 64, 3
+_LEAST, _MARGIN, _GUESSED, _FEW, _CLEARLY = 4, 2, 64, 3, 8
 _CROWDED = 1000
 """Rows of all nodes: to look at as many takes about as long as to ask once more."""
 
@@ -76,3 +77,12 @@ class Horizon:
     def is_behind(self, frontier: str) -> bool:
         """Whether a node whose frontier that is has been opened as far as this."""
         return self.day != "" and frontier >= (self.begin if self.waits else self.end)
+
+
+def runs_backwards(shown: Sequence[str]) -> bool:
+    """Whether moments come in about the opposite order of the page's, as from an archive that gives what it was given first:
+    of where the page begins they show nothing."""
+    dated = [each for each in shown if each < UNDATED]
+    pairs = list(pairwise(dated))
+    down, up = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    return down >= _CLEARLY * max(1, up)

@@ -215,6 +215,10 @@ class Cutter:
                 return parts
         return self._by_clock(segment, rows) or self._by_modality(segment, rows) or self._by_prefix(segment, rows)
 
+    def blindly(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
+        """As `cut`, of rows that do not show where the page begins."""
+        return replace(self, share=0).cut(segment, rows)
+
     def _by_sample(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
         """The part up to where the rows show a page's `share` of one node, and the rest. [] where that is no cut.
 

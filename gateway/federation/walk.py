@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeError
 from gateway.federation.fanout import in_parallel
-from gateway.federation.horizon import Horizon
+from gateway.federation.horizon import Horizon, runs_backwards
 from gateway.federation.node import Node
 from gateway.federation.page import UNDATED, Sort, day_of, moment_of
 from gateway.federation.search import NodeSearch
@@ -148,7 +148,7 @@ class Walk:
         if self.horizon is None or not self.horizon.day:
             return 0
         end = self.horizon.end
-        return max(1, sum(part.start(self.sort) <= end for part in self._pending[:_MOST_STEPS]))
+        return max(1, sum(part.start(self.sort) <= end for part in self._pending[:_STRIDE]))
 
     def _is_wanted(self, part: Segment) -> bool:
         return not part.ends_before(self.start, self.sort)
@@ -178,6 +178,8 @@ class Walk:
             self._seen = self._first_day(rows)
         if smaller and self.horizon and part.is_range:
             shown = [moment_of(row.attributes, self.sort) for row in rows]
+            if runs_backwards(shown):
+                return self.cutter.blindly(part, rows)
             self.horizon.saw(shown, part.growth)
             self._too_large[part] = smaller, shown
             return [part]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.federation.horizon import Horizon
+from gateway.federation.horizon import Horizon, runs_backwards
 from gateway.federation.page import UNDATED, Sort, day_of, moment
 from gateway.federation.segments import END
 
@@ -117,3 +117,23 @@ def test_it_is_a_day_that_was_seen_and_lies_behind_the_frontier_and_before_the_e
         assert last is None or made.begin[:8] <= last[:8]
         assert made.day == end or made.end >= frontier
         assert day_of(made.begin, sort) == day_of(made.end, sort) == made.day
+
+
+@pytest.mark.parametrize(
+    ("shown", "backwards"),
+    [
+        (DAYS, True),
+        ([*DAYS[:20], DAYS[3], *DAYS[20:]], True),
+        ([day for day in DAYS for _ in range(4)], True),
+        (DAYS[::-1], False),
+        (DAYS[::2] + DAYS[1::2] + DAYS[::3] + DAYS[::5] + DAYS[::7] + DAYS[::9], True),
+        ([day for pair in zip(DAYS, DAYS[::-1], strict=True) for day in pair], False),
+        (DAYS[:5], False),
+        (DAYS[:1] * 60, False),
+        ([], False),
+    ],
+    ids=["sorted", "almost", "by days", "as the page", "in runs", "in no order", "too few", "one day", "nothing"],
+)
+def test_an_archive_that_gives_what_it_was_given_first_is_known_by_its_order(shown: list[str], backwards: bool) -> None:
+    assert runs_backwards([UNDATED, *moments(shown)]) is backwards
+    assert runs_backwards(moments(shown, Sort.OLDEST)[::-1]) is backwards

@@ -115,6 +115,19 @@ def test_a_first_page_fetches_a_small_part_of_the_archives(nodes: CatalogueNodes
     assert max(count.requests for count in counts) <= 20, "series of shared studies are counted, too"
 
 
+@pytest.mark.parametrize("sort", ["-started", "started"])
+def test_archives_that_show_last_what_comes_first_give_no_more_of_themselves_for_a_first_page(sort: str) -> None:
+    place = {uid: number for number, uid in enumerate(in_order(sort))}
+    rows = [sorted(part, key=lambda row: place[row["StudyInstanceUID"]], reverse=True) for part in ROWS]
+    with catalogue_nodes(rows) as nodes, Gateway(nodes.tables(quirks=[]), cache=False) as gateway:
+        nodes.reset()
+        page = gateway.get(f"/fhir/ImagingStudy?_sort={sort}&_count=20").json()
+        counts = nodes.counts()
+    assert uids(page) == in_order(sort)[:20]
+    assert sum(count.rows for count in counts) < STUDIES / 2, counts
+    assert max(count.requests for count in counts) <= 30, "series of shared studies are counted, too"
+
+
 def uneven() -> list[list[dict[str, Any]]]:
     """Archives whose first rows say little of the rest: oldest first, one large, one of few days, one with next to nothing."""
     by_date = sorted((dict(row) for row in TRUTH.values()), key=lambda row: (row["StudyDate"], row["StudyInstanceUID"]))
