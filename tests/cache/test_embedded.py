@@ -21,7 +21,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 async def test_the_server_listens_on_a_private_socket_and_on_no_port(server):
