@@ -114,7 +114,6 @@ class Answers:
         self._cache, self._stale = cache, stale or Stale()
         self._loads: Flights[_Landed] = Flights()
         self._local, self._log = Local(local_bytes), PurgeLog()
-        self._trimming: asyncio.Task[None] | None = None
         cache.on_purge(self._purged)
 
     async def rows(self, key: str, ttl: float, load: Load, *, detached: bool = False) -> Any:
@@ -296,12 +295,7 @@ class Answers:
     def _put_away(self, key: str, entry: Entry, since: int) -> None:
         """As `_put`, with room made for it when those who wait have theirs."""
         self._put(key, entry, since)
-        if self._trimming is None or self._trimming.done():
-            self._trimming = asyncio.create_task(self._trim())
-
-    async def _trim(self) -> None:
-        await asyncio.sleep(_AFTER)
-        self._local.trim()
+        asyncio.get_running_loop().call_later(_AFTER, self._local.trim)
 
     def _purged(self, purge: Purge) -> None:
         """Heard of every purge, of this replica or another: nothing that it drops is given again, or kept after a load that
@@ -328,6 +322,3 @@ class Answers:
 
     async def close(self) -> None:
         await self._loads.close()
-        if self._trimming is not None:
-            self._trimming.cancel()
-            await asyncio.gather(self._trimming, return_exceptions=True)

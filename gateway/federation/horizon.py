@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import ceil
 
-from gateway.federation.page import UNDATED, Sort, day_of, moment
+from gateway.federation.page import UNDATED, Sort, day_begins, day_ends, day_of
 
 _LEAST, _MARGIN, _GUESSED, _FEW, _CLEARLY = 4, 2, 64, 3, 8
 _CROWDED = 1000
@@ -58,12 +58,12 @@ class Horizon:
     @property
     def begin(self) -> str:
         """The moment at which its day begins, in the order of `sort`."""
-        return moment(self.day, "235959" if self.sort is Sort.NEWEST else "000000", self.sort)
+        return day_begins(self.day, self.sort)
 
     @property
     def end(self) -> str:
         """The last moment of its day."""
-        return moment(self.day, "000000" if self.sort is Sort.NEWEST else "235959", self.sort)
+        return day_ends(self.day, self.sort)
 
     def seen_by(self, shown: Sequence[str] | None) -> tuple[str, bool, bool]:
         """Its day, whether that is crowded at a node that has `shown` these moments of the part in question (None: no such),

@@ -27,6 +27,7 @@ SERIES_NUMBER, INSTANCE_NUMBER = tag("SeriesNumber"), tag("InstanceNumber")
 UNDATED = "~"
 """The moment of what has no date: after every other, in both directions."""
 _LAST_NUMBER = 2**62
+_FIRST_SECOND, _LAST_SECOND = "000000", "235959"
 Key = tuple[str, ...]
 
 
@@ -69,6 +70,16 @@ def moment(day: str, clock: str, sort: Sort) -> str:
     if sort is Sort.ID:
         return ""
     return day + clock if sort is Sort.OLDEST else (day + clock).translate(_COMPLEMENT)
+
+
+def day_begins(day: str, sort: Sort) -> str:
+    """The first moment of a DA, in the order of `sort`: where the newest come first, its last second."""
+    return moment(day, _FIRST_SECOND if sort is Sort.OLDEST else _LAST_SECOND, sort)
+
+
+def day_ends(day: str, sort: Sort) -> str:
+    """The last moment of a DA, in the order of `sort`."""
+    return moment(day, _LAST_SECOND if sort is Sort.OLDEST else _FIRST_SECOND, sort)
 
 
 def day_of(moment_: str, sort: Sort) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
-from gateway.federation.page import UNDATED, Sort, day_of, moment, moment_of
+from gateway.federation.page import UNDATED, Sort, day_begins, day_ends, day_of, moment, moment_of
 from gateway.model.dataset import text, texts
 from gateway.model.moments import da, parse_date
 from gateway.model.query import Match, Operator, Query
@@ -86,15 +86,16 @@ class Segment:
         if self.undated:
             return UNDATED
         day = self.high if sort is Sort.NEWEST else self.low
-        clock = self.clock or ("000000", "235959")
-        return moment(day, clock[1 if sort is Sort.NEWEST else 0], sort) if day else ""
+        if not day:
+            return ""
+        return moment(day, self.clock[1 if sort is Sort.NEWEST else 0], sort) if self.clock else day_begins(day, sort)
 
     def ends_before(self, position: str, sort: Sort) -> bool:
         """Whether all of it lies before a moment, in the order of `sort`."""
         day = self.low if sort is Sort.NEWEST else self.high
         if sort is Sort.ID or not self.dated or not day:
             return False
-        return moment(day, "000000" if sort is Sort.NEWEST else "235959", sort) < position
+        return day_ends(day, sort) < position
 
     @property
     def is_range(self) -> bool:
@@ -124,7 +125,7 @@ class Segment:
 
     def end(self, sort: Sort) -> str:
         """Of a day, the moment from which on nothing of it lies, in the order of `sort`."""
-        return moment(self.low, "000000" if sort is Sort.NEWEST else "235959", sort) + _LATER
+        return day_ends(self.low, sort) + _LATER
 
     @property
     def name(self) -> str:

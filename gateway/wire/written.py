@@ -137,12 +137,11 @@ def _addressed(dataset: Dataset, prefix: str, path: str, theirs: dict[str, str])
             here = f"{path}{tag}"
             theirs[here] = str(attribute["BulkDataURI"])
             given[tag] = {"vr": attribute["vr"], "BulkDataURI": prefix + here}
-            continue
-        items = [
+        elif items := [
             _addressed(item, prefix, f"{path}{tag}.{number}.", theirs)
             for number, item in enumerate(attribute.get("Value", []), 1)
-        ]
-        given[tag] = {"vr": "SQ", "Value": items}
-        if not items:
+        ]:
+            given[tag] = {"vr": "SQ", "Value": items}
+        else:
             del given[tag]
     return given
