@@ -7,8 +7,7 @@ import os
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-# The variable by which prometheus-client keeps metrics in files that the workers share; their supervisor sets it.
-_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+from gateway.metrics import FILES
 
 
 def exposition() -> bytes:
@@ -16,7 +15,7 @@ def exposition() -> bytes:
 
     Gauges need a `multiprocess_mode` that says how several values become one ("livesum", "max").
     """
-    if _DIRECTORY not in os.environ:
+    if FILES not in os.environ:
         return generate_latest(REGISTRY)
     together = CollectorRegistry()
     MultiProcessCollector(together)  # type: ignore[no-untyped-call]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from prometheus_client import Gauge, Histogram
-
+from gateway.metrics import Gauge, Histogram
 from gateway.telemetry import log
 
 PERIOD = 0.1

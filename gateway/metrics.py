@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, values
 
+__all__ = ["Counter", "Gauge", "Histogram"]
+"""Every metric is made of these, as they are from here on."""
+
+FILES = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable by which prometheus-client keeps metrics in files that the workers share; their supervisor sets it."""
+_PID = os.getpid()
+
+if FILES in os.environ:  # otherwise it asks the system for the pid at every count; no process forks with metrics in it
+    values.ValueClass = values.MultiProcessValue(lambda: _PID)  # type: ignore[no-untyped-call]
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter and histogram, that nothing reads
 
 # From a cached look-up to the longest search; a retrieve may take longer than the last one.

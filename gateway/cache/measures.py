@@ -8,7 +8,7 @@ refused, such as when it is full), `gateway_cache_local_bytes`, `gateway_cache_u
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge
+from gateway.metrics import Counter, Gauge
 
 lookups = Counter("gateway_cache_lookups_total", "Look-ups of an answer", ["layer", "outcome"])
 loads = Counter("gateway_cache_loads_total", "Answers asked of a node because the cache had none", ["outcome"])

@@ -16,12 +16,12 @@ from prometheus_client import multiprocess
 from gateway.cache.embedded import MAX_SOCKET_PATH, EmbeddedServer
 from gateway.cache.leftovers import claim, prepare, sweep
 from gateway.errors import SettingsError
+from gateway.metrics import FILES
 from gateway.settings import Settings
 from gateway.telemetry import log
 
 _LOOK_EVERY = 1.0
 _SOCKET = "cache"
-_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @asynccontextmanager
@@ -35,7 +35,7 @@ async def environment(settings: Settings) -> AsyncIterator[dict[str, str]]:
             "GATEWAY_STORE": str(settings.store or directory / "store.sqlite"),
             # The ceiling is that of the machine's disk.
             "GATEWAY_SPOOL_BYTES": str(settings.spool_bytes // settings.workers),
-            _METRICS: str(directory),
+            FILES: str(directory),
         }
         async with _cache(settings, directory) as url, _exports(settings) as exports:
             yield shared | url | exports
@@ -46,7 +46,7 @@ async def environment(settings: Settings) -> AsyncIterator[dict[str, str]]:
 
 def forget_worker(pid: int, variables: Mapping[str, str]) -> None:
     """What a worker that has ended was doing at that moment counts no longer; what it has done does."""
-    multiprocess.mark_process_dead(pid, variables[_METRICS])  # type: ignore[no-untyped-call]
+    multiprocess.mark_process_dead(pid, variables[FILES])  # type: ignore[no-untyped-call]
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge
+from gateway.metrics import Counter, Gauge
 
 exports = Counter("gateway_exports_total", "Exports, by what became of them", ["outcome"])
 steps = Counter("gateway_export_steps_total", "Steps of exports, by how they ended", ["outcome"])
