@@ -22,6 +22,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit
@@ -78,15 +79,15 @@ class Archive:
             for modality in row.modalities:
                 self._by["ModalitiesInStudy"][modality].append(position)
 
-    def find(self, keys: dict[str, str]) -> Sequence[Row]:
-        """Every row that fits, in the archive's order."""
+    def find(self, keys: dict[str, str], most: int | None = None) -> Sequence[Row]:
+        """The rows that fit, in the archive's order; no more than `most` are looked for."""
         keys = {name: value for name, value in keys.items() if value not in _WHATEVER}
         tests = _tests(keys)
         chosen: Iterable[Row] = self.rows
         positions = self._indexed(keys)
         if positions is not None:
-            chosen = [self.rows[position] for position in sorted(positions)]
-        return [row for row in chosen if all(test(row) for test in tests)] if tests else list(chosen)
+            chosen = (self.rows[position] for position in sorted(positions))
+        return list(islice((row for row in chosen if all(test(row) for test in tests)), most))
 
     def _indexed(self, keys: dict[str, str]) -> list[int] | None:
         """The positions that the smallest index leaves; None when no key has one."""
@@ -198,12 +199,12 @@ class Node:
         return 400, b"", 0
 
     def _page(self, query: dict[str, str]) -> Sequence[Row]:
-        found = self.archive.find({_NAMES.get(name, name): value for name, value in query.items()})
-        limit = int(query.get("limit", len(found)))
+        keys = {_NAMES.get(name, name): value for name, value in query.items()}
+        limit = int(query.get("limit", len(self.archive.rows)))
         if self.maximum is not None:
-            return found[: min(limit, self.maximum)]
+            return self.archive.find(keys, min(limit, self.maximum))
         offset = int(query.get("offset", 0))
-        return found[offset : offset + limit]
+        return self.archive.find(keys, offset + limit)[offset:]
 
     def _below(self, study: str, series: str, is_instances: bool) -> tuple[int, bytes, int]:
         """One series a modality, one instance a series."""
