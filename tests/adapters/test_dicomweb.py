@@ -504,6 +504,23 @@ async def test_a_node_that_stops_at_its_own_maximum_is_asked_on(many, silent):
     assert not report.truncated
 
 
+async def test_a_node_that_once_gave_more_has_not_stopped_at_fifty(many):
+    many.options = DicomwebOptions()
+    fifty = NativeMatch("StudyInstanceUID", Operator.LIST, tuple(f"1.2.7.{number}" for number in range(50)))
+    asked = []
+    async with adapter_on(many.url, quirks=NONE) as adapter:
+        for keys in ((fifty,), (), (fifty,)):
+            many.operations.clear()
+            rows, report = await found(adapter, Level.STUDY, *keys)
+            assert (len(rows), report.truncated) == (50 if keys else 130, False)
+            asked.append(many.operations.total())
+        await adapter.probe()  # who knows what was set there meanwhile
+        many.operations.clear()
+        await found(adapter, Level.STUDY, fifty)
+        asked.append(many.operations.total())
+    assert asked == [2, 1, 1, 2]
+
+
 @pytest.mark.parametrize("silent", [False, True])
 async def test_a_node_that_stops_and_ignores_the_offset_is_reported_as_truncated(many, silent):
     many.options = DicomwebOptions(max_results=50, silent_maximum=silent, ignores_offset=True)

@@ -26,7 +26,7 @@ from gateway.errors import InvalidQuery, NodeProtocolError, NodeTimeout, Unsuppo
 from gateway.model.dataset import Dataset, text, values
 from gateway.model.query import Operator, Ref
 from gateway.model.seam import FramePart, NativeMatch, NativeQuery, Part, Probe, Record, Report, StoreOutcome
-from gateway.model.vocabulary import UID_OF_LEVEL, keyword, tag
+from gateway.model.vocabulary import UID_OF_LEVEL, Level, keyword, tag
 from gateway.wire.dicomjson import DicomRecord, sanitize
 
 _ABSENT = frozenset({404, 410})
@@ -65,6 +65,7 @@ class DicomwebAdapter:
         self._learned: Learned | None = None
         self._learning: asyncio.Task[Learned] | None = None
         self._learn_after = 0.0
+        self._most_at_once: dict[Level, int] = {}
         self._needs_plain_accept = quirks is not None and NO_ANY_SYNTAX in quirks
 
     async def open(self) -> None:
@@ -78,6 +79,7 @@ class DicomwebAdapter:
 
     async def probe(self) -> Probe:
         """Learns the node anew; what the node file says about quirks stays in force."""
+        self._most_at_once.clear()
         learned = await learn(self._http, self._qido)
         if learned.sure:
             self._learned = learned
@@ -107,7 +109,7 @@ class DicomwebAdapter:
                 yield DicomRecord(row)
             offset += len(rows)
             truncated = query.limit is not None and len(seen) > query.limit
-            has_more = (query.limit is None or len(seen) <= query.limit) and _goes_on(answer, len(rows))
+            has_more = (query.limit is None or len(seen) <= query.limit) and self._goes_on(answer, query.level)
             is_repetition = bool(rows) and not fresh
             if is_repetition or (has_more and qido.IGNORES_OFFSET in quirks):
                 truncated, has_more = True, False
@@ -122,6 +124,15 @@ class DicomwebAdapter:
         if search.is_relational or answer.status in _CANNOT:
             raise Unsupported(self.node, f"does not search {search.resource}")
         raise NodeProtocolError(self.node, f"answered a search with status {answer.status}")
+
+    def _goes_on(self, answer: JsonAnswer, level: Level) -> bool:
+        """Whether there may be more: the node says so, or it stopped at a number that smells of a silent maximum. Not at fewer
+        than it once gave in one answer."""
+        count = len(answer.document or ())
+        if _MORE.search(answer.headers.get("warning", "")):
+            return count > 0
+        most = self._most_at_once[level] = max(count, self._most_at_once.get(level, 0))
+        return count >= max(50, most) and (count % 50 == 0 or count & (count - 1) == 0)
 
     def _rows(self, answer: JsonAnswer) -> list[Dataset]:
         if answer.document is None:
@@ -286,13 +297,6 @@ def _unseen(rows: list[Dataset], uid_tag: str, seen: set[str]) -> list[Dataset]:
             seen.add(uid)
             fresh.append(row)
     return fresh
-
-
-def _goes_on(answer: JsonAnswer, count: int) -> bool:
-    """Whether there may be more: the node says so, or it stopped at a number that smells of a silent maximum."""
-    if _MORE.search(answer.headers.get("warning", "")):
-        return count > 0
-    return count >= 50 and (count % 50 == 0 or count & (count - 1) == 0)
 
 
 def _make_absolute(dataset: Dataset, base: str) -> None:
