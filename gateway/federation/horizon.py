@@ -10,25 +10,29 @@ from math import ceil
 
 from gateway.federation.page import UNDATED, Sort, day_begins, day_ends, day_of
 
-_LEAST, _MARGIN, _GUESSED, _FEW, _CLEARLY = 4, 2, 64, 3, 8
-_CROWDED = 1000
-"""Rows of all nodes: to look at as many takes about as long as to ask once more."""
+_LEAST, _MARGIN, _GUESSED, _FEW, _CLEARLY, _DENSER = 8, 2, 64, 3, 8, 8
+_CROWDED, _HUGE = 1000, 8000
+"""Rows of all nodes: to look at so many takes about as long as to ask once more, or several times."""
 
 
 @dataclass(slots=True)
 class Horizon:
     """The day up to which nodes are opened for a page of `wanted` results; '' while nothing tells.
 
-    What a node shows of a part that is too large is a sample of it, in no order. How many results one sample stands for is
-    told by those that are known already, before that it is guessed. A day that `is_crowded` holds far more than the page
-    needs; it `waits` for what lies before it, where that may be enough.
+    What a node shows of a part that is too large is a sample of it, in no order. How many results one sample stands for, `each`,
+    is told by those that are known already; before that it is guessed, and less for samples of samples. A day that `is_crowded`
+    holds far more than the page needs; it `waits` for what lies before it, where that may be enough. One that holds very many is
+    opened `in_turn`, node by node, where the page `may_take_turns`.
     """
 
     sort: Sort
     wanted: int
+    may_take_turns: bool = False
     day: str = ""
     is_crowded: bool = False
     waits: bool = False
+    in_turn: bool = False
+    each: float = _GUESSED
     _moments: list[str] = field(default_factory=list)
     _generation: int = 0
 
@@ -43,17 +47,18 @@ class Horizon:
         """Where to go on from `frontier`, before which `known` results lie that the page may have. `end` is the moment of the
         first result behind the page, if so many were found: the page may end before, and not behind it."""
         passed = bisect_left(self._moments, frontier)
-        each = max(1.0, known / passed) if passed and known else _GUESSED
-        place = passed + max(_LEAST, ceil(_MARGIN * max(1, self.wanted - known) / each)) - 1
+        self.each = max(1.0, known / passed) if passed and known else _GUESSED / _DENSER**self._generation
+        place = passed + max(_LEAST, ceil(_MARGIN * max(1, self.wanted - known) / self.each)) - 1
         self.day = day_of(min([*self._moments[place : place + 1], *([end] if end else [])], default=""), self.sort)
-        self.is_crowded = self.waits = False
+        self.is_crowded = self.waits = self.in_turn = False
         if not self.day:
             return
         first = bisect_left(self._moments, self.begin)
         here = bisect_right(self._moments, self.end) - first
-        self.is_crowded = here * each > max(_CROWDED, 4 * self.wanted)
+        self.is_crowded = here * self.each > max(_CROWDED, 4 * self.wanted)
         is_most = 2 * here > len(self._moments) - passed
-        self.waits = self.is_crowded and (first > passed or is_most)
+        self.in_turn = self.may_take_turns and here * self.each > _HUGE
+        self.waits = self.is_crowded and (self.in_turn or first > passed or is_most)
 
     @property
     def begin(self) -> str:
@@ -70,9 +75,13 @@ class Horizon:
         and whether it waits there."""
         if shown is None:
             return self.day, self.is_crowded, self.waits
-        here = sum(self.begin <= each <= self.end for each in shown)
+        here = self.here(shown)
         is_crowded = self.is_crowded and here >= _FEW
         return self.day, is_crowded, is_crowded and (self.waits or 2 * here > len(shown))
+
+    def here(self, shown: Sequence[str]) -> int:
+        """How many of a node's moments lie on its day."""
+        return sum(self.begin <= each <= self.end for each in shown)
 
     def is_behind(self, frontier: str) -> bool:
         """Whether a node whose frontier that is has been opened as far as this."""

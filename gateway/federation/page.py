@@ -29,6 +29,8 @@ UNDATED = "~"
 _LAST_NUMBER = 2**62
 _FIRST_SECOND, _LAST_SECOND = "000000", "235959"
 Key = tuple[str, ...]
+Place = tuple[str, str]
+"""A moment and a node: what lies there orders by it first."""
 
 
 class Sort(StrEnum):
@@ -41,12 +43,24 @@ class Sort(StrEnum):
 
 
 def sort_key(found: Found, sort: Sort = Sort.NEWEST) -> Key:
-    """A key of texts that orders ascending and is unique: it ends with the UIDs, the patient and the origin."""
+    """A key of texts that orders ascending and is unique: it ends with the UIDs, the patient and the origin.
+
+    By time it begins with the place of a study: of one moment, those of one node after those of another, so that a day of very
+    many without a time can be told node by node.
+    """
     numbers = () if found.level is Level.STUDY else _number(found)
     last = (found.study, *numbers, found.series, found.instance, *found.patient, found.origin)
-    if sort is Sort.ID:
-        return last
-    return (moment_of(found.attributes, sort), *last)
+    return last if sort is Sort.ID else (*place_of(found, sort), *last)
+
+
+def place_of(found: Found, sort: Sort) -> Place:
+    """Its moment, and the first of the nodes that say this moment; '' for what is no study."""
+    at = moment_of(found.attributes, sort)
+    if found.level is not Level.STUDY:
+        return at, ""
+    if len(found.rows) == 1:
+        return at, found.origin
+    return at, min((row.node for row in found.rows if moment_of(row.attributes, sort) == at), default=found.origin)
 
 
 def newest_first(rows: Iterable[Row]) -> list[Row]:
@@ -82,6 +96,11 @@ def day_ends(day: str, sort: Sort) -> str:
     return moment(day, _LAST_SECOND if sort is Sort.OLDEST else _FIRST_SECOND, sort)
 
 
+def timeless(day: str, sort: Sort) -> str:
+    """The moment of what lies on a DA without a time."""
+    return moment(day, _FIRST_SECOND, sort)
+
+
 def day_of(moment_: str, sort: Sort) -> str:
     """The DA of a moment that has one; '' for any other."""
     if sort is Sort.ID or moment_ in ("", UNDATED):
@@ -105,12 +124,15 @@ def ordered(found: Iterable[Found], sort: Sort = Sort.NEWEST) -> list[Found]:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place between results: behind the one with this moment and study. `mark` is a digest of its whole sort key, which
-    tells two patients of one study UID apart and holds patient ids, so that it is not kept as it is."""
+    """A place between results: behind the one with this moment, node and study. `mark` is a digest of its whole sort key, which
+    tells two patients of one study UID apart and holds patient ids, so that it is not kept as it is. `in_turn` says that what
+    lies at this moment is being told node by node, and nodes before this one need not be asked for it again."""
 
     moment: str
+    node: str
     study: str
     mark: str
+    in_turn: bool = False
 
     @property
     def ends_day(self) -> bool:
@@ -119,11 +141,12 @@ class Position:
 
     @staticmethod
     def behind(found: Found, sort: Sort) -> Position:
-        return Position("" if sort is Sort.ID else sort_key(found, sort)[0], found.study, _mark(found, sort))
+        moment_, node = ("", "") if sort is Sort.ID else place_of(found, sort)
+        return Position(moment_, node, found.study, _mark(found, sort))
 
     def rest(self, results: Sequence[Found], sort: Sort) -> list[Found]:
         """What follows among `results`, which are in order; also when the result itself is gone."""
-        here: Key = (self.study,) if sort is Sort.ID else (self.moment, self.study)
+        here: Key = (self.study,) if sort is Sort.ID else (self.moment, self.node, self.study)
 
         def place(found: Found) -> Key:
             return sort_key(found, sort)[: len(here)]

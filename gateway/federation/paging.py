@@ -15,9 +15,10 @@ from gateway.federation.federate import Federation
 from gateway.federation.holders import depends_on_holder, questions
 from gateway.federation.horizon import Horizon
 from gateway.federation.node import Node
-from gateway.federation.page import Page, Position, Reach, Sort, day_of, moment_of, ordered, sort_key
-from gateway.federation.segments import END, Cutter, Segment, is_broad
+from gateway.federation.page import Page, Place, Position, Reach, Sort, day_of, moment_of, ordered, place_of
+from gateway.federation.segments import END, LATER, Cutter, Segment, is_broad
 from gateway.federation.sighted import Watch
+from gateway.federation.turns import Turns, may_take_turns
 from gateway.federation.walk import Walk
 from gateway.model.answer import Found, Issue
 from gateway.model.query import Query
@@ -25,9 +26,12 @@ from gateway.model.study import Row
 from gateway.model.vocabulary import Level
 from gateway.wire.threads import apart
 
-_SMALLEST_CEILING = 64
+_SMALLEST_CEILING = 48
 _CROWDED = 2000
 _CLEARLY_MORE = 1.5
+_MARGIN = 2
+_ALL: Place = (END, "")
+_BEHIND_ALL = (END, END, END)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +49,38 @@ class Paging:
             if self.watch is not None:
                 await self.watch.learn(found, found, asyncio.get_running_loop().time() + self.federation.deadline)
                 issues = tuple(dict.fromkeys((*issues, *self.watch.issues)))
-            return _cut(found, reach, issues, END)
+            return _cut(found, reach, issues, _ALL)
         ends = asyncio.get_running_loop().time() + self.federation.deadline
         # Only a broad search in the order of time is opened in parts: any other is fetched whole.
         in_parts = reach.size is not None and reach.sort is not Sort.ID and is_broad(query)
-        horizon = _horizon(reach) if in_parts else None
+        in_turn = in_parts and self.watch is None and may_take_turns(query, nodes, reach)
+        if reach.after and not in_turn:
+            reach = replace(reach, after=replace(reach.after, in_turn=False))
+        horizon = _horizon(reach, in_turn) if in_parts else None
         walks = _walks(self.federation, query, nodes, reach, horizon, in_parts)
         search = _Search(self.federation, query, reach, nodes, walks, in_parts, self.watch, horizon)
         await search.run(ends)
-        return await self._completed(search, ends)
+        page = await self._completed(search, ends)
+        while search.turns.leave_out(page.items):
+            await search.merge(ends)
+            await search.run(ends)
+            page = await self._completed(search, ends)
+        return page
 
     async def _completed(self, search: _Search, ends: float) -> Page:
         """The page with what its own results need beyond the rows found: other holders, counts, one patient per PatientID."""
         issues, reach, nodes = search.issues(), search.reach, search.nodes
         self.federation.check_bare_patient_id(search.query, search.found, nodes, issues)
-        page = _cut(search.found, reach, issues, min(search.frontier, search.stopped_at))
-        if not page.items:
-            page = _cut(search.found, reach, issues, search.frontier)
-        if not page.items:
-            search.require_an_answer()
+        page = search.page(issues)
         items = list(page.items)
-        if search.depends_on_holder and not reach.accepts:
-            items, gaps = await self.federation.with_all_holders(items, search.rows(), nodes, ends)
+        holders = nodes if search.depends_on_holder and not reach.accepts else search.turns.unasked(items)
+        if holders:
+            items, gaps = await self.federation.with_all_holders(items, search.rows(), holders, ends)
             issues += gaps
         items = await self.federation.count_shared(items, issues, ends)
         page = replace(page, items=tuple(items), issues=tuple(dict.fromkeys(issues)))
         if search.ended_with_day and not page.beyond:
-            page = replace(page, last=Position(search.end_of_day, "", ""))
+            page = replace(page, last=Position(search.end_of_day, "", "", ""))
         goes_on = search.is_cut or (bool(page.items) and search.was_stopped)
         return replace(page, more=True, total=None) if goes_on else page
 
@@ -82,9 +91,11 @@ def _is_first(reach: Reach) -> bool:
     return reach.after is None or reach.after.ends_day
 
 
-def _horizon(reach: Reach) -> Horizon | None:
+def _horizon(reach: Reach, may_take_turns: bool) -> Horizon | None:
     """Of a page whose end samples can show; one result more than it has tells where it ends."""
-    return Horizon(reach.sort, reach.skip + reach.size + 1) if reach.size is not None and _is_first(reach) else None
+    if reach.size is None or not _is_first(reach):
+        return None
+    return Horizon(reach.sort, reach.skip + reach.size + 1, may_take_turns)
 
 
 def _walks(
@@ -93,8 +104,13 @@ def _walks(
     results = reach.skip + (reach.size or 0)
     cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), _share(results, len(nodes)) if _is_first(reach) else 0)
     ceiling = _ceiling(results, len(nodes)) if in_parts else None
-    start = reach.after.moment if reach.after else ""
-    return [Walk(node, federation.answers, query, cutter, ceiling, start, horizon) for node in nodes]
+    after, in_turn = reach.after, reach.after is not None and reach.after.in_turn
+
+    def walk(node: Node) -> Walk:
+        start = "" if after is None else after.moment + (LATER if in_turn and node.id < after.node else "")
+        return Walk(node, federation.answers, query, cutter, ceiling, start, horizon, in_turn)
+
+    return list(map(walk, nodes))
 
 
 def _share(results: int, nodes: int) -> int:
@@ -129,15 +145,19 @@ class _Search:
     is_merged: bool = True
     found: list[Found] = field(default_factory=list)
     gaps: list[Issue] = field(default_factory=list)
+    turns: Turns = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.turns = Turns(self.query, self.reach, self.walks)
 
     @property
-    def frontier(self) -> str:
-        return min((walk.frontier for walk in self.walks), default=END)
+    def frontier(self) -> Place:
+        return min((walk.place for walk in self.walks), default=_ALL)
 
     @property
-    def stopped_at(self) -> str:
+    def stopped_at(self) -> Place:
         """Where the first node failed in the middle: a page that has something ends before, so that the next one asks again."""
-        return min((walk.stopped_at for walk in self.walks), default=END)
+        return min((walk.stopped_at for walk in self.walks), default=_ALL)
 
     @property
     def was_stopped(self) -> bool:
@@ -152,7 +172,7 @@ class _Search:
         """Opens parts until the page is full and certain, or there is no more; what the deadline `ends` (on the loop's
         clock) cuts off is its node's failure. Raises NoNodeAnswered, or the only node's error, when none gave anything."""
         while waiting := await self._still_waiting(ends):
-            waiting = self._short_of_horizon(waiting)
+            waiting = self.turns.of(self._short_of_horizon(waiting), self._missing())
             by_node = {walk.node.id: walk for walk in waiting}
             left = max(0.0, ends - asyncio.get_running_loop().time())
             outcomes = await outcomes_of([walk.node for walk in waiting], partial(_advance, by_node), deadline=left)
@@ -162,22 +182,29 @@ class _Search:
                 require_an_answer(outcomes)
             self.is_merged = False
             if self._is_worth_merging():
-                await self._merge(ends)
+                await self.merge(ends)
 
     def _short_of_horizon(self, waiting: list[Walk]) -> list[Walk]:
         """Those of the walks that have not come as far as the page is expected to reach, if there are any."""
         if self.horizon is None:
             return waiting
-        frontier = self.frontier
-        self.horizon.move(len(_certain(self.found, self.reach, frontier)), frontier, self._end_of_page())
+        end = self._end_of_page()
+        self.horizon.move(len(self._certain()), self.frontier[0], end and end[0])
         return [walk for walk in waiting if not self.horizon.is_behind(walk.frontier)] or waiting
+
+    def _certain(self) -> list[Found]:
+        return _certain(self.found, self.reach, self.frontier)
+
+    def _missing(self) -> int:
+        """How many results the page and the one behind it still lack."""
+        return max(1, self.reach.skip + (self.reach.size or 0) + 1 - len(self._certain()))
 
     async def _still_waiting(self, ends: float) -> list[Walk]:
         """As `_waiting`, of all that was opened: nothing ends with rows that were not looked at."""
         waiting = self._waiting()
         if waiting or self.is_merged:
             return waiting
-        await self._merge(ends)
+        await self.merge(ends)
         return self._waiting()
 
     def _is_worth_merging(self) -> bool:
@@ -187,7 +214,7 @@ class _Search:
         goes_on = self.reach.accepts and self._end_of_page() is None and not all(walk.is_done for walk in self.walks)
         return not (goes_on and _CROWDED < rows < _CLEARLY_MORE * self.merged_rows)
 
-    async def _merge(self, ends: float) -> None:
+    async def merge(self, ends: float) -> None:
         """Conditions are put to what all holders of a study say together, so they are asked first where they differ."""
         rows = self.rows()
         self.is_merged, self.merged_rows = True, len(rows)
@@ -203,7 +230,7 @@ class _Search:
         margin = 1
         while True:
             near = self._near(rows, margin)
-            self.found = ordered(await apart(len(near), self.federation.merged, near), self.reach.sort)
+            self.found = ordered(self.turns.left(await apart(len(near), self.federation.merged, near)), self.reach.sort)
             await self._learn(ends)
             if not self.is_cut or self._end_of_page() is not None:
                 return
@@ -213,8 +240,8 @@ class _Search:
         if self.watch is not None:
             frontier, sort = self.frontier, self.reach.sort
             end = len(self.found)
-            if frontier != END:
-                end = bisect_left(self.found, frontier, key=lambda one: sort_key(one, sort)[0])
+            if frontier != _ALL:
+                end = bisect_left(self.found, frontier, key=lambda one: place_of(one, sort))
             await self.watch.learn(self.found, self.found[:end], ends)
 
     def _near(self, rows: list[Row], margin: int) -> list[Row]:
@@ -224,15 +251,19 @@ class _Search:
         """
         size, after, sort = self.reach.size, self.reach.after, self.reach.sort
         self.is_cut = False
-        counts = self.frontier == END and after is None
+        counts = self.frontier == _ALL and after is None
         if not self.in_parts or size is None or counts or len(rows) < _CROWDED:
             return rows
-        placed = [((moment_of(row.attributes, sort), row.study), row) for row in rows]
-        if after:
-            placed = [one for one in placed if one[0] >= (after.moment, after.study)]
-        nearest = heapq.nsmallest(margin * (self.reach.skip + size + 2), {place for place, _ in placed})
-        self.is_cut = len(nearest) > 0 and nearest[-1] < max(place for place, _ in placed)
-        return [row for place, row in placed if place <= nearest[-1]] if nearest else []
+        first = (after.moment, after.node, after.study) if after else ("", "", "")
+        placed: dict[str, tuple[str, ...]] = {}
+        for row in rows:
+            place = (moment_of(row.attributes, sort), row.node, row.study)
+            if first <= place < placed.get(row.study, _BEHIND_ALL):
+                placed[row.study] = place
+        nearest = heapq.nsmallest(margin * (self.reach.skip + size + 2), placed.values())
+        self.is_cut = len(nearest) < len(placed)
+        wanted = {place[2] for place in nearest}
+        return [row for row in rows if row.study in wanted]
 
     @property
     def end_of_day(self) -> str:
@@ -246,7 +277,7 @@ class _Search:
     @property
     def ended_with_day(self) -> bool:
         """Whether nothing of the page's day is left, and nothing of it may come yet from a node that failed."""
-        is_over = "" < self.end_of_day == self.frontier and not self.is_cut
+        is_over = "" < self.end_of_day == self.frontier[0] and not self.is_cut
         return is_over and not any(walk.failure for walk in self.walks)
 
     @property
@@ -258,17 +289,31 @@ class _Search:
         end = self._end_of_page()
         if self.end_of_day:
             behind = [walk for walk in self.walks if walk.frontier < self.end_of_day]
-            if behind or _certain(self.found, self.reach, self.frontier):
+            if behind or self._certain():
                 return behind
-        return [walk for walk in self.walks if not walk.is_done and (end is None or walk.frontier <= end)]
+        return [walk for walk in self.walks if not walk.is_done and (end is None or walk.place <= end)]
 
-    def _end_of_page(self) -> str | None:
-        """The moment of the first result behind the page, so far as is known; None while the page is not full."""
+    def _end_of_page(self) -> Place | None:
+        """The place of the first result behind the page, so far as is known; None while the page is not full."""
         size = self.reach.size
         if size is None or self.reach.sort is Sort.ID:
             return None
         results = _wanted(self.found, self.reach)
-        return sort_key(results[size], self.reach.sort)[0] if len(results) > size else None
+        return place_of(results[size], self.reach.sort) if len(results) > size else None
+
+    def page(self, issues: Sequence[Issue]) -> Page:
+        """The page, so far as its rows tell. Raises as `require_an_answer` where it is empty because nodes failed."""
+        page = _cut(self.found, self.reach, issues, min(self.frontier, self.stopped_at))
+        if not page.items:
+            page = _cut(self.found, self.reach, issues, self.frontier)
+        if not page.items:
+            self.require_an_answer()
+        if not all(walk.is_whole or walk.start == "" for walk in self.walks):
+            page = replace(page, total=None)
+        # Where something is missing, what a node did not tell may be passed over for having been told: not in turn any more.
+        if page.items and page.last and not issues and not all(walk.knows(page.last.moment) for walk in self.walks):
+            page = replace(page, last=replace(page.last, in_turn=True))
+        return page
 
     def rows(self) -> list[Row]:
         return [row for walk in self.walks for row in walk.rows.values()]
@@ -292,21 +337,21 @@ def _wanted(found: Sequence[Found], reach: Reach) -> list[Found]:
     return rest[reach.skip :]
 
 
-def _certain(found: Sequence[Found], reach: Reach, frontier: str) -> list[Found]:
+def _certain(found: Sequence[Found], reach: Reach, frontier: Place) -> list[Found]:
     """Those of the wanted results that lie before `frontier`."""
     results = _wanted(found, reach)
-    if frontier == END:
+    if frontier == _ALL:
         return results
-    return [one for one in results if sort_key(one, reach.sort)[0] < frontier]
+    return [one for one in results if place_of(one, reach.sort) < frontier]
 
 
-def _cut(found: Sequence[Found], reach: Reach, issues: Sequence[Issue], frontier: str) -> Page:
+def _cut(found: Sequence[Found], reach: Reach, issues: Sequence[Issue], frontier: Place) -> Page:
     """The page out of the ordered results, of which those before `frontier` are certain."""
     results = _certain(found, reach, frontier)
     items = results if reach.size is None else results[: reach.size]
     beyond = len(results) - len(items)
     total = None
-    if frontier == END and not issues:
+    if frontier == _ALL and not issues:
         total = len([one for one in found if reach.accepts is None or reach.accepts(one)])
     last = Position.behind(items[-1], reach.sort) if items else reach.after
-    return Page(tuple(items), tuple(issues), beyond > 0 or frontier != END, last, beyond, total)
+    return Page(tuple(items), tuple(issues), beyond > 0 or frontier != _ALL, last, beyond, total)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
-from gateway.federation.page import UNDATED, Sort, day_begins, day_ends, day_of, moment, moment_of
+from gateway.federation.page import UNDATED, Sort, day_begins, day_ends, day_of, moment, moment_of, timeless
 from gateway.model.dataset import text, texts
 from gateway.model.moments import da, parse_date
 from gateway.model.query import Match, Operator, Query
@@ -31,10 +31,11 @@ END = "\x7f"
 _SELECTIVE = frozenset({STUDY_UID, PATIENT_ID, OTHER_PATIENT_IDS, tag("AccessionNumber"), tag("StudyID")})
 _LADDER_YEARS = (1, 4, 10, 25, 60)
 _PARTS, _MOST_SAMPLES = 8, 2
-_LATER = "+"
+LATER = "+"
 """Behind a moment, before the next second."""
 _FIRST_DAY, _DAY = date(1800, 1, 1), timedelta(days=1)
 _CLOCKS = (6 * 3600, 3600, 600, 60)
+_ALL_DAY = ("000000", "235959")
 _LONGEST_PREFIX = 4
 _PREFIXES = sorted(set(string.printable) - set(string.whitespace) - set("*?\\"))
 # DICOM CID 29 and 33, which every sane archive keeps to; what a node shows beside them is added.
@@ -53,7 +54,8 @@ class Segment:
     """`low` and `high` are StudyDates, '' open, both included; neither and not `undated` is everything.
 
     `clock` is a range of StudyTime within one day. `growth` counts how often a ceiling on its rows was too low. A
-    `crowded` one holds so much that it is not asked for before it is needed.
+    `crowded` one holds so much that it is not asked for before it is needed. A day that is opened `in_turn`, node by node, holds
+    what has no time; what has, and comes before that, is the `timed` part of it.
     """
 
     low: str = ""
@@ -65,6 +67,8 @@ class Segment:
     prefix: str = ""
     growth: int = 0
     crowded: bool = False
+    timed: bool = False
+    in_turn: bool = False
 
     @property
     def is_day(self) -> bool:
@@ -88,6 +92,8 @@ class Segment:
         day = self.high if sort is Sort.NEWEST else self.low
         if not day:
             return ""
+        if self.in_turn:
+            return timeless(day, sort)
         return moment(day, self.clock[1 if sort is Sort.NEWEST else 0], sort) if self.clock else day_begins(day, sort)
 
     def ends_before(self, position: str, sort: Sort) -> bool:
@@ -114,8 +120,8 @@ class Segment:
         own: dict[str, Match] = {}
         if self.dated:
             own[STUDY_DATE] = _range(STUDY_DATE, self.low, self.high)
-        if self.clock:
-            own[STUDY_TIME] = _range(STUDY_TIME, *self.clock)
+        if self.clock or self.timed:
+            own[STUDY_TIME] = _range(STUDY_TIME, *(self.clock or _ALL_DAY))
         if self.modality:
             own[MODALITIES_IN_STUDY] = Match((MODALITIES_IN_STUDY,), Operator.EXACT, (self.modality,))
         if self.prefix:
@@ -125,7 +131,7 @@ class Segment:
 
     def end(self, sort: Sort) -> str:
         """Of a day, the moment from which on nothing of it lies, in the order of `sort`."""
-        return day_ends(self.low, sort) + _LATER
+        return day_ends(self.low, sort) + LATER
 
     @property
     def name(self) -> str:
@@ -134,7 +140,8 @@ class Segment:
             return "studies without a StudyDate"
         days = self.low if self.is_day else f"{self.low}-{self.high}"
         parts = [f"StudyDate {days}"] if self.dated else []
-        parts += [f"StudyTime {'-'.join(self.clock)}"] if self.clock else []
+        clock = self.clock or (_ALL_DAY if self.timed else None)
+        parts += [f"StudyTime {'-'.join(clock)}"] if clock else []
         parts += [f"Modality {self.modality}"] if self.modality else []
         parts += [f"PatientID {self.prefix}*"] if self.prefix else []
         return ", ".join(parts)
@@ -150,7 +157,7 @@ def from_moment(start: str, sort: Sort, query: Query) -> list[Segment]:
     """The parts that hold what lies from a moment on ('' for all): its day first, which may be all that a page needs."""
     if start == UNDATED:
         return [Segment(undated=True)]
-    if start.endswith(_LATER):
+    if start.endswith(LATER) and start == day_ends(day_of(start, sort), sort) + LATER:
         return _behind(day_of(start, sort), sort, query)
     day = day_of(start, sort)
     return [Segment(day, day, dated=True), Segment()] if day else [Segment()]
@@ -229,9 +236,10 @@ class Cutter:
         day, is_crowded = self._shown(rows)
         return self.split(segment, day, is_crowded, is_crowded) if day else []
 
-    def split(self, segment: Segment, day: str, is_crowded: bool, waits: bool) -> list[Segment]:
+    def split(self, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool = False) -> list[Segment]:
         """The part of a range up to a day, in the order of `sort`, and the rest, with a crowded day as a part of its own, which
-        may have to wait. [] where that is no cut, or where samples did not help."""
+        may have to wait; what of it has a time comes first where it is opened `in_turn`. [] where that is no cut, or where samples
+        did not help."""
         at = parse_date(day)
         low, high = (segment.low, segment.high) if segment.dated else _asked_days(self.query.match_on(STUDY_DATE))
         if at in (None, date.min, date.max) or segment.growth > _MOST_SAMPLES:
@@ -245,6 +253,9 @@ class Cutter:
         else:
             near, rest = older if is_crowded else (low, day), newer
         own = [replace(part, low=day, high=day, crowded=waits)] if is_crowded else []
+        if own and in_turn and not self.query.match_on(STUDY_TIME):
+            timed = [replace(own[0], crowded=False, timed=True)] if self.sort is Sort.NEWEST else []
+            own = [*timed, replace(own[0], in_turn=True)]
         behind = self._by_ladder(*rest) if segment.is_everything else _within(segment, *rest)
         parts = [*_within(part, *near), *own, *behind]
         return parts if len(parts) > 1 else []

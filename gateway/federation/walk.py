@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeError
 from gateway.federation.fanout import in_parallel
 from gateway.federation.horizon import Horizon, runs_backwards
 from gateway.federation.node import Node
-from gateway.federation.page import UNDATED, Sort, day_of, moment_of
+from gateway.federation.page import UNDATED, Place, Sort, day_of, moment_of, timeless
 from gateway.federation.search import NodeSearch
 from gateway.federation.segments import END, Cutter, Segment, can_be_cut, from_moment
 from gateway.model.answer import Issue
@@ -18,13 +18,22 @@ from gateway.model.dataset import text
 from gateway.model.patient import PatientKey
 from gateway.model.query import Query
 from gateway.model.study import Row
-from gateway.model.vocabulary import STUDY_DATE
+from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME
 
 _STEPS, _STRIDE, _MOST_STEPS, _DEEP_PARTS = 2, 3, 8, 32
 MOST_DEEP_QUESTIONS = 400
 """Parts below a day that one walk may ask a node for; what they do not cover is declared incomplete."""
-_GROWTH = 1.5
 _SUSPICIOUS_FROM = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What a node showed of a part that is too large: the parts that it falls into by that alone, the moments of the rows, and
+    whether they all say that they have no time."""
+
+    parts: list[Segment]
+    moments: list[str]
+    is_timeless: bool
 
 
 @dataclass(slots=True)
@@ -33,7 +42,8 @@ class Walk:
 
     `ceiling` is the rows that the first question may bring, None for all that the node gives. `start` is the moment from
     which on results are wanted; `horizon` is how far the page may reach, as all nodes' walks together show it. `rows` are
-    those known so far; of what lies before `frontier` none is missing, but for what `issues` says.
+    those known so far; of what lies before `frontier` none is missing, but for what `issues` says. `expected` is how many rows
+    there may be of the day that is opened in turn, 0 where nothing tells; `is_whole` says that all that the node has is known.
     """
 
     node: Node
@@ -43,12 +53,15 @@ class Walk:
     ceiling: int | None = None
     start: str = ""
     horizon: Horizon | None = None
+    resumes_in_turn: bool = False
     rows: dict[tuple[str, PatientKey], Row] = field(default_factory=dict)
     issues: list[Issue] = field(default_factory=list)
     failure: NodeError | None = None
     has_answered: bool = False
     _pending: list[Segment] = field(init=False)
-    _too_large: dict[Segment, tuple[list[Segment], list[str]]] = field(default_factory=dict)
+    expected: float = 0
+    is_whole: bool = False
+    _too_large: dict[Segment, _Sample] = field(default_factory=dict)
     _steps: int = _STEPS
     _deep_questions: int = 0
     _seen: str = ""
@@ -58,6 +71,9 @@ class Walk:
     def __post_init__(self) -> None:
         in_parts = self.ceiling is not None and can_be_cut(self.query)
         self._pending = from_moment(self.start, self.sort, self.query) if in_parts else [Segment()]
+        first = self._pending[0]
+        if self.resumes_in_turn and first.is_day and self.start.startswith(timeless(first.low, self.sort)):
+            self._pending[0] = replace(first, crowded=True, in_turn=True)
 
     @property
     def sort(self) -> Sort:
@@ -73,11 +89,29 @@ class Walk:
         return END if self.is_done else self._reached
 
     @property
-    def stopped_at(self) -> str:
+    def place(self) -> Place:
+        """The frontier among all nodes: of its moment, only what nodes before this one have is certain."""
+        return (END, "") if self.is_done else (self._reached, self.node.id)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the next part is a day that is opened node by node."""
+        return not self.is_done and self._pending[0].in_turn
+
+    @property
+    def is_at_a_crowded_day(self) -> bool:
+        return not self.is_done and self._pending[0].crowded
+
+    def knows(self, moment_: str) -> bool:
+        """Whether nothing of a moment is missing."""
+        return self.failure is not None or self.start <= moment_ < self.frontier
+
+    @property
+    def stopped_at(self) -> Place:
         """Where a walk that failed in the middle goes on another time; END where that is not so, or cannot be said."""
         if self.failure is None or not self.has_answered or not self._pending or not self._pending[0].start(self.sort):
-            return END
-        return self._reached
+            return END, ""
+        return self._reached, self.node.id
 
     @property
     def _reached(self) -> str:
@@ -106,13 +140,20 @@ class Walk:
         """Cuts what was too large, where the page is expected to end; elsewhere, where this node alone shows it."""
         narrowed: list[Segment] = []
         for part in self._pending:
-            smaller, shown = self._too_large.pop(part, ([], None))
+            sample = self._too_large.pop(part, None)
+            smaller = sample.parts if sample else []
             if self.horizon and self.horizon.day and part.is_range:
-                smaller = self.cutter.split(part, *self.horizon.seen_by(shown)) or smaller
+                smaller = self._split(part, self.horizon, sample) or smaller
             narrowed += [one for one in smaller if self._is_wanted(one)] or [part]
         self._pending = narrowed
         if self.has_answered:
             self._steps = self._stride(is_empty=self._is_empty, is_dense=self._is_dense)
+
+    def _split(self, part: Segment, horizon: Horizon, sample: _Sample | None) -> list[Segment]:
+        if sample is None or not (horizon.in_turn and sample.is_timeless):
+            return self.cutter.split(part, *horizon.seen_by(sample.moments if sample else None))
+        self.expected = horizon.here(sample.moments) * horizon.each
+        return self.cutter.split(part, horizon.day, is_crowded=True, waits=True, in_turn=True)
 
     def _come_past_the_first_day(self) -> None:
         """Once all of the day that the page begins on is known, nothing of it is asked for again."""
@@ -181,10 +222,11 @@ class Walk:
             if runs_backwards(shown):
                 return self.cutter.blindly(part, rows)
             self.horizon.saw(shown, part.growth)
-            self._too_large[part] = smaller, shown
+            self._too_large[part] = _Sample(smaller, shown, all(map(_says_no_time, rows)))
             return [part]
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
+        self.is_whole = self.is_whole or (part.is_everything and not too_large)
         if search.truncated and not smaller:
             self._declare(part)
         return smaller
@@ -193,7 +235,7 @@ class Walk:
         """A first look costs little; what has to be had whole is asked for whole."""
         if self.ceiling is None or part.is_day or part.is_deep or part.undated:
             return None
-        return int(self.ceiling * _GROWTH**part.growth)
+        return self.ceiling << part.growth
 
     def _cut(self, part: Segment, rows: Sequence[Row]) -> list[Segment]:
         if not can_be_cut(self.query) or self._deep_questions >= MOST_DEEP_QUESTIONS:
@@ -221,6 +263,10 @@ class Walk:
         where = f"not all is shown of {part.name}" if part.name else "narrow the search to see the rest"
         text = f"node {self.node.id}: stopped at its maximum number of results; {where}"
         self._note([Issue(self.node.id, "GW209", text)])
+
+
+def _says_no_time(row: Row) -> bool:
+    return STUDY_TIME in row.attributes and not text(row.attributes, STUDY_TIME)
 
 
 def _are_alike(one: Segment, other: Segment) -> bool:

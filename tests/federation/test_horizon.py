@@ -35,7 +35,7 @@ def test_while_nothing_was_shown_nothing_is_expected() -> None:
     assert not made.is_behind(END)
 
 
-@pytest.mark.parametrize(("sort", "day"), [(Sort.NEWEST, DAYS[-4]), (Sort.OLDEST, DAYS[3])])
+@pytest.mark.parametrize(("sort", "day"), [(Sort.NEWEST, DAYS[-8]), (Sort.OLDEST, DAYS[7])])
 def test_the_first_few_samples_are_expected_to_stand_for_a_page(sort: Sort, day: str) -> None:
     made = horizon(DAYS, sort=sort)
     made.move(0, "", None)
@@ -44,7 +44,7 @@ def test_the_first_few_samples_are_expected_to_stand_for_a_page(sort: Sort, day:
 
 @pytest.mark.parametrize(
     ("known", "further"),
-    [(400, 4), (40, 100), (4, 498)],
+    [(400, 8), (40, 100), (4, 498)],
     ids=["enough lies before it already", "as many as that, and as many again", "a sample stands for itself at least"],
 )
 def test_the_results_before_the_frontier_tell_how_many_lie_behind_it(known: int, further: int) -> None:
@@ -59,14 +59,14 @@ def test_a_page_ends_no_later_than_where_enough_was_found() -> None:
     made.move(0, "", moment(DAYS[-2], "100000", Sort.NEWEST))
     assert made.day == DAYS[-2]
     made.move(0, "", moment(DAYS[0], "100000", Sort.NEWEST))
-    assert made.day == DAYS[-4]
+    assert made.day == DAYS[-8]
     made.move(0, "", UNDATED)
-    assert made.day == DAYS[-4]
+    assert made.day == DAYS[-8]
 
 
 def test_of_samples_of_samples_the_last_count_alone() -> None:
     made = horizon(DAYS)
-    made.saw(moments(["20590101"] * 9), 1)
+    made.saw(moments(["20590101"] * 20), 1)
     made.saw(moments(DAYS), 0)
     made.move(0, "", None)
     assert made.day == "20590101"
@@ -91,6 +91,27 @@ def test_a_crowded_day_waits_where_most_of_what_was_seen_lies_on_it_for_that_may
     made = horizon(["20580101"] * 30 + DAYS[:10])
     made.move(0, "", None)
     assert made.waits
+
+
+@pytest.mark.parametrize(
+    ("may", "generation", "here", "in_turn"),
+    [(True, 0, 200, True), (False, 0, 200, False), (True, 0, 100, False), (True, 1, 200, False), (True, 1, 1100, True)],
+    ids=[
+        "very many",
+        "not where it may not",
+        "not so many",
+        "so many of a closer look are fewer",
+        "unless they are many",
+    ],
+)
+def test_a_day_of_very_many_is_opened_node_by_node_and_waits(
+    may: bool, generation: int, here: int, in_turn: bool
+) -> None:
+    made = Horizon(Sort.NEWEST, 51, may)
+    made.saw(moments(["20580101"] * here + DAYS[:40] * 30), generation)
+    made.move(0, "", None)
+    assert (made.day, made.is_crowded, made.in_turn) == ("20580101", True, in_turn)
+    assert made.waits or not in_turn
 
 
 def test_a_node_that_showed_next_to_nothing_of_a_crowded_day_need_not_part_it() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gateway.federation.page import Sort, moment
+from gateway.federation.page import Sort, moment, timeless
 from gateway.federation.segments import END, Cutter, Segment, can_be_cut, from_moment, is_broad
 from gateway.model.dataset import attribute
 from gateway.model.patient import PatientKey
@@ -104,6 +104,26 @@ def test_a_range_that_is_split_at_a_day_loses_no_day_and_doubles_none(
     starts = [part.start(sort) for part in parts]
     assert starts == sorted(starts)
     assert segment not in parts
+
+
+@given(days, st.booleans(), sorts)
+def test_a_day_that_is_opened_node_by_node_holds_what_has_no_time_behind_what_has(
+    at: str, names_a_time: bool, sort: Sort
+) -> None:
+    asked = Match((STUDY_TIME,), Operator.RANGE, ("080000", "170000"))
+    query = Query(Level.STUDY, (asked,) if names_a_time else ())
+    parts = Cutter(query, sort, TODAY).split(Segment(), at, is_crowded=True, waits=True, in_turn=True)
+    own = [part for part in parts if part.is_day and part.low == at]
+    starts = [part.start(sort) for part in parts]
+    assert starts == sorted(starts)
+    if names_a_time:
+        assert [(part.in_turn, part.timed, part.crowded) for part in own] == [(False, False, True)]
+        return
+    *timed, last = own
+    assert (last.in_turn, last.crowded, last.start(sort)) == (True, True, timeless(at, sort))
+    assert last.narrowed(query).match_on(STUDY_TIME) is None
+    assert [part.narrowed(query).match_on(STUDY_TIME).values for part in timed] == [("000000", "235959")] * len(timed)
+    assert len(timed) == (sort is Sort.NEWEST)
 
 
 @given(days, days, sorts)

@@ -51,7 +51,7 @@ class _State:
     `is_crowded` says that the page before lay within one day."""
 
     walk: int = 0
-    after: list[str] | None = None
+    after: list[Any] | None = None
     studies: int = 0
     pages: int = 0
     reached: str = ""

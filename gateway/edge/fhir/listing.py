@@ -99,7 +99,7 @@ def paged(asked: FhirRequest, listing: Listing, found: Iterable[Resource]) -> Pa
         rest = [one for one in everything if str(one["id"]) > behind]
     count = asked.context.settings.page_size if listing.count is None else listing.count
     items = rest[: 0 if listing.shown.summary == "count" else count]
-    onward = cursor.seal(Position("", str(items[-1]["id"]), ""), named) if items and len(rest) > len(items) else ""
+    onward = cursor.seal(Position("", "", str(items[-1]["id"]), ""), named) if items and len(rest) > len(items) else ""
     return Paged(items, len(everything), onward)
 
 
