@@ -15,7 +15,7 @@ from gateway.federation.federate import Federation
 from gateway.federation.holders import depends_on_holder, questions
 from gateway.federation.horizon import Horizon
 from gateway.federation.node import Node
-from gateway.federation.page import Page, Place, Position, Reach, Sort, day_of, moment_of, ordered, place_of
+from gateway.federation.page import Page, Place, Position, Reach, Sort, day_of, moment_of, ordered, place_of, timeless
 from gateway.federation.segments import END, LATER, Cutter, Segment, is_broad
 from gateway.federation.sighted import Watch
 from gateway.federation.turns import Turns, may_take_turns
@@ -29,7 +29,7 @@ from gateway.wire.threads import apart
 _SMALLEST_CEILING = 48
 _CROWDED = 2000
 _CLEARLY_MORE = 1.5
-_MARGIN = 2
+_PAGES = 4
 _ALL: Place = (END, "")
 _BEHIND_ALL = (END, END, END)
 
@@ -311,9 +311,19 @@ class _Search:
         if not all(walk.is_whole or walk.start == "" for walk in self.walks):
             page = replace(page, total=None)
         # Where something is missing, what a node did not tell may be passed over for having been told: not in turn any more.
-        if page.items and page.last and not issues and not all(walk.knows(page.last.moment) for walk in self.walks):
+        if page.items and page.last and not issues and self._is_told_in_turn(page.last.moment):
             page = replace(page, last=replace(page.last, in_turn=True))
         return page
+
+    def _is_told_in_turn(self, moment_: str) -> bool:
+        """Whether what is of a moment is best told node by node from here on: it is already, or is that of very many."""
+        if not all(walk.knows(moment_) for walk in self.walks):
+            return True
+        day, sort, enough = day_of(moment_, self.reach.sort), self.reach.sort, _PAGES * (self.reach.size or 0)
+        rows = self.rows()
+        if not day or moment_ != timeless(day, sort) or len(rows) < enough:
+            return False
+        return sum(moment_of(row.attributes, sort) == moment_ for row in rows) >= enough
 
     def rows(self) -> list[Row]:
         return [row for walk in self.walks for row in walk.rows.values()]

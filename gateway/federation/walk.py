@@ -58,9 +58,10 @@ class Walk:
     issues: list[Issue] = field(default_factory=list)
     failure: NodeError | None = None
     has_answered: bool = False
-    _pending: list[Segment] = field(init=False)
     expected: float = 0
     is_whole: bool = False
+    _began: str = field(init=False)
+    _pending: list[Segment] = field(init=False)
     _too_large: dict[Segment, _Sample] = field(default_factory=dict)
     _steps: int = _STEPS
     _deep_questions: int = 0
@@ -69,6 +70,7 @@ class Walk:
     _is_dense: bool = False
 
     def __post_init__(self) -> None:
+        self._began = self.start
         in_parts = self.ceiling is not None and can_be_cut(self.query)
         self._pending = from_moment(self.start, self.sort, self.query) if in_parts else [Segment()]
         first = self._pending[0]
@@ -104,7 +106,7 @@ class Walk:
 
     def knows(self, moment_: str) -> bool:
         """Whether nothing of a moment is missing."""
-        return self.failure is not None or self.start <= moment_ < self.frontier
+        return self.failure is not None or self.is_whole or self._began <= moment_ < self.frontier
 
     @property
     def stopped_at(self) -> Place:
