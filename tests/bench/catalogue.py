@@ -21,7 +21,7 @@ from tests.catalogue import CatalogueNodes, catalogue_nodes
 
 JSON, FHIR = "application/dicom+json", "application/fhir+json"
 DELAY, MAXIMUM, PROCESSES = 0.05, 1000, 2
-PAGES_SECONDS, WALK_SECONDS = 45, 420
+PAGES_SECONDS, WALK_SECONDS = 45, 900
 _DEADLINE = 60
 _YEARS = (1994, 1999, 2001, 2004, 2007, 2010, 2013, 2016, 2019)
 _MODALITIES = ("CT", "MR", "PT", "SM", "MG", "SEG")
