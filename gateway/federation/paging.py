@@ -56,7 +56,7 @@ class Paging:
         in_turn = in_parts and self.watch is None and may_take_turns(query, nodes, reach)
         if reach.after and not in_turn:
             reach = replace(reach, after=replace(reach.after, in_turn=False))
-        horizon = _horizon(reach, in_turn) if in_parts else None
+        horizon = _horizon(reach, in_turn, len(nodes)) if in_parts else None
         walks = _walks(self.federation, query, nodes, reach, horizon, in_parts)
         search = _Search(self.federation, query, reach, nodes, walks, in_parts, self.watch, horizon)
         await search.run(ends)
@@ -91,11 +91,11 @@ def _is_first(reach: Reach) -> bool:
     return reach.after is None or reach.after.ends_day
 
 
-def _horizon(reach: Reach, may_take_turns: bool) -> Horizon | None:
+def _horizon(reach: Reach, may_take_turns: bool, nodes: int) -> Horizon | None:
     """Of a page whose end samples can show; one result more than it has tells where it ends."""
     if reach.size is None or not _is_first(reach):
         return None
-    return Horizon(reach.sort, reach.skip + reach.size + 1, may_take_turns)
+    return Horizon(reach.sort, reach.skip + reach.size + 1, may_take_turns, nodes)
 
 
 def _walks(

@@ -73,9 +73,10 @@ class Walk:
         self._began = self.start
         in_parts = self.ceiling is not None and can_be_cut(self.query)
         self._pending = from_moment(self.start, self.sort, self.query) if in_parts else [Segment()]
-        first = self._pending[0]
-        if self.resumes_in_turn and first.is_day and self.start.startswith(timeless(first.low, self.sort)):
-            self._pending[0] = replace(first, crowded=True, in_turn=True)
+        if self.resumes_in_turn and self._pending and self._pending[0].is_day:
+            first = self._pending[0]
+            if self.start.startswith(timeless(first.low, self.sort)):
+                self._pending[0] = replace(first, crowded=True, in_turn=True)
 
     @property
     def sort(self) -> Sort:
@@ -234,10 +235,11 @@ class Walk:
         return smaller
 
     def _limit(self, part: Segment) -> int | None:
-        """A first look costs little; what has to be had whole is asked for whole."""
+        """A first look costs little, and so does another that will not show all; what has to be had whole is asked for whole."""
         if self.ceiling is None or part.is_day or part.is_deep or part.undated:
             return None
-        return self.ceiling << part.growth
+        most = self.ceiling << part.growth
+        return self.ceiling if self.horizon and self.horizon.expected > most else most
 
     def _cut(self, part: Segment, rows: Sequence[Row]) -> list[Segment]:
         if not can_be_cut(self.query) or self._deep_questions >= MOST_DEEP_QUESTIONS:

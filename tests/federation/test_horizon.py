@@ -114,6 +114,17 @@ def test_a_day_of_very_many_is_opened_node_by_node_and_waits(
     assert made.waits or not in_turn
 
 
+def test_what_each_node_has_up_to_there_is_expected_of_what_was_seen_of_all() -> None:
+    made = Horizon(Sort.NEWEST, 51, nodes=8)
+    made.saw(moments([*["20590101"] * 7, *["20580101"] * 37, *DAYS[:40] * 30]), 0)
+    made.move(0, "", moment("20590101", "000000", Sort.NEWEST))
+    assert (made.day, made.waits, made.expected) == ("20590101", False, 7 * made.each / 8)
+    made.move(0, "", None)
+    assert (made.day, made.waits, made.expected) == ("20580101", True, 7 * made.each / 8)
+    made.move(700, moment("20580101", "235959", Sort.NEWEST), None)
+    assert (made.day, made.waits, made.expected) == ("20580101", False, 37 * made.each / 8)
+
+
 def test_a_node_that_showed_next_to_nothing_of_a_crowded_day_need_not_part_it() -> None:
     made = horizon(["20580101"] * 30 + DAYS[:40])
     made.move(0, "", None)

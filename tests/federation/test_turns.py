@@ -132,16 +132,22 @@ def test_a_walk_by_a_key_that_holders_answer_differently_is_right_too(modality: 
     assert turns
 
 
-def test_offsets_walk_it_too(turns: list[int]) -> None:
+@pytest.mark.parametrize("days", ["", "20000101-", "-20000101", "20000101"])
+def test_offsets_walk_it_too(days: str, turns: list[int]) -> None:
     known, found = archives(7), list[str]()
+    asked = f"/dicom-web/studies?limit=31&{f'StudyDate={days}&' if days else ''}offset="
     with catalogue_nodes(known.rows) as nodes, gateway_of(nodes) as gateway:
         while True:
-            rows = gateway.get(f"/dicom-web/studies?limit=31&offset={len(found)}").json()
+            answer = gateway.get(f"{asked}{len(found)}")
+            rows = answer.json() if answer.content else []
             found += [row["0020000D"]["Value"][0] for row in rows]
             if len(rows) < 31:
                 break
-    assert found == known.in_order("-started")
-    assert turns
+    low, _, high = days.partition("-")
+    high = high or ("99999999" if days.endswith("-") or not days else low)
+    dates = {row["StudyInstanceUID"]: row["StudyDate"] for rows in known.rows for row in rows}
+    assert found == [study for study in known.in_order("-started") if low <= dates[study] <= high]
+    assert turns or "-" not in days
 
 
 def test_archives_that_are_copies_of_each_other_are_told_once() -> None:
