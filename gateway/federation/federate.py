@@ -11,6 +11,7 @@ from gateway.errors import Conflict, GatewayError, NodeError, NodeUnreachable, N
 from gateway.federation.bearers import issuers_in_doubt
 from gateway.federation.fanout import Outcome, ask_all, in_parallel
 from gateway.federation.holders import MOST_COMPLETED, Hits, by_uid, depends_on_holder, questions
+from gateway.federation.horizon import Reached
 from gateway.federation.merge import Domains, merge, with_counts
 from gateway.federation.node import Node
 from gateway.federation.nodes import NodeConfig
@@ -34,6 +35,7 @@ class Federation:
     domains: Domains
     deadline: float
     refuse_bare_patient_id: bool = True
+    reached: Reached = field(default_factory=Reached)
     priority: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:

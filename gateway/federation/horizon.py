@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import ceil
 
 from gateway.federation.page import UNDATED, Sort, day_begins, day_ends, day_of
+from gateway.model.query import Query
+from gateway.model.vocabulary import STUDY_DATE
 
 _LEAST, _MARGIN, _GUESSED, _FEW, _CLEARLY, _DENSER = 8, 2, 64, 3, 8, 8
+_REMEMBERED = 1000
 _CROWDED, _HUGE = 1000, 8000
 """Rows of all nodes: to look at so many takes about as long as to ask once more, or several times."""
 
@@ -91,6 +95,34 @@ class Horizon:
     def is_behind(self, frontier: str) -> bool:
         """Whether a node whose frontier that is has been opened as far as this."""
         return self.day != "" and frontier >= (self.begin if self.waits else self.end)
+
+
+Search = tuple[Hashable, ...]
+
+
+@dataclass(slots=True)
+class Reached:
+    """The day on which the first page of a search ended the last time: the next one looks there first, in one round trip."""
+
+    _days: OrderedDict[Search, str] = field(default_factory=OrderedDict)
+
+    def day(self, search: Search) -> str:
+        """'' where nothing is known."""
+        return self._days.get(search, "")
+
+    def note(self, search: Search, day: str) -> None:
+        self._days[search] = day
+        self._days.move_to_end(search)
+        if len(self._days) > _REMEMBERED:
+            self._days.popitem(last=False)
+
+
+def search_of(query: Query, nodes: Iterable[str], sort: Sort, results: int) -> Search:
+    """What is the same for searches whose first pages end on about the same day: of a range of days only where they begin."""
+    days = query.match_on(STUDY_DATE)
+    begins = days.values[-1 if sort is Sort.NEWEST else 0] if days else ""
+    keys = frozenset((match.path, match.operator, match.values) for match in query.matches if match is not days)
+    return keys, begins, frozenset(nodes), sort, results.bit_length()
 
 
 def runs_backwards(shown: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from functools import partial
 from gateway.federation.fanout import Outcome, outcomes_of, require_an_answer
 from gateway.federation.federate import Federation
 from gateway.federation.holders import depends_on_holder, questions
-from gateway.federation.horizon import Horizon
+from gateway.federation.horizon import Horizon, Search, search_of
 from gateway.federation.node import Node
 from gateway.federation.page import Page, Place, Position, Reach, Sort, day_of, moment_of, ordered, place_of, timeless
 from gateway.federation.segments import END, LATER, Cutter, Segment, is_broad
@@ -60,6 +60,7 @@ class Paging:
         walks = _walks(self.federation, query, nodes, reach, horizon, in_parts)
         search = _Search(self.federation, query, reach, nodes, walks, in_parts, self.watch, horizon)
         await search.run(ends)
+        search.note_where_it_ends()
         page = await self._completed(search, ends)
         while search.turns.leave_out(page.items):
             await search.merge(ends)
@@ -105,12 +106,22 @@ def _walks(
     cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), _share(results, len(nodes)) if _is_first(reach) else 0)
     ceiling = _ceiling(results, len(nodes)) if in_parts else None
     after, in_turn = reach.after, reach.after is not None and reach.after.in_turn
+    likely = federation.reached.day(_name(query, nodes, reach)) if horizon and _is_of_all(reach) else ""
 
     def walk(node: Node) -> Walk:
         start = "" if after is None else after.moment + (LATER if in_turn and node.id < after.node else "")
-        return Walk(node, federation.answers, query, cutter, ceiling, start, horizon, in_turn)
+        return Walk(node, federation.answers, query, cutter, ceiling, start, horizon, in_turn, likely)
 
     return list(map(walk, nodes))
+
+
+def _is_of_all(reach: Reach) -> bool:
+    """Whether it is the first page, and of all that answers the query."""
+    return reach.after is None and reach.accepts is None
+
+
+def _name(query: Query, nodes: Sequence[Node], reach: Reach) -> Search:
+    return search_of(query, (node.id for node in nodes), reach.sort, reach.skip + (reach.size or 0))
 
 
 def _share(results: int, nodes: int) -> int:
@@ -300,6 +311,15 @@ class _Search:
             return None
         results = _wanted(self.found, self.reach)
         return place_of(results[size], self.reach.sort) if len(results) > size else None
+
+    def note_where_it_ends(self) -> None:
+        """For the next first page of the same search, where that is likely to find it by one question to each node."""
+        if self.horizon is None or not _is_of_all(self.reach) or all(walk.is_whole for walk in self.walks):
+            return
+        end, has_much = self._end_of_page(), any(walk.has_much for walk in self.walks)
+        day = day_of(end[0], self.reach.sort) if end and not has_much else ""
+        if not any(walk.failure for walk in self.walks):
+            self.federation.reached.note(_name(self.query, self.nodes, self.reach), day)
 
     def page(self, issues: Sequence[Issue]) -> Page:
         """The page, so far as its rows tell. Raises as `require_an_answer` where it is empty because nodes failed."""

@@ -54,6 +54,7 @@ class Walk:
     start: str = ""
     horizon: Horizon | None = None
     resumes_in_turn: bool = False
+    looks_up_to: str = ""
     rows: dict[tuple[str, PatientKey], Row] = field(default_factory=dict)
     issues: list[Issue] = field(default_factory=list)
     failure: NodeError | None = None
@@ -73,6 +74,9 @@ class Walk:
         self._began = self.start
         in_parts = self.ceiling is not None and can_be_cut(self.query)
         self._pending = from_moment(self.start, self.sort, self.query) if in_parts else [Segment()]
+        likely = self.cutter.split(Segment(), self.looks_up_to, is_crowded=False, waits=False) if in_parts else []
+        if likely:
+            self._pending, self._steps = likely, 1
         if self.resumes_in_turn and self._pending and self._pending[0].is_day:
             first = self._pending[0]
             if self.start.startswith(timeless(first.low, self.sort)):
@@ -95,6 +99,11 @@ class Walk:
     def place(self) -> Place:
         """The frontier among all nodes: of its moment, only what nodes before this one have is certain."""
         return (END, "") if self.is_done else (self._reached, self.node.id)
+
+    @property
+    def has_much(self) -> bool:
+        """Whether it has more than another look of the first kind would show."""
+        return self.ceiling is not None and len(self.rows) > 2 * self.ceiling
 
     @property
     def takes_turns(self) -> bool:

@@ -152,9 +152,27 @@ def test_the_first_page_is_right_whatever_the_nodes_show_first() -> None:
     ]
     cases += [(f"started=lt{day}&_count=40", [uid for uid in newest if known[uid][:8] < day.replace("-", "")][:40])
               for day in ("2024-11-22", "2010-06-01", "1999-01-03")]  # fmt: skip
-    with catalogue_nodes(rows) as nodes, Gateway(nodes.tables(quirks=[])) as gateway:
-        found = {query: uids(gateway.get(f"/fhir/ImagingStudy?{query}").json()) for query, _ in cases}
-    assert found == dict(cases)
+    with catalogue_nodes(rows) as nodes, Gateway(nodes.tables(quirks=[]), cache=False) as gateway:
+        for _ in ("nothing is known", "where pages ended the last time is remembered"):
+            found = {query: uids(gateway.get(f"/fhir/ImagingStudy?{query}").json()) for query, _ in cases}
+            assert found == dict(cases)
+
+
+@pytest.mark.parametrize(("sort", "days"), [("-started", ""), ("-started", "StudyDate=-20031231&"), ("started", "")])
+def test_a_first_page_that_was_asked_for_before_costs_one_question_to_each_node(sort: str, days: str) -> None:
+    asked, shown = list[list[int]](), list[list[str]]()
+    path = f"/dicom-web/studies?{days}limit=20" if sort == "-started" else "/fhir/ImagingStudy?_sort=started&_count=20"
+    with catalogue_nodes(made_up(1600, nodes=4)) as nodes, Gateway(nodes.tables(quirks=[]), cache=False) as gateway:
+        for _ in range(3):
+            nodes.reset()
+            answer = gateway.get(path).json()
+            shown.append([row["0020000D"]["Value"][0] for row in answer] if sort == "-started" else uids(answer))
+            asked.append([count.requests for count in nodes.counts()])
+            gateway.get("/dicom-web/studies?StudyDate=19990101-19991231&limit=20")  # another search leaves it as it is
+    assert shown[0] == shown[1] == shown[2]
+    assert len(shown[0]) == 20
+    assert min(asked[0]) > 1
+    assert asked[1:] == [[1] * 4] * 2
 
 
 def test_another_replica_goes_on_where_the_first_one_stopped(gateway: Gateway, nodes: CatalogueNodes) -> None:
