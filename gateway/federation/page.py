@@ -54,13 +54,10 @@ def sort_key(found: Found, sort: Sort = Sort.NEWEST) -> Key:
 
 
 def place_of(found: Found, sort: Sort) -> Place:
-    """Its moment, and the first of the nodes that say this moment; '' for what is no study."""
-    at = moment_of(found.attributes, sort)
-    if found.level is not Level.STUDY:
-        return at, ""
-    if len(found.rows) == 1:
-        return at, found.origin
-    return at, min((row.node for row in found.rows if moment_of(row.attributes, sort) == at), default=found.origin)
+    """Of a study the first place that a holder gives it: its moment, and the node. Below studies the moment alone."""
+    if found.level is Level.STUDY and found.rows:
+        return min((moment_of(row.attributes, sort), row.node) for row in found.rows)
+    return moment_of(found.attributes, sort), ""
 
 
 def newest_first(rows: Iterable[Row]) -> list[Row]:

@@ -18,7 +18,7 @@ from gateway.federation.node import Node
 from gateway.federation.page import Page, Place, Position, Reach, Sort, day_of, moment_of, ordered, place_of, timeless
 from gateway.federation.segments import END, LATER, Cutter, Segment, is_broad
 from gateway.federation.sighted import Watch
-from gateway.federation.turns import Turns, may_take_turns
+from gateway.federation.turns import Turns, are_as_found, may_take_turns
 from gateway.federation.walk import Walk
 from gateway.model.answer import Found, Issue
 from gateway.model.query import Query
@@ -53,23 +53,18 @@ class Paging:
         ends = asyncio.get_running_loop().time() + self.federation.deadline
         # Only a broad search in the order of time is opened in parts: any other is fetched whole.
         in_parts = reach.size is not None and reach.sort is not Sort.ID and is_broad(query)
-        in_turn = in_parts and self.watch is None and may_take_turns(query, nodes, reach)
-        if reach.after and not in_turn:
-            reach = replace(reach, after=replace(reach.after, in_turn=False))
-        horizon = _horizon(reach, in_turn, len(nodes)) if in_parts else None
-        walks = _walks(self.federation, query, nodes, reach, horizon, in_parts)
-        search = _Search(self.federation, query, reach, nodes, walks, in_parts, self.watch, horizon)
-        await search.run(ends)
-        search.note_where_it_ends()
-        page = await self._completed(search, ends)
-        while search.turns.leave_out(page.items):
-            await search.merge(ends)
-            await search.run(ends)
-            page = await self._completed(search, ends)
+        by_node = in_parts and self.watch is None and may_take_turns(query, nodes, reach)
+        search = _search(self.federation, query, nodes, reach, self.watch, in_parts, by_node)
+        page = await self._told(search, ends)
+        if search.is_told_elsewhere:
+            search = _search(self.federation, query, nodes, reach, self.watch, in_parts, by_node=False)
+            page = await self._told(search, ends)
         return page
 
-    async def _completed(self, search: _Search, ends: float) -> Page:
+    async def _told(self, search: _Search, ends: float) -> Page:
         """The page with what its own results need beyond the rows found: other holders, counts, one patient per PatientID."""
+        await search.run(ends)
+        search.note_where_it_ends()
         issues, reach, nodes = search.issues(), search.reach, search.nodes
         self.federation.check_bare_patient_id(search.query, search.found, nodes, issues)
         page = search.page(issues)
@@ -78,12 +73,31 @@ class Paging:
         if holders:
             items, gaps = await self.federation.with_all_holders(items, search.rows(), holders, ends)
             issues += gaps
-        items = await self.federation.count_shared(items, issues, ends)
+            search.is_told_elsewhere = search.by_node and not are_as_found(page.items, items, reach.sort)
+        if not search.is_told_elsewhere:
+            items = await self.federation.count_shared(items, issues, ends)
         page = replace(page, items=tuple(items), issues=tuple(dict.fromkeys(issues)))
         if search.ended_with_day and not page.beyond:
             page = replace(page, last=Position(search.end_of_day, "", "", ""))
         goes_on = search.is_cut or (bool(page.items) and search.was_stopped)
         return replace(page, more=True, total=None) if goes_on else page
+
+
+def _search(
+    federation: Federation,
+    query: Query,
+    nodes: Sequence[Node],
+    reach: Reach,
+    watch: Watch | None,
+    in_parts: bool,
+    by_node: bool,
+) -> _Search:
+    """The search before its first question. `by_node` says that of one moment nodes may be told one after the other."""
+    if reach.after and not by_node:
+        reach = replace(reach, after=replace(reach.after, in_turn=False))
+    horizon = _horizon(reach, by_node, len(nodes)) if in_parts else None
+    walks = _walks(federation, query, nodes, reach, horizon, in_parts, by_node)
+    return _Search(federation, query, reach, nodes, walks, in_parts, by_node, watch, horizon)
 
 
 def _is_first(reach: Reach) -> bool:
@@ -100,7 +114,13 @@ def _horizon(reach: Reach, may_take_turns: bool, nodes: int) -> Horizon | None:
 
 
 def _walks(
-    federation: Federation, query: Query, nodes: Sequence[Node], reach: Reach, horizon: Horizon | None, in_parts: bool
+    federation: Federation,
+    query: Query,
+    nodes: Sequence[Node],
+    reach: Reach,
+    horizon: Horizon | None,
+    in_parts: bool,
+    by_node: bool,
 ) -> list[Walk]:
     results = reach.skip + (reach.size or 0)
     cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), _share(results, len(nodes)) if _is_first(reach) else 0)
@@ -110,7 +130,7 @@ def _walks(
 
     def walk(node: Node) -> Walk:
         start = "" if after is None else after.moment + (LATER if in_turn and node.id < after.node else "")
-        return Walk(node, federation.answers, query, cutter, ceiling, start, horizon, in_turn, likely)
+        return Walk(node, federation.answers, query, cutter, ceiling, start, horizon, by_node, in_turn, likely)
 
     return list(map(walk, nodes))
 
@@ -149,8 +169,10 @@ class _Search:
     nodes: Sequence[Node]
     walks: list[Walk]
     in_parts: bool
+    by_node: bool = False
     watch: Watch | None = None
     horizon: Horizon | None = None
+    is_told_elsewhere: bool = False
     is_cut: bool = False
     merged_rows: int = 0
     is_merged: bool = True
@@ -159,7 +181,7 @@ class _Search:
     turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:
-        self.turns = Turns(self.query, self.reach, self.walks)
+        self.turns = Turns(self.walks, self.reach.sort)
 
     @property
     def frontier(self) -> Place:
@@ -241,7 +263,7 @@ class _Search:
         margin = 1
         while True:
             near = self._near(rows, margin)
-            self.found = ordered(self.turns.left(await apart(len(near), self.federation.merged, near)), self.reach.sort)
+            self.found = ordered(await apart(len(near), self.federation.merged, near), self.reach.sort)
             await self._learn(ends)
             if not self.is_cut or self._end_of_page() is not None:
                 return
@@ -331,17 +353,18 @@ class _Search:
         if not all(walk.is_whole or walk.start == "" for walk in self.walks):
             page = replace(page, total=None)
         # Where something is missing, what a node did not tell may be passed over for having been told: not in turn any more.
-        if page.items and page.last and not issues and self._is_told_in_turn(page.last.moment):
+        if self.by_node and page.items and page.last and not issues and self._is_told_in_turn(page.last.moment):
             page = replace(page, last=replace(page.last, in_turn=True))
         return page
 
     def _is_told_in_turn(self, moment_: str) -> bool:
         """Whether what is of a moment is best told node by node from here on: it is already, or is that of very many."""
-        if not all(walk.knows(moment_) for walk in self.walks):
-            return True
-        day, sort, enough = day_of(moment_, self.reach.sort), self.reach.sort, _PAGES * (self.reach.size or 0)
+        sort, enough = self.reach.sort, _PAGES * (self.reach.size or 0)
+        day = day_of(moment_, sort)
+        if not day or not all(walk.knows(moment_) for walk in self.walks):
+            return bool(day)
         rows = self.rows()
-        if not day or moment_ != timeless(day, sort) or len(rows) < enough:
+        if moment_ != timeless(day, sort) or len(rows) < enough:
             return False
         return sum(moment_of(row.attributes, sort) == moment_ for row in rows) >= enough
 

@@ -53,6 +53,7 @@ class Walk:
     ceiling: int | None = None
     start: str = ""
     horizon: Horizon | None = None
+    is_by_node: bool = False
     resumes_in_turn: bool = False
     looks_up_to: str = ""
     rows: dict[tuple[str, PatientKey], Row] = field(default_factory=dict)
@@ -98,7 +99,7 @@ class Walk:
     @property
     def place(self) -> Place:
         """The frontier among all nodes: of its moment, only what nodes before this one have is certain."""
-        return (END, "") if self.is_done else (self._reached, self.node.id)
+        return (END, "") if self.is_done else self._reached_place
 
     @property
     def has_much(self) -> bool:
@@ -115,19 +116,27 @@ class Walk:
         return not self.is_done and self._pending[0].crowded
 
     def knows(self, moment_: str) -> bool:
-        """Whether nothing of a moment is missing."""
-        return self.failure is not None or self.is_whole or self._began <= moment_ < self.frontier
+        """Whether nothing of a moment is missing: of a day that is opened in turn only once all of it is known, since holders of a
+        study may differ in having a time."""
+        if self.failure is not None or self.is_whole:
+            return True
+        is_open = self.takes_turns and self._pending[0].low == day_of(moment_, self.sort)
+        return not is_open and self._began <= moment_ < self.frontier
 
     @property
     def stopped_at(self) -> Place:
         """Where a walk that failed in the middle goes on another time; END where that is not so, or cannot be said."""
         if self.failure is None or not self.has_answered or not self._pending or not self._pending[0].start(self.sort):
             return END, ""
-        return self._reached, self.node.id
+        return self._reached_place
 
     @property
     def _reached(self) -> str:
         return max(self._pending[0].start(self.sort), self.start)
+
+    @property
+    def _reached_place(self) -> Place:
+        return self._reached, self.node.id if self.is_by_node else ""
 
     async def advance(self) -> None:
         """Opens the next parts. Raises NodeError, once the others of them have given what they have."""
@@ -218,6 +227,9 @@ class Walk:
         try:
             rows = await search.rows(part.narrowed(self.query))
         except BudgetExceeded:
+            if part.timed:  # what has a time cannot be told by it: the day is opened as any other
+                self._pending = [replace(one, in_turn=False) for one in self._pending]
+                return []
             if not part.is_deep:
                 raise
             self._declare(part)  # the node does not know the key that cuts it: nothing else is lost with it
