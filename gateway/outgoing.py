@@ -94,8 +94,8 @@ def reach_of_watch(reach: Reach, watch: Watch) -> Reach:
     """Takes only what the watch takes."""
     accepts = reach.accepts
     if accepts is None:
-        return replace(reach, accepts=watch.takes)
-    return replace(reach, accepts=lambda found: watch.takes(found) and accepts(found))
+        return replace(reach, accepts=watch.takes, takes_most=False)
+    return replace(reach, accepts=lambda found: watch.takes(found) and accepts(found), takes_most=False)
 
 
 Choice = Callable[[Sequence[Found]], Found]

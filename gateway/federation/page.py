@@ -163,7 +163,8 @@ class Reach:
     them), behind `after`, less the first `skip`. `updated` takes the moments (ms since the epoch) at which a study may have
     been first seen, or seen to change.
 
-    With `ends_with_day` the page may have fewer, though more follow: none of days behind the one that it begins on.
+    `takes_most` says that `accepts` takes most of what answers the query. With `ends_with_day` the page may have fewer, though
+    more follow: none of days behind the one that it begins on.
     """
 
     sort: Sort = Sort.NEWEST
@@ -173,6 +174,7 @@ class Reach:
     accepts: Callable[[Found], bool] | None = None
     ends_with_day: bool = False
     updated: Callable[[int], bool] | None = None
+    takes_most: bool = False
 
 
 @dataclass(frozen=True, slots=True)

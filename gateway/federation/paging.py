@@ -136,8 +136,8 @@ def _walks(
 
 
 def _is_of_all(reach: Reach) -> bool:
-    """Whether it is the first page, and of all that answers the query."""
-    return reach.after is None and reach.accepts is None
+    """Whether it is the first page, and of nearly all that answers the query."""
+    return reach.after is None and (reach.accepts is None or reach.takes_most)
 
 
 def _name(query: Query, nodes: Sequence[Node], reach: Reach) -> Search:

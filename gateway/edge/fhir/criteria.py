@@ -22,12 +22,14 @@ class Criteria:
     """The keys of one search, all of which a study has to answer. `matches` are asked of the nodes, `conditions` here.
 
     What answers one of `excluded` is left out. `updated` are put to the moment (ms since the epoch) at which the gateway first
-    saw the study, or saw it change. `impossible` says that nothing can answer; `unknown` tells why.
+    saw the study, or saw it change. `impossible` says that nothing can answer; `unknown` tells why. `refining` counts the
+    conditions that only look closer at what the nodes were asked.
     """
 
     renderer: Renderer
     matches: list[Match] = field(default_factory=list)
     conditions: list[Condition] = field(default_factory=list)
+    refining: int = 0
     excluded: list[Criteria] = field(default_factory=list)
     impossible: bool = False
     unknown: list[str] = field(default_factory=list)
@@ -44,6 +46,16 @@ class Criteria:
     def accepts(self, found: Found) -> bool:
         """Whether a result answers every condition that the nodes were not, or could not be, asked."""
         return all(condition(found) for condition in self.conditions)
+
+    @property
+    def takes_most(self) -> bool:
+        """Whether most of what the nodes give meets the conditions."""
+        return len(self.conditions) == self.refining
+
+    def refine(self, condition: Condition) -> None:
+        """A condition on what the nodes are asked as well, if not so closely."""
+        self.conditions.append(condition)
+        self.refining += 1
 
     def accepts_update(self, moment: int) -> bool:
         """Whether a study that was first seen or last changed at that moment (ms since the epoch) is wanted."""

@@ -25,14 +25,16 @@ def add_dates(
     lows, highs = [low for low, _ in days], [high for _, high in days]
     low = min(low for low in lows if low) if all(lows) else None
     high = max(high for high in highs if high) if all(highs) else None
-    if low or high:
-        _ask_for(criteria, tag, low, high)
 
     def is_in_one(found: Found) -> bool:
         moment = moment_of(found)
         return moment is not None and any(compare(moment, period) for period in periods)
 
-    criteria.conditions.append(is_in_one)
+    if low or high:
+        _ask_for(criteria, tag, low, high)
+        criteria.refine(is_in_one)
+    else:
+        criteria.conditions.append(is_in_one)
 
 
 def _ask_for(criteria: Criteria, tag: str, low: date | None, high: date | None) -> None:

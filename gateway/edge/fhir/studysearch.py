@@ -80,7 +80,9 @@ def _reach(asked: FhirRequest, search: StudySearch) -> Reach:
     counts = size == 0 or search.total == "accurate"
     updated = search.accepts_update if search.updated else None
     accepts = search.accepts if search.conditions else None
-    return Reach(search.sort, None if counts else size, after, accepts=accepts, updated=updated)
+    return Reach(
+        search.sort, None if counts else size, after, accepts=accepts, updated=updated, takes_most=search.takes_most
+    )
 
 
 def cursor(asked: FhirRequest) -> Cursor:
