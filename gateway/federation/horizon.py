@@ -39,6 +39,7 @@ class Horizon:
     is_crowded: bool = False
     waits: bool = False
     in_turn: bool = False
+    is_due: bool = False
     each: float = _GUESSED
     _moments: list[str] = field(default_factory=list)
     _generation: int = 0
@@ -57,7 +58,7 @@ class Horizon:
         self.each = max(1.0, known / passed) if passed and known else _GUESSED / _DENSER**self._generation
         place = passed + max(_LEAST, ceil(_MARGIN * max(1, self.wanted - known) / self.each)) - 1
         self.day = day_of(min([*self._moments[place : place + 1], *([end] if end else [])], default=""), self.sort)
-        self.is_crowded = self.waits = self.in_turn = False
+        self.is_crowded = self.waits = self.in_turn = self.is_due = False
         self.expected = 0
         if not self.day:
             return
@@ -67,6 +68,7 @@ class Horizon:
         is_most = 2 * here > len(self._moments) - passed
         self.in_turn = self.may_take_turns and here * self.each > _HUGE
         self.waits = self.is_crowded and (self.in_turn or first > passed or is_most)
+        self.is_due = self.in_turn and first == passed
         self.expected = (first - passed + (0 if self.waits else here)) * self.each / self.nodes
 
     @property

@@ -55,9 +55,11 @@ def sort_key(found: Found, sort: Sort = Sort.NEWEST) -> Key:
 
 def place_of(found: Found, sort: Sort) -> Place:
     """Of a study the first place that a holder gives it: its moment, and the node. Below studies the moment alone."""
-    if found.level is Level.STUDY and found.rows:
-        return min((moment_of(row.attributes, sort), row.node) for row in found.rows)
-    return moment_of(found.attributes, sort), ""
+    if found.level is not Level.STUDY:
+        return moment_of(found.attributes, sort), ""
+    if len(found.rows) == 1:  # as nearly all have
+        return moment_of(found.attributes, sort), found.origin
+    return min((moment_of(row.attributes, sort), row.node) for row in found.rows)
 
 
 def newest_first(rows: Iterable[Row]) -> list[Row]:

@@ -126,11 +126,13 @@ def _walks(
     cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), _share(results, len(nodes)) if _is_first(reach) else 0)
     ceiling = _ceiling(results, len(nodes)) if in_parts else None
     after, in_turn = reach.after, reach.after is not None and reach.after.in_turn
+    first = min(node.id for node in nodes)
     likely = federation.reached.day(_name(query, nodes, reach)) if horizon and _is_of_all(reach) else ""
 
     def walk(node: Node) -> Walk:
         start = "" if after is None else after.moment + (LATER if in_turn and node.id < after.node else "")
-        return Walk(node, federation.answers, query, cutter, ceiling, start, horizon, by_node, in_turn, likely)
+        leads = by_node and node.id == first
+        return Walk(node, federation.answers, query, cutter, ceiling, start, horizon, by_node, leads, in_turn, likely)
 
     return list(map(walk, nodes))
 
@@ -205,7 +207,7 @@ class _Search:
         """Opens parts until the page is full and certain, or there is no more; what the deadline `ends` (on the loop's
         clock) cuts off is its node's failure. Raises NoNodeAnswered, or the only node's error, when none gave anything."""
         while waiting := await self._still_waiting(ends):
-            waiting = self.turns.of(self._short_of_horizon(waiting), self._missing())
+            waiting = self.turns.of(self._short_of_horizon(waiting), self._missing)
             by_node = {walk.node.id: walk for walk in waiting}
             left = max(0.0, ends - asyncio.get_running_loop().time())
             outcomes = await outcomes_of([walk.node for walk in waiting], partial(_advance, by_node), deadline=left)

@@ -3,7 +3,7 @@ page's own studies alone, by UID."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from gateway.federation.holders import MOST_COMPLETED
@@ -33,7 +33,7 @@ class Turns:
     sort: Sort
     _taken: int = 0
 
-    def of(self, waiting: list[Walk], missing: int) -> list[Walk]:
+    def of(self, waiting: list[Walk], missing: Callable[[], int]) -> list[Walk]:
         """Those of the walks that go on now. Of a day that is told node by node as many as may hold the `missing` results; before
         that, whatever of others comes before it."""
         in_turn = [walk for walk in waiting if walk.takes_turns]
@@ -43,7 +43,7 @@ class Turns:
         before = [walk for walk in waiting if not walk.takes_turns and walk.frontier <= at]
         if not all(walk.is_at_a_crowded_day for walk in before):
             return before
-        return [*before, *self._next([walk for walk in in_turn if walk.frontier == at], missing)]
+        return [*before, *self._next([walk for walk in in_turn if walk.frontier == at], missing())]
 
     def _next(self, in_turn: Iterable[Walk], missing: int) -> list[Walk]:
         """By what is expected of each; as many as so far where nothing tells."""

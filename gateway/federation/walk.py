@@ -23,7 +23,7 @@ from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME
 _STEPS, _STRIDE, _MOST_STEPS, _DEEP_PARTS = 2, 3, 8, 32
 MOST_DEEP_QUESTIONS = 400
 """Parts below a day that one walk may ask a node for; what they do not cover is declared incomplete."""
-_SUSPICIOUS_FROM = 200
+_SUSPICIOUS_FROM, _MARGIN = 200, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Walk:
     start: str = ""
     horizon: Horizon | None = None
     is_by_node: bool = False
+    leads: bool = False
     resumes_in_turn: bool = False
     looks_up_to: str = ""
     rows: dict[tuple[str, PatientKey], Row] = field(default_factory=dict)
@@ -201,9 +202,18 @@ class Walk:
         else:
             most = _DEEP_PARTS if first.is_deep else self._up_to_horizon() or self._steps
         alike = 1
-        while alike < min(most, len(self._pending)) and _are_alike(first, self._pending[alike]):
+        while alike < min(most, len(self._pending)) and self._goes_with(first, self._pending[alike]):
             alike += 1
         return self._pending[:alike]
+
+    def _goes_with(self, first: Segment, other: Segment) -> bool:
+        return _are_alike(first, other) or (other.in_turn and self._is_due())
+
+    def _is_due(self) -> bool:
+        """Whether the first of all nodes opens its day at once: nothing was seen before it, and it has enough for the page."""
+        if self.horizon is None or not (self.leads and self.horizon.is_due):
+            return False
+        return self.expected >= _MARGIN * self.horizon.wanted
 
     def _up_to_horizon(self) -> int:
         """How many parts there are up to it; 0 where nothing tells."""
