@@ -37,7 +37,7 @@ async def test_large_values_lie_compressed_and_small_ones_do_not(cache):
 async def test_an_entry_is_gone_after_its_time(cache):
     await cache.set("k", b"v", 0.6)
     assert await cache.get("k") == b"v"
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(0.8)
     assert await cache.get("k") is None
 
 
