@@ -13,7 +13,9 @@ from gateway.federation.page import UNDATED, Sort, day_begins, day_ends, day_of
 from gateway.model.query import Query
 from gateway.model.vocabulary import STUDY_DATE
 
-_LEAST, _MARGIN, _GUESSED, _FEW, _CLEARLY, _DENSER = 8, 2, 64, 3, 8, 8
+_LEAST, _GUESSED, _FEW, _CLEARLY, _DENSER = 8, 64, 3, 8, 8
+MARGIN = 2
+"""As many times what a page lacks as is expected of what is opened for it."""
 _REMEMBERED = 1000
 _CROWDED, _HUGE = 1000, 8000
 """Rows of all nodes: to look at so many takes about as long as to ask once more, or several times."""
@@ -56,7 +58,7 @@ class Horizon:
         first result behind the page, if so many were found: the page may end before, and not behind it."""
         passed = bisect_left(self._moments, frontier)
         self.each = max(1.0, known / passed) if passed and known else _GUESSED / _DENSER**self._generation
-        place = passed + max(_LEAST, ceil(_MARGIN * max(1, self.wanted - known) / self.each)) - 1
+        place = passed + max(_LEAST, ceil(MARGIN * max(1, self.wanted - known) / self.each)) - 1
         self.day = day_of(min([*self._moments[place : place + 1], *([end] if end else [])], default=""), self.sort)
         self.is_crowded = self.waits = self.in_turn = self.is_due = False
         self.expected = 0

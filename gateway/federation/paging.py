@@ -126,7 +126,7 @@ def _walks(
     cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), _share(results, len(nodes)) if _is_first(reach) else 0)
     ceiling = _ceiling(results, len(nodes)) if in_parts else None
     after, in_turn = reach.after, reach.after is not None and reach.after.in_turn
-    first = min(node.id for node in nodes)
+    first = min((node.id for node in nodes), default="")
     likely = federation.reached.day(_name(query, nodes, reach)) if horizon and _is_of_all(reach) else ""
 
     def walk(node: Node) -> Walk:
@@ -217,7 +217,7 @@ class _Search:
                 require_an_answer(outcomes)
             self.is_merged = False
             if self._is_worth_merging():
-                await self.merge(ends)
+                await self._merge(ends)
 
     def _short_of_horizon(self, waiting: list[Walk]) -> list[Walk]:
         """Those of the walks that have not come as far as the page is expected to reach, if there are any."""
@@ -239,7 +239,7 @@ class _Search:
         waiting = self._waiting()
         if waiting or self.is_merged:
             return waiting
-        await self.merge(ends)
+        await self._merge(ends)
         return self._waiting()
 
     def _is_worth_merging(self) -> bool:
@@ -249,7 +249,7 @@ class _Search:
         goes_on = self.reach.accepts and self._end_of_page() is None and not all(walk.is_done for walk in self.walks)
         return not (goes_on and _CROWDED < rows < _CLEARLY_MORE * self.merged_rows)
 
-    async def merge(self, ends: float) -> None:
+    async def _merge(self, ends: float) -> None:
         """Conditions are put to what all holders of a study say together, so they are asked first where they differ."""
         rows = self.rows()
         self.is_merged, self.merged_rows = True, len(rows)
@@ -363,8 +363,10 @@ class _Search:
         """Whether what is of a moment is best told node by node from here on: it is already, or is that of very many."""
         sort, enough = self.reach.sort, _PAGES * (self.reach.size or 0)
         day = day_of(moment_, sort)
-        if not day or not all(walk.knows(moment_) for walk in self.walks):
-            return bool(day)
+        if not day:
+            return False
+        if not all(walk.knows(moment_) for walk in self.walks):
+            return True
         rows = self.rows()
         if moment_ != timeless(day, sort) or len(rows) < enough:
             return False

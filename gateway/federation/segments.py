@@ -157,9 +157,9 @@ def from_moment(start: str, sort: Sort, query: Query) -> list[Segment]:
     """The parts that hold what lies from a moment on ('' for all): its day first, which may be all that a page needs."""
     if start == UNDATED:
         return [Segment(undated=True)]
-    if start.endswith(LATER) and start == day_ends(day_of(start, sort), sort) + LATER:
-        return _behind(day_of(start, sort), sort, query)
     day = day_of(start, sort)
+    if day and start == day_ends(day, sort) + LATER:
+        return _behind(day, sort, query)
     return [Segment(day, day, dated=True), Segment()] if day else [Segment()]
 
 

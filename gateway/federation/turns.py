@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from gateway.federation.holders import MOST_COMPLETED
+from gateway.federation.horizon import MARGIN
 from gateway.federation.node import Node
 from gateway.federation.page import Reach, Sort, place_of
 from gateway.federation.walk import Walk
 from gateway.model.answer import Found
 from gateway.model.query import Query
 from gateway.model.vocabulary import STUDY_DATE
-
-_MARGIN = 2
 
 
 def may_take_turns(query: Query, nodes: Sequence[Node], reach: Reach) -> bool:
@@ -50,7 +49,7 @@ class Turns:
         chosen: list[Walk] = []
         expected = 0.0
         for walk in sorted(in_turn, key=lambda walk: walk.node.id):
-            if chosen and (expected >= _MARGIN * missing or (not expected and len(chosen) >= self._taken)):
+            if chosen and (expected >= MARGIN * missing or (not expected and len(chosen) >= self._taken)):
                 break
             chosen.append(walk)
             expected += walk.expected

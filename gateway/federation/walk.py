@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeError
 from gateway.federation.fanout import in_parallel
-from gateway.federation.horizon import Horizon, runs_backwards
+from gateway.federation.horizon import MARGIN, Horizon, runs_backwards
 from gateway.federation.node import Node
 from gateway.federation.page import UNDATED, Place, Sort, day_of, moment_of, timeless
 from gateway.federation.search import NodeSearch
@@ -23,7 +23,7 @@ from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME
 _STEPS, _STRIDE, _MOST_STEPS, _DEEP_PARTS = 2, 3, 8, 32
 MOST_DEEP_QUESTIONS = 400
 """Parts below a day that one walk may ask a node for; what they do not cover is declared incomplete."""
-_SUSPICIOUS_FROM, _MARGIN = 200, 2
+_SUSPICIOUS_FROM = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ class Walk:
         """Whether the first of all nodes opens its day at once: nothing was seen before it, and it has enough for the page."""
         if self.horizon is None or not (self.leads and self.horizon.is_due):
             return False
-        return self.expected >= _MARGIN * self.horizon.wanted
+        return self.expected >= MARGIN * self.horizon.wanted
 
     def _up_to_horizon(self) -> int:
         """How many parts there are up to it; 0 where nothing tells."""
