@@ -278,4 +278,4 @@ def _tune_garbage_collector() -> None:
     """Large JSON answers under the default thresholds spend most of their time collecting nothing."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(500_000, 20, 20)

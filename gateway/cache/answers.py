@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,9 @@ from gateway.cache.client import Cache
 from gateway.cache.envelope import Entry, Mentions
 from gateway.cache.flight import Flights
 from gateway.cache.local import Local
+from gateway.cache.lull import MOST, Lull
 from gateway.cache.purges import Purge, PurgeLog
 from gateway.errors import GatewayError, NodeError
-
-_AFTER = 0.05
-"""Seconds that an answer lies in this process before Redis is told of it, or room is made for it."""
 
 Load = Callable[[], Awaitable["Loaded"]]
 Decode = Callable[[Any], Any]
@@ -113,7 +112,7 @@ class Answers:
     def __init__(self, cache: Cache, stale: Stale | None = None, local_bytes: int = 32 * 1024**2) -> None:
         self._cache, self._stale = cache, stale or Stale()
         self._loads: Flights[_Landed] = Flights()
-        self._local, self._log = Local(local_bytes), PurgeLog()
+        self._local, self._log, self._lull = Local(local_bytes), PurgeLog(), Lull()
         cache.on_purge(self._purged)
 
     async def rows(self, key: str, ttl: float, load: Load, *, detached: bool = False) -> Any:
@@ -259,6 +258,7 @@ class Answers:
 
     async def _keep(self, key: str, landed: _Landed, is_wanted: Callable[[], bool]) -> None:
         entry = landed.entry
+        self._lull.ends()
 
         def may_keep() -> bool:
             return is_wanted() and not self._is_touched(key, entry, landed.since)
@@ -269,12 +269,8 @@ class Answers:
             elif landed.is_new and may_keep():
                 measures.loads.labels("kept").inc()
                 self._put(key, entry, landed.since)
-                # And what they make of it, with what else they wait for; without Redis it is not to be given any longer.
-                await asyncio.sleep(_AFTER if self._cache.state == "up" else 0)
-                if may_keep():
-                    sealed = envelope.sealed(entry)
-                    self._local.weigh(key, entry)
-                    self._local.trim()
+                sealed = await self._sealed(key, entry, may_keep)
+                if sealed is not None:
                     await self._cache.set(key, sealed, entry.kept_for, entry.tags)
                 # Forgotten while it was being written: the delete may have overtaken the write on another connection.
                 if not may_keep():
@@ -283,6 +279,17 @@ class Answers:
         finally:
             if landed.lock is not None:
                 await landed.lock.release()
+
+    async def _sealed(self, key: str, entry: Entry, may_keep: Callable[[], bool]) -> bytes | None:
+        """As it lies in Redis, made when nobody waits for what is made of the answer; None where it may not be kept by then."""
+        # Without Redis it is not to be given any longer.
+        async with self._lull.turn() if self._cache.state == "up" else nullcontext():
+            if not may_keep():
+                return None
+            sealed = envelope.sealed(entry)
+            self._local.weigh(key, entry)
+            self._local.trim()
+            return sealed
 
     def _is_touched(self, key: str, entry: Entry, since: int, until: int | None = None) -> bool:
         """Whether a purge since that position (before `until`) drops the entry."""
@@ -295,7 +302,7 @@ class Answers:
     def _put_away(self, key: str, entry: Entry, since: int) -> None:
         """As `_put`, with room made for it when those who wait have theirs."""
         self._put(key, entry, since)
-        asyncio.get_running_loop().call_later(_AFTER, self._local.trim)
+        asyncio.get_running_loop().call_later(MOST, self._local.trim)
 
     def _purged(self, purge: Purge) -> None:
         """Heard of every purge, of this replica or another: nothing that it drops is given again, or kept after a load that

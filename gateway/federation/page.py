@@ -74,8 +74,19 @@ def moment_of(attributes: Dataset, sort: Sort) -> str:
 
 @lru_cache(10_000)
 def _moment_of(date_: str, time_: str, sort: Sort) -> str:
-    day, clock = parse_date(date_), parse_time(time_)
-    return moment(da(day), f"{clock or time.min:%H%M%S}", sort) if day else UNDATED
+    day = _day(date_)
+    return moment(day, _clock(time_), sort) if day else UNDATED
+
+
+@lru_cache(20_000)
+def _day(date_: str) -> str:
+    day = parse_date(date_)
+    return da(day) if day else ""
+
+
+@lru_cache(20_000)
+def _clock(time_: str) -> str:
+    return f"{parse_time(time_) or time.min:%H%M%S}"
 
 
 def moment(day: str, clock: str, sort: Sort) -> str:

@@ -26,7 +26,7 @@ from gateway.model.study import Row
 from gateway.model.vocabulary import Level
 from gateway.wire.threads import apart
 
-_SMALLEST_CEILING = 48
+_SMALLEST_CEILING = 50
 _CROWDED = 2000
 _CLEARLY_MORE = 1.5
 _PAGES = 4

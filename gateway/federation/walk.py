@@ -28,12 +28,15 @@ _SUSPICIOUS_FROM = 200
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """What a node showed of a part that is too large: the parts that it falls into by that alone, the moments of the rows, and
-    whether they all say that they have no time."""
+    """What a node showed of a part that is too large, and the moments of these rows."""
 
-    parts: list[Segment]
+    rows: Sequence[Row]
     moments: list[str]
-    is_timeless: bool
+
+    @property
+    def is_timeless(self) -> bool:
+        """Whether they all say that they have no time."""
+        return all(STUDY_TIME in row.attributes and not text(row.attributes, STUDY_TIME) for row in self.rows)
 
 
 @dataclass(slots=True)
@@ -163,9 +166,11 @@ class Walk:
         narrowed: list[Segment] = []
         for part in self._pending:
             sample = self._too_large.pop(part, None)
-            smaller = sample.parts if sample else []
+            smaller: list[Segment] = []
             if self.horizon and self.horizon.day and part.is_range:
-                smaller = self._split(part, self.horizon, sample) or smaller
+                smaller = self._split(part, self.horizon, sample)
+            if sample and not smaller:  # by what it showed alone
+                smaller = self.cutter.cut(part, sample.rows)
             narrowed += [one for one in smaller if self._is_wanted(one)] or [part]
         self._pending = narrowed
         if self.has_answered:
@@ -248,22 +253,29 @@ class Walk:
             self._deep_questions += part.is_deep
         self._note(search.issues)
         too_large = search.truncated or self._is_suspicious(search.fetched)
-        smaller = self._cut(part, rows) if too_large else []
-        if part.is_everything and smaller:
-            self._seen = self._first_day(rows)
-        if smaller and self.horizon and part.is_range:
-            shown = [moment_of(row.attributes, self.sort) for row in rows]
-            if runs_backwards(shown):
-                return self.cutter.blindly(part, rows)
-            self.horizon.saw(shown, part.growth)
-            self._too_large[part] = _Sample(smaller, shown, all(map(_says_no_time, rows)))
-            return [part]
+        may_be_cut = too_large and can_be_cut(self.query) and self._deep_questions < MOST_DEEP_QUESTIONS
+        if may_be_cut and part.is_range:
+            return self._sampled(part, rows)
+        smaller = self.cutter.cut(part, rows) if may_be_cut else []
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
         self.is_whole = self.is_whole or (part.is_everything and not too_large)
         if search.truncated and not smaller:
             self._declare(part)
         return smaller
+
+    def _sampled(self, part: Segment, rows: Sequence[Row]) -> list[Segment]:
+        """What stands for days of which the node has more than it gave: themselves, until all nodes have shown where to cut."""
+        shown = [moment_of(row.attributes, self.sort) for row in rows]
+        if part.is_everything:
+            self._seen = self._first_day(rows, shown)
+        if self.horizon is None:
+            return self.cutter.cut(part, rows)
+        if runs_backwards(shown):
+            return self.cutter.blindly(part, rows)
+        self.horizon.saw(shown, part.growth)
+        self._too_large[part] = _Sample(rows, shown)
+        return [part]
 
     def _limit(self, part: Segment) -> int | None:
         """A first look costs little, and so does another that will not show all; what has to be had whole is asked for whole."""
@@ -272,15 +284,13 @@ class Walk:
         most = self.ceiling << part.growth
         return self.ceiling if self.horizon and self.horizon.expected > most else most
 
-    def _cut(self, part: Segment, rows: Sequence[Row]) -> list[Segment]:
-        if not can_be_cut(self.query) or self._deep_questions >= MOST_DEEP_QUESTIONS:
-            return []
-        return self.cutter.cut(part, rows)
-
-    def _first_day(self, rows: Sequence[Row]) -> str:
+    def _first_day(self, rows: Sequence[Row], shown: Sequence[str]) -> str:
         """The date that comes first in the order of `sort`, and not before the start of the page; '' when none shows one."""
-        dated = ((moment_of(row.attributes, self.sort), text(row.attributes, STUDY_DATE)) for row in rows)
-        return min(((at, day) for at, day in dated if self.start <= at < UNDATED), default=("", ""))[1]
+        dated = zip(shown, rows, strict=True)
+        return min(
+            ((at, text(row.attributes, STUDY_DATE)) for at, row in dated if self.start <= at < UNDATED),
+            default=("", ""),
+        )[1]
 
     def _is_suspicious(self, count: int) -> bool:
         """Whether a DIMSE node that says nothing may have stopped at a round maximum of its own (C-FIND has no word for it)."""
@@ -298,10 +308,6 @@ class Walk:
         where = f"not all is shown of {part.name}" if part.name else "narrow the search to see the rest"
         text = f"node {self.node.id}: stopped at its maximum number of results; {where}"
         self._note([Issue(self.node.id, "GW209", text)])
-
-
-def _says_no_time(row: Row) -> bool:
-    return STUDY_TIME in row.attributes and not text(row.attributes, STUDY_TIME)
 
 
 def _are_alike(one: Segment, other: Segment) -> bool:

@@ -521,6 +521,17 @@ async def test_a_node_that_once_gave_more_has_not_stopped_at_fifty(many):
     assert asked == [2, 1, 1, 2]
 
 
+async def test_a_look_at_some_of_many_shows_too_that_fifty_are_no_maximum(many):
+    many.options = DicomwebOptions()
+    fifty = NativeMatch("StudyInstanceUID", Operator.LIST, tuple(f"1.2.7.{number}" for number in range(50)))
+    async with adapter_on(many.url, quirks=NONE) as adapter:
+        rows, report = await found(adapter, limit=60)
+        assert (len(rows), report.truncated) == (60, True)
+        many.operations.clear()
+        rows, report = await found(adapter, Level.STUDY, fifty)
+    assert (len(rows), report.truncated, many.operations.total()) == (50, False, 1)
+
+
 @pytest.mark.parametrize("silent", [False, True])
 async def test_a_node_that_stops_and_ignores_the_offset_is_reported_as_truncated(many, silent):
     many.options = DicomwebOptions(max_results=50, silent_maximum=silent, ignores_offset=True)

@@ -78,7 +78,8 @@ async def test_a_second_question_needs_neither_the_node_nor_redis(cache):
 
 
 async def test_an_answer_that_was_asked_for_anew_stays_while_the_older_one_is_put_away(cache, monkeypatch):
-    monkeypatch.setattr("gateway.cache.answers._AFTER", 0.2)
+    monkeypatch.setattr("gateway.cache.lull.QUIET", 0.2)
+    monkeypatch.setattr("gateway.cache.lull.MOST", 0.2)
     answers = Answers(cache)
     await eventually(lambda: cache.is_coherent)
     assert await answers.rows(K, 30, Source(Loaded(["old"]))) == ["old"]
