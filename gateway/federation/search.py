@@ -34,7 +34,7 @@ from gateway.model.vocabulary import (
 
 _SHARE_OF_PATIENCE = 0.8
 _FEW_STUDIES = 20
-_UIDS_A_QUESTION = 100  # a C-FIND UID list stays well below what PACS accept
+_UIDS_A_QUESTION = 110  # those of a page of 101, as viewers ask for: below what PACS accept, and the 8 KB of an address
 
 
 @dataclass(slots=True)

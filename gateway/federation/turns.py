@@ -58,8 +58,9 @@ class Turns:
 
     def unasked(self, items: Sequence[Found]) -> list[Node]:
         """The nodes that may hold a study of these, but were not asked for all of its moment."""
-        moments = {place_of(one, self.sort)[0] for one in items}
-        return [walk.node for walk in self.walks if not all(map(walk.knows, moments))]
+        partly = [walk for walk in self.walks if not walk.is_whole]
+        moments = {place_of(one, self.sort)[0] for one in items} if partly else ()
+        return [walk.node for walk in partly if not all(map(walk.knows, moments))]
 
 
 def are_as_found(found: Sequence[Found], completed: Sequence[Found], sort: Sort) -> bool:
