@@ -30,6 +30,7 @@ from gateway.telemetry import looking_up, stage
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, identify, open_part10
 from gateway.wire.written import Written, read, write
 
+_LATER = 0.05
 T = TypeVar("T")
 
 
@@ -104,6 +105,8 @@ class Pixels:
                 bearer.check(series, dataset)
                 found.append(dataset)
             stored = (await asyncio.to_thread(write, found)).stored
+            # To let go of so many takes as long as to read them: not before the answer is on its way.
+            asyncio.get_running_loop().call_later(_LATER, found.clear)
             return Loaded(stored, cacheable=bool(found), tags=frozenset(of_row(owner)))
 
         linked = sorted((patient.issuer, patient.id) for patient in owner.linked)

@@ -130,8 +130,8 @@ def with_addresses(dataset: Dataset, root: str, theirs: dict[str, str] | None = 
 
 
 def _addressed(dataset: Dataset, prefix: str, path: str, theirs: dict[str, str]) -> Dataset:
-    given = {tag: attribute for tag, attribute in dataset.items() if len(attribute) > 1}
-    for tag in [tag for tag, attribute in given.items() if attribute["vr"] == "SQ" or "BulkDataURI" in attribute]:
+    given = dict(dataset)
+    for tag in [tag for tag, attribute in dataset.items() if "Value" not in attribute or attribute["vr"] == "SQ"]:
         attribute = given[tag]
         if "BulkDataURI" in attribute:
             here = f"{path}{tag}"
@@ -142,6 +142,6 @@ def _addressed(dataset: Dataset, prefix: str, path: str, theirs: dict[str, str])
             for number, item in enumerate(attribute.get("Value", []), 1)
         ]:
             given[tag] = {"vr": "SQ", "Value": items}
-        else:
+        elif "InlineBinary" not in attribute:
             del given[tag]
     return given
