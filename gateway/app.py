@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import secrets
 import shutil
@@ -20,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from gateway import __version__, tracing
-from gateway.allocator import give_back
+from gateway.allocator import give_back, tune_the_collector
 from gateway.assembly import Builder, build_node
 from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.bodies import Bodies
@@ -246,7 +245,7 @@ async def _lifespan(
             stack.push_async_callback(exporting.close)
         app.state.exporting, app.state.export_polls = exporting, polls()
         stack.push_async_callback(cancel_all, [asyncio.create_task(watch_the_loop()), asyncio.create_task(give_back())])
-        _tune_garbage_collector()
+        tune_the_collector()
         app.state.ready = True
         log().info("started", nodes=len(first[0].enabled), state=cache.state)
         try:
@@ -272,10 +271,3 @@ def _redis_url(settings: Settings) -> str | None:
     if not settings.cache:
         return "off"
     return settings.redis_url.get_secret_value() if settings.redis_url else None
-
-
-def _tune_garbage_collector() -> None:
-    """Large JSON answers under the default thresholds spend most of their time collecting nothing."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(500_000, 20, 20)

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from gateway.allocator import collect_the_young
 from gateway.cache import bodies, envelope, freshness, locks, measures
 from gateway.cache.client import Cache
 from gateway.cache.envelope import Entry, Mentions
@@ -289,6 +290,7 @@ class Answers:
             sealed = envelope.sealed(entry)
             self._local.weigh(key, entry)
             self._local.trim()
+            collect_the_young()
             return sealed
 
     def _is_touched(self, key: str, entry: Entry, since: int, until: int | None = None) -> bool:
