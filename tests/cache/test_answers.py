@@ -55,6 +55,15 @@ async def test_a_second_question_is_answered_without_the_node(answers, cache):
     assert source.asked == 1
 
 
+async def test_young_objects_are_looked_at_when_an_answer_is_kept_and_whoever_asked_has_it(answers, cache, monkeypatch):
+    looked = []
+    monkeypatch.setattr("gateway.cache.answers.collect_the_young", lambda: looked.append(True))
+    await answers.rows(K, 30, Source(Loaded(["row"])))
+    assert not looked
+    await kept(cache, K)
+    assert looked == [True]
+
+
 async def test_an_answer_may_be_null_or_empty_and_is_still_an_answer(answers, cache):
     for n, value in enumerate([None, [], {}, 0, ""]):
         source, k = Source(Loaded(value)), key("find", "de-1", n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import weakref
 
 import pytest
@@ -45,3 +46,30 @@ async def test_what_failed_requests_leave_behind_is_let_go_of(monkeypatch: pytes
         assert told() is None
     finally:
         await cancel_all([giving])
+
+
+def _looks() -> list[int]:
+    """How often each generation was looked at so far."""
+    return [each["collections"] for each in gc.get_stats()]
+
+
+def test_young_objects_are_looked_at_where_there_are_many_and_not_where_there_are_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threshold = gc.get_threshold()
+    gc.set_threshold(500_000, 20, 20)
+    try:
+        gc.collect()
+        before = _looks()
+        allocator.collect_the_young()
+        assert _looks() == before
+        many = [[] for _ in range(60_000)]
+        allocator.collect_the_young()
+        assert _looks() == [before[0] + 1, *before[1:]]
+        monkeypatch.setattr(allocator, "_TIMES", 1)
+        many += [[] for _ in range(60_000)]
+        allocator.collect_the_young()
+        assert _looks() == [before[0] + 1, before[1] + 1, before[2]], "those that were looked at before have their turn"
+        assert len(many) == 120_000
+    finally:
+        gc.set_threshold(*threshold)
