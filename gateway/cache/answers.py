@@ -283,6 +283,7 @@ class Answers:
 
     async def _sealed(self, key: str, entry: Entry, may_keep: Callable[[], bool]) -> bytes | None:
         """As it lies in Redis, made when nobody waits for what is made of the answer; None where it may not be kept by then."""
+        await asyncio.sleep(0)
         # Without Redis it is not to be given any longer.
         async with self._lull.turn() if self._cache.state == "up" else nullcontext():
             if not may_keep():
