@@ -10,9 +10,8 @@ from typing import Any
 
 _EVERY = 60.0
 _ARENA_MAX, _HEAPS = -8, 2  # mallopt(3): a heap for each thread would keep its own
-
-
-_YOUNG, _YOUNG_AT_MOST, _TIMES = 50_000, 500_000, 20
+_YOUNG, _YOUNG_AT_MOST = 50_000, 500_000  # objects since the last look
+_TIMES = 20  # that the young are looked at before those that were looked at once have their turn
 
 
 def tune_the_collector() -> None:

@@ -27,7 +27,6 @@ class Lull:
     async def turn(self) -> AsyncIterator[None]:
         """Within it is the time for one piece of work, that does not wait for anything."""
         latest = asyncio.get_running_loop().time() + MOST
-        await self._come(latest)
         async with self._alone:
             await asyncio.sleep(0)
             await self._come(latest)

@@ -31,6 +31,8 @@ from gateway.wire.part10 import AFTER_UIDS, Part10Error, identify, open_part10
 from gateway.wire.written import Written, read, write
 
 _LATER = 0.05
+"""Seconds after which what an answer was made of is let go of."""
+
 T = TypeVar("T")
 
 

@@ -10,7 +10,7 @@ from gateway.errors import BudgetExceeded, NodeError
 from gateway.federation.fanout import in_parallel
 from gateway.federation.horizon import MARGIN, Horizon, runs_backwards
 from gateway.federation.node import Node
-from gateway.federation.page import UNDATED, Place, Sort, day_of, moment_of, timeless
+from gateway.federation.page import Place, Sort, day_of, moment_of, timeless
 from gateway.federation.search import NodeSearch
 from gateway.federation.segments import END, Cutter, Segment, can_be_cut, from_moment
 from gateway.model.answer import Issue
@@ -18,7 +18,7 @@ from gateway.model.dataset import text
 from gateway.model.patient import PatientKey
 from gateway.model.query import Query
 from gateway.model.study import Row
-from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME
+from gateway.model.vocabulary import STUDY_TIME
 
 _STEPS, _STRIDE, _MOST_STEPS, _DEEP_PARTS = 2, 3, 8, 32
 MOST_DEEP_QUESTIONS = 400
@@ -268,7 +268,7 @@ class Walk:
         """What stands for days of which the node has more than it gave: themselves, until all nodes have shown where to cut."""
         shown = [moment_of(row.attributes, self.sort) for row in rows]
         if part.is_everything:
-            self._seen = self._first_day(rows, shown)
+            self._seen = day_of(min((at for at in shown if self.start <= at), default=""), self.sort)
         if self.horizon is None:
             return self.cutter.cut(part, rows)
         if runs_backwards(shown):
@@ -283,14 +283,6 @@ class Walk:
             return None
         most = self.ceiling << part.growth
         return self.ceiling if self.horizon and self.horizon.expected > most else most
-
-    def _first_day(self, rows: Sequence[Row], shown: Sequence[str]) -> str:
-        """The date that comes first in the order of `sort`, and not before the start of the page; '' when none shows one."""
-        dated = zip(shown, rows, strict=True)
-        return min(
-            ((at, text(row.attributes, STUDY_DATE)) for at, row in dated if self.start <= at < UNDATED),
-            default=("", ""),
-        )[1]
 
     def _is_suspicious(self, count: int) -> bool:
         """Whether a DIMSE node that says nothing may have stopped at a round maximum of its own (C-FIND has no word for it)."""

@@ -102,6 +102,7 @@ class DicomwebAdapter:
             # One row more than wanted shows whether there is more.
             answer = await self._page(search, offset, None if left is None else left + 1, ends)
             rows = self._rows(answer)
+            self._most_at_once[query.level] = max(len(rows), self._most_at_once.get(query.level, 0))
             fresh = _unseen(rows, UID_OF_LEVEL[query.level], seen)
             for row in fresh[:left]:
                 if above is not None:
@@ -109,8 +110,7 @@ class DicomwebAdapter:
                 yield DicomRecord(row)
             offset += len(rows)
             truncated = query.limit is not None and len(seen) > query.limit
-            goes_on = self._goes_on(answer, query.level)  # noted, too, where nothing more is wanted
-            has_more = goes_on and (query.limit is None or len(seen) <= query.limit)
+            has_more = (query.limit is None or len(seen) <= query.limit) and self._goes_on(answer, query.level)
             is_repetition = bool(rows) and not fresh
             if is_repetition or (has_more and qido.IGNORES_OFFSET in quirks):
                 truncated, has_more = True, False
@@ -130,10 +130,9 @@ class DicomwebAdapter:
         """Whether there may be more: the node says so, or it stopped at a number that smells of a silent maximum. Not at fewer
         than it once gave in one answer."""
         count = len(answer.document or ())
-        most = self._most_at_once[level] = max(count, self._most_at_once.get(level, 0))
         if _MORE.search(answer.headers.get("warning", "")):
             return count > 0
-        return count >= max(50, most) and (count % 50 == 0 or count & (count - 1) == 0)
+        return count >= max(50, self._most_at_once[level]) and (count % 50 == 0 or count & (count - 1) == 0)
 
     def _rows(self, answer: JsonAnswer) -> list[Dataset]:
         if answer.document is None:
