@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-import secrets
 import threading
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -70,7 +69,7 @@ def outgoing() -> dict[str, str]:
     if position is None:
         return {}
     # A span that is recorded has an id of its own already, and is what the node's own span hangs below.
-    span_id = position.span_id if position.context is not None else secrets.token_hex(8)
+    span_id = position.span_id if position.context is not None else f"{random.getrandbits(64) or 1:016x}"
     return {"traceparent": f"00-{position.trace_id}-{span_id}-{position.flags:02x}"}
 
 

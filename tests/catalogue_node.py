@@ -1,7 +1,7 @@
 """Lean DICOMweb archives that only search, several in one process: `catalogue_node.py DIRECTORY`.
 
 The directory holds `settings.json` (`ports`, one a node, `maximum`, `delay`) and one `PORT.jsonl` per node. Rows are
-rendered before the first question, so that a node's own time is little more than its delay.
+rendered before the first question, and searched while the delay runs: a node's own time is its delay.
 QIDO-RS as archives have it: studies by exact or ranged StudyDate and StudyTime, ModalitiesInStudy, PatientID,
 PatientName and AccessionNumber with wildcards, lists of StudyInstanceUIDs, `limit` and `offset`; `includefield` changes
 nothing, other keys are not looked at. A node with a `maximum` gives that many rows, whatever was asked, and says nothing.
@@ -249,19 +249,24 @@ class Connection(asyncio.Protocol):
         target = self._received.split(b" ", 2)[1].decode("latin-1")
         self._received = b""
         self._is_counted = not target.startswith(("/counts", "/reset", "/change"))
-        delay = self._node.delay if self._is_counted else 0
-        if delay:
-            self._timer = asyncio.get_running_loop().call_later(delay, self._answer, target)
+        answer = self._answer(target)
+        # The search is a part of the delay: a process has several nodes, and one would wait for the searches of the others.
+        left = self._node.delay - (time.perf_counter() - self._began) if self._is_counted else 0
+        if left > 0:
+            self._timer = asyncio.get_running_loop().call_later(left, self._give, answer)
         else:
-            self._answer(target)
+            self._give(answer)
 
-    def _answer(self, target: str) -> None:
+    def _answer(self, target: str) -> bytes:
         status, body, rows = self._node.answer(target)
         if self._is_counted:
             self._node.counts.requests += 1
             self._node.counts.rows += rows
         head = f"HTTP/1.1 {status} X\r\nContent-Type: application/dicom+json\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._transport.write(head.encode() + body)
+        return head.encode() + body
+
+    def _give(self, answer: bytes) -> None:
+        self._transport.write(answer)
         if not self._transport.get_write_buffer_size():
             self.resume_writing()
 

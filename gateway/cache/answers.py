@@ -146,7 +146,7 @@ class Answers:
             stand_in = entry if stale and entry is not None and entry.serves_if_error() else None
             entry, is_stale = await self._loaded(asked, stand_in, since, patience, detached)
         elif not entry.is_fresh():
-            measures.lookups.labels("redis", "stale").inc()
+            measures.looked_up("redis", "stale").inc()
             self._loads.start(asked.key, lambda: self._load(asked), afterwards=lambda *it: self._keep(asked.key, *it))
         # Noted here and not by the load: that runs for whoever came first, and these are for whoever asks.
         making = bodies.current()
@@ -159,7 +159,7 @@ class Answers:
         """The entry, from this process while it is fresh, else from Redis."""
         here = self._here(key)
         if here is not None:
-            measures.lookups.labels("local", "hit").inc()
+            measures.looked_up("local", "hit").inc()
             return here
         # What has been loaded meanwhile is here before it is in Redis.
         return await self._look_up(key) or self._here(key)
@@ -172,7 +172,7 @@ class Answers:
         since = self._log.position
         entry = envelope.opened(await self._cache.get(key))
         is_hit = entry is not None and entry.is_fresh()
-        measures.lookups.labels("redis", "hit" if is_hit else "miss").inc()
+        measures.looked_up("redis", "hit" if is_hit else "miss").inc()
         if entry is not None and is_hit:
             self._put_away(key, entry, since)
         return entry
@@ -183,19 +183,21 @@ class Answers:
         """The entry of the load, or the stand-in with True where the load fails for a passing reason or takes too long, and it
         was not purged since. With a stand-in the load goes on to its end: the next caller may then have its answer.
         """
-        limit = asyncio.timeout(patience if stand_in else None)
+        if stand_in is None:
+            return await self._shared(asked, detached), False
+        limit = asyncio.timeout(patience)
         try:
             async with limit:
-                return await self._shared(asked, detached or stand_in is not None), False
+                return await self._shared(asked, detached=True), False
         except TimeoutError:
-            if stand_in is None or not limit.expired():
+            if not limit.expired():
                 raise
             if self._is_touched(asked.key, stand_in, since):
                 return await self._shared(asked, detached), False
         except NodeError as error:
-            if stand_in is None or not error.transient or self._is_touched(asked.key, stand_in, since):
+            if not error.transient or self._is_touched(asked.key, stand_in, since):
                 raise
-        measures.lookups.labels("redis", "stale_if_error").inc()
+        measures.looked_up("redis", "stale_if_error").inc()
         return stand_in, True
 
     async def _shared(self, asked: _Question, detached: bool) -> Entry:
@@ -226,11 +228,11 @@ class Answers:
                 return _Landed(await self._new(asked), claim.lock, since)
         except BaseException as error:
             if isinstance(error, GatewayError):
-                measures.loads.labels("failed").inc()
+                measures.loaded("failed").inc()
             if claim.lock is not None:
                 await claim.lock.release()
             raise
-        measures.loads.labels("shared").inc()
+        measures.loaded("shared").inc()
         self._put_away(asked.key, entry, since)
         return _Landed(entry, claim.lock, since, is_new=False)
 
@@ -266,9 +268,9 @@ class Answers:
 
         try:
             if landed.is_new and entry.kept_for <= 0:
-                measures.loads.labels("not_kept").inc()
+                measures.loaded("not_kept").inc()
             elif landed.is_new and may_keep():
-                measures.loads.labels("kept").inc()
+                measures.loaded("kept").inc()
                 self._put(key, entry, landed.since)
                 sealed = await self._sealed(key, entry, may_keep)
                 if sealed is not None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, fields, is_dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -29,7 +30,15 @@ def key(kind: str, node_digest: str, *parts: Any) -> str:
     The parts name the whole question. Where the answer depends on who asks, one of them is the digest of the effective
     view (nodes, purpose, project); a token never is. `node_digest` is a node id, or what `node_digest()` makes of it.
     """
-    return f"{PREFIX}:{kind}:{_segment(node_digest)}:{hashlib.sha256(canonical(parts)).hexdigest()}"
+    return _key(kind, node_digest, _digest(parts))
+
+
+def _key(kind: str, node_digest: str, digest: str) -> str:
+    return f"{PREFIX}:{kind}:{_segment(node_digest)}:{digest}"
+
+
+def _digest(parts: tuple[Any, ...]) -> str:
+    return hashlib.sha256(canonical(parts)).hexdigest()
 
 
 def federated_key(kind: str, view_digest: str, *parts: Any) -> str:
@@ -37,9 +46,15 @@ def federated_key(kind: str, view_digest: str, *parts: Any) -> str:
     return key(kind, FEDERATED, view_digest, *parts)
 
 
-def query_key(kind: str, node_digest: str, query: NativeQuery, *parts: Any) -> str:
+def query_key(kind: str, node_digest: str, query: NativeQuery, *parts: str) -> str:
     """The key of one node's answer to one NativeQuery; matches, listed values and return paths are unordered."""
-    return key(kind, node_digest, _plain_query(query), *parts)
+    return _key(kind, node_digest, _digest_of(query, parts))
+
+
+@lru_cache(512)
+def _digest_of(query: NativeQuery, parts: tuple[str, ...]) -> str:
+    """Worked out once for all nodes that are asked the same."""
+    return _digest((_plain_query(query), *parts))
 
 
 def node_digest(node: str, configuration: Any) -> str:

@@ -8,6 +8,8 @@ refused, such as when it is full), `gateway_cache_local_bytes`, `gateway_cache_u
 
 from __future__ import annotations
 
+from functools import cache
+
 from gateway.metrics import Counter, Gauge
 
 lookups = Counter("gateway_cache_lookups_total", "Look-ups of an answer", ["layer", "outcome"])
@@ -16,3 +18,7 @@ purges = Counter("gateway_cache_purges_total", "Purges heard, of this replica or
 refusals = Counter("gateway_cache_refusals_total", "Commands that Redis refused")
 local_bytes = Gauge("gateway_cache_local_bytes", "Bytes in the layer within this process", multiprocess_mode="livesum")
 up = Gauge("gateway_cache_up", "Whether Redis answers", multiprocess_mode="livemin")
+
+# Found once, as in gateway/metrics.py.
+looked_up = cache(lookups.labels)
+loaded = cache(loads.labels)

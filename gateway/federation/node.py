@@ -60,10 +60,12 @@ class Node:
     ttl: Ttl = field(default_factory=Ttl)
     guard: Guard = field(init=False)
     digest: str = field(init=False)
+    _finds: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.guard = Guard(self.config.id, self.config)
         self.digest = node_digest(self.config.id, [self.config.model_dump(mode="json"), self.asker.digest])
+        self._finds = isinstance(self.finder, Finds) and self.may("find")
 
     @property
     def id(self) -> str:
@@ -121,7 +123,7 @@ class Node:
         Raises NodeError; Unsupported when it cannot search at that level. After `patience` seconds, or when the node cannot
         be asked now, an older answer stands in where there is one.
         """
-        if not isinstance(self.finder, Finds) or not self.may("find"):
+        if not self._finds:
             raise Unsupported(self.id, "cannot be searched")
         asked = self.asker.ask(query, limit=min(limit or self.config.max_results, self.config.max_results))
         if asked is None:

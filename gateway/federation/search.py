@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from gateway.cache.answers import Answers
 from gateway.errors import BudgetExceeded, NodeProtocolError
@@ -95,7 +96,7 @@ class NodeSearch:
         return await self._below_studies(query)
 
     async def _studies(self, query: Query) -> tuple[Row, ...]:
-        upper, lower = _split(query, Level.STUDY)
+        upper, lower = _split(query)
         if lower and self.node.config.relational:
             uids = await self._studies_with(upper, lower)
             return await self._studies_by_uid(upper, uids)
@@ -105,7 +106,7 @@ class NodeSearch:
         unsure = [(row, keys) for row, keys in decided if keys]
         verdicts = await in_parallel(unsure, lambda one: self._all_exist_below(*one))
         found = {id(row) for (row, _), verdict in zip(unsure, verdicts, strict=True) if verdict}
-        return tuple(row for row, keys in decided if id(row) in found or keys == [])
+        return tuple(row for row, keys in decided if id(row) in found or (keys is not None and not keys))
 
     async def _studies_with(self, upper: Query, lower: Sequence[Match]) -> frozenset[str]:
         """The studies that have, for each key below STUDY, a row that answers it (each key may have its own row)."""
@@ -145,8 +146,8 @@ class NodeSearch:
         decide = decider(upper)
         return tuple(row for row in rows if decide(row)[0] is not False)
 
-    def _decided(self, decided: Verdict, lower: list[Match], complete_rows: bool) -> list[Match] | None:
-        """The keys that only rows below can decide, [] when the row answers all; None when it does not answer."""
+    def _decided(self, decided: Verdict, lower: Sequence[Match], complete_rows: bool) -> Sequence[Match] | None:
+        """The keys that only rows below can decide, none when the row answers all; None when it does not answer."""
         if decided[0] is True:
             return lower
         verdict, undecided = decided[0], self._without_empty(decided[1], complete_rows)
@@ -327,10 +328,10 @@ class NodeSearch:
             self.issues.append(issue)
 
 
-def _split(query: Query, level: Level) -> tuple[Query, list[Match]]:
-    """The query with the keys its level can know, and the keys of lower levels."""
-    order = list(Level)
-    lower = [match for match in query.matches if order.index(level_of(match.path)) > order.index(level)]
+@lru_cache(256)
+def _split(query: Query) -> tuple[Query, Sequence[Match]]:
+    """The query with the keys that a study can know, and the keys of lower levels."""
+    lower = tuple(match for match in query.matches if level_of(match.path) is not Level.STUDY)
     upper = tuple(match for match in query.matches if match not in lower)
     return replace(query, matches=upper), lower
 

@@ -9,6 +9,7 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from functools import lru_cache
 from typing import Any
 
 from gateway.federation.page import UNDATED, Sort, day_begins, day_ends, day_of, moment, moment_of, timeless
@@ -117,17 +118,7 @@ class Segment:
 
     def narrowed(self, query: Query) -> Query:
         """The query for just this part."""
-        own: dict[str, Match] = {}
-        if self.dated:
-            own[STUDY_DATE] = _range(STUDY_DATE, self.low, self.high)
-        if self.clock or self.timed:
-            own[STUDY_TIME] = _range(STUDY_TIME, *(self.clock or _ALL_DAY))
-        if self.modality:
-            own[MODALITIES_IN_STUDY] = Match((MODALITIES_IN_STUDY,), Operator.EXACT, (self.modality,))
-        if self.prefix:
-            own[PATIENT_ID] = Match((PATIENT_ID,), Operator.WILDCARD, (self.prefix + "*",))
-        kept = tuple(match for match in query.matches if len(match.path) > 1 or match.path[0] not in own)
-        return replace(query, matches=(*kept, *own.values()), undated=self.undated)
+        return _narrowed(self, query)
 
     def end(self, sort: Sort) -> str:
         """Of a day, the moment from which on nothing of it lies, in the order of `sort`."""
@@ -145,6 +136,22 @@ class Segment:
         parts += [f"Modality {self.modality}"] if self.modality else []
         parts += [f"PatientID {self.prefix}*"] if self.prefix else []
         return ", ".join(parts)
+
+
+@lru_cache(256)
+def _narrowed(part: Segment, query: Query) -> Query:
+    """Of one part mostly all nodes are asked."""
+    own: dict[str, Match] = {}
+    if part.dated:
+        own[STUDY_DATE] = _range(STUDY_DATE, part.low, part.high)
+    if part.clock or part.timed:
+        own[STUDY_TIME] = _range(STUDY_TIME, *(part.clock or _ALL_DAY))
+    if part.modality:
+        own[MODALITIES_IN_STUDY] = Match((MODALITIES_IN_STUDY,), Operator.EXACT, (part.modality,))
+    if part.prefix:
+        own[PATIENT_ID] = Match((PATIENT_ID,), Operator.WILDCARD, (part.prefix + "*",))
+    kept = tuple(match for match in query.matches if len(match.path) > 1 or match.path[0] not in own)
+    return replace(query, matches=(*kept, *own.values()), undated=part.undated)
 
 
 def _range(tag_: str, low: str, high: str) -> Match:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from gateway.mapping.schema import Entry, Mapping
 from gateway.mapping.transforms import TRANSFORMS, Asked
@@ -62,6 +63,10 @@ class Asker:
 
     def plan(self, query: Query, limit: int | None = None) -> Plan:
         """The native query with the keys it could not take. Nothing is dropped: every key is sent, or is in `here`."""
+        names_issuer = any(match.path[-1] == ISSUER for match in query.matches)
+        return _shared(_Words(self.digest, self.character_set, self.issuer if names_issuer else "", self), query, limit)
+
+    def _plan(self, query: Query, limit: int | None) -> Plan:
         sent: dict[str, NativeMatch] = {}
         here: list[Match] = []
         query = self.canonical(query)
@@ -177,6 +182,22 @@ class Asker:
         if entry.default is None:
             locals_ |= {value: None for value in values if value not in table}
         return (Operator.EXACT if len(locals_) == 1 else Operator.LIST, tuple(locals_)) if locals_ else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What shapes how a node is asked; `issuer` only where a key names one. Nodes that are alike in it share their plans: a
+    search asks many the same."""
+
+    mapping: str
+    character_set: str
+    issuer: str
+    asker: Asker = field(compare=False)
+
+
+@lru_cache(512)
+def _shared(words: _Words, query: Query, limit: int | None) -> Plan:
+    return words.asker._plan(query, limit)
 
 
 def _holds(match: Match, value: object) -> bool:

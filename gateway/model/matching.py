@@ -30,6 +30,7 @@ _LEADING_SPACE_COUNTS = frozenset({"LT", "ST", "UT", "UC", "UR"})  # PS3.5 Table
 _YES: Verdict = (True, [])
 
 
+@lru_cache(maxsize=256)
 def decider(query: Query) -> Callable[[Row], Verdict]:
     """Whether a row answers the whole query, and the keys it leaves undecided (empty unless the answer is None)."""
     pairs = dict(combined(query))

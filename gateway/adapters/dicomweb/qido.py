@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote
 
 from gateway.errors import InvalidQuery
@@ -69,6 +70,7 @@ class _Key:
     whole: bool
 
 
+@lru_cache(512)
 def build(query: NativeQuery, quirks: frozenset[str]) -> Search:
     """The search for a query. fuzzymatching is asked only of a node that is said to mean by it what we do (FUZZY_NAMES);
     of any other a broader key is asked, and names are matched here."""
