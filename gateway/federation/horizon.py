@@ -51,11 +51,12 @@ class Horizon:
         if generation > self._generation:
             self._generation, self._moments = generation, []
         if generation == self._generation:
-            self._moments = sorted([*self._moments, *(each for each in moments if each < UNDATED)])
+            self._moments += [each for each in moments if each < UNDATED]
 
     def move(self, known: int, frontier: str, end: str | None) -> None:
         """Where to go on from `frontier`, before which `known` results lie that the page may have. `end` is the moment of the
         first result behind the page, if so many were found: the page may end before, and not behind it."""
+        self._moments.sort()
         passed = bisect_left(self._moments, frontier)
         self.each = max(1.0, known / passed) if passed and known else _GUESSED / _DENSER**self._generation
         place = passed + max(_LEAST, ceil(MARGIN * max(1, self.wanted - known) / self.each)) - 1

@@ -66,7 +66,8 @@ class NodeSearch:
     """One search on one node. `issues` collects what the rows found cannot claim.
 
     `limit` is a ceiling on the studies of one question, None for the node's own. Whoever sets `tells_truncation` False
-    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself. `ends` is when it is given up, on
+    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself. Who only `samples` gets the rows of a
+    truncated answer as they came, not matched again: they show what there is, and are no results. `ends` is when it is given up, on
     the loop's clock; by default the node's own deadline from now on.
     """
 
@@ -74,6 +75,7 @@ class NodeSearch:
     answers: Answers
     limit: int | None = None
     tells_truncation: bool = True
+    samples: bool = False
     issues: list[Issue] = field(default_factory=list)
     truncated: bool = False
     fetched: int = 0
@@ -101,6 +103,8 @@ class NodeSearch:
             uids = await self._studies_with(upper, lower)
             return await self._studies_by_uid(upper, uids)
         answer = await self._ask(upper)
+        if self.samples and answer.truncated:
+            return answer.rows
         decide = decider(upper)
         decided = [(row, self._decided(decide(row), lower, answer.complete_rows)) for row in answer.rows]
         unsure = [(row, keys) for row, keys in decided if keys]

@@ -139,6 +139,13 @@ class Segment:
 
 
 @lru_cache(256)
+def _split_once(
+    cutter: Cutter, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool
+) -> tuple[Segment, ...]:
+    return tuple(cutter._split(segment, day, is_crowded, waits, in_turn))
+
+
+@lru_cache(256)
 def _narrowed(part: Segment, query: Query) -> Query:
     """Of one part mostly all nodes are asked."""
     own: dict[str, Match] = {}
@@ -244,6 +251,10 @@ class Cutter:
         return self.split(segment, day, is_crowded, is_crowded) if day else []
 
     def split(self, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool = False) -> list[Segment]:
+        """As `_split`, which is worked out once for the nodes that are cut alike: mostly all of them."""
+        return list(_split_once(self, segment, day, is_crowded, waits, in_turn))
+
+    def _split(self, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool) -> list[Segment]:
         """The part of a range up to a day, in the order of `sort`, and the rest, with a crowded day as a part of its own, which
         may have to wait; what of it has a time comes first where it is opened `in_turn`. [] where that is no cut, or where samples
         did not help."""

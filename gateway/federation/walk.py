@@ -238,7 +238,9 @@ class Walk:
 
     async def _open(self, part: Segment) -> list[Segment]:
         """Asks for a part. Gives the smaller ones that stand for it where it was too large; [] when it is done."""
-        search = NodeSearch(self.node, self.answers, self._limit(part), tells_truncation=False)
+        may_be_cut = can_be_cut(self.query) and self._deep_questions < MOST_DEEP_QUESTIONS
+        is_sampled = may_be_cut and part.is_range
+        search = NodeSearch(self.node, self.answers, self._limit(part), tells_truncation=False, samples=is_sampled)
         try:
             rows = await search.rows(part.narrowed(self.query))
         except BudgetExceeded:
@@ -253,10 +255,9 @@ class Walk:
             self._deep_questions += part.is_deep
         self._note(search.issues)
         too_large = search.truncated or self._is_suspicious(search.fetched)
-        may_be_cut = too_large and can_be_cut(self.query) and self._deep_questions < MOST_DEEP_QUESTIONS
-        if may_be_cut and part.is_range:
+        if too_large and is_sampled:
             return self._sampled(part, rows)
-        smaller = self.cutter.cut(part, rows) if may_be_cut else []
+        smaller = self.cutter.cut(part, rows) if too_large and may_be_cut else []
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
         self.is_whole = self.is_whole or (part.is_everything and not too_large)
