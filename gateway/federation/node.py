@@ -22,7 +22,7 @@ from gateway.mapping.read import Reader
 from gateway.model.dataset import text
 from gateway.model.moments import parse_date
 from gateway.model.query import Operator, Query, Ref
-from gateway.model.seam import Adapter, Finds, Locates, Location, NativeQuery, Report
+from gateway.model.seam import Adapter, Finds, Locates, Location, NativeQuery, Report, Shown
 from gateway.model.study import Row, from_plain, to_plain
 from gateway.model.vocabulary import ALWAYS_RETURNED, STUDY_DATE, STUDY_UID, Level
 from gateway.telemetry import looking_up, node_operation, stage
@@ -36,15 +36,21 @@ class NodeAnswer:
     """What one node said to one question: rows not yet matched again, and how far they can be relied on.
 
     `complete_rows`: an attribute missing from a row has no value. `truncated`: the node stopped at its maximum.
-    `unreadable`: records that the mapping could not read. `stale_for`: the seconds since the node said it, where it could not
-    be asked anew; whoever shows it says so.
+    `unreadable`: records that the mapping could not read. `sample` stands for the rows where that was all that was asked for.
+    `stale_for`: the seconds since the node said it, where it could not be asked anew; whoever shows it says so.
     """
 
     rows: tuple[Row, ...] = ()
     complete_rows: bool = False
     truncated: bool = False
     unreadable: int = 0
+    sample: tuple[Shown, ...] = ()
     stale_for: float | None = None
+
+    @property
+    def given(self) -> int:
+        """How many rows it had."""
+        return len(self.rows) or len(self.sample)
 
 
 @dataclass(slots=True)
@@ -116,16 +122,24 @@ class Node:
             return  # remembered by the guard
 
     async def ask(
-        self, query: Query, answers: Answers, limit: int | None = None, patience: float | None = None
+        self,
+        query: Query,
+        answers: Answers,
+        limit: int | None = None,
+        patience: float | None = None,
+        *,
+        samples: bool = False,
     ) -> NodeAnswer:
-        """The node's rows for `query` at its level, at most `limit` where that is below its own ceiling.
+        """The node's rows for `query` at its level, at most `limit` where that is below its own ceiling. With `samples` there may
+        be a sample in the place of rows that were cut off.
 
         Raises NodeError; Unsupported when it cannot search at that level. After `patience` seconds, or when the node cannot
         be asked now, an older answer stands in where there is one.
         """
         if not self._finds:
             raise Unsupported(self.id, "cannot be searched")
-        asked = self.asker.ask(query, limit=min(limit or self.config.max_results, self.config.max_results))
+        most = min(limit or self.config.max_results, self.config.max_results)
+        asked = self.asker.ask(query, most, samples=samples and self.reader.as_sent)
         if asked is None:
             return NodeAnswer(complete_rows=True)
         key, ttl = self._key(query, asked), self.ttl.of(_kind(query))
@@ -150,7 +164,7 @@ class Node:
     async def _load(self, asked: NativeQuery, query: Query) -> Loaded:
         answer = await self.asking("find", lambda: self._collect(asked, query))
         ttl = self.ttl.of(_kind(query))
-        is_nothing = not answer.rows and not query.undated  # of an archive that gives all it has, undated rows are few
+        is_nothing = not answer.given and not query.undated  # of an archive that gives all it has, undated rows are few
         if is_nothing:
             ttl = min(ttl, self.ttl.negative)
         tags = partial(of_rows, answer.rows, query)
@@ -179,12 +193,13 @@ class Node:
                 rows += [row for row in found if not _is_dated(row)] if query.undated else found
         if report is None:
             raise NodeProtocolError(self.id, "broke off in the middle of its answer")
+        given += len(report.sample)
         self._check_asked(rows, asked, report)
         if unreadable and not given:
             raise NodeProtocolError(self.id, "gave only records that cannot be read")
         metrics.rows_of(self.id).inc(given)
         truncated = report.truncated or self._stops_at(given, asked.limit)
-        return NodeAnswer(tuple(rows), report.complete_rows, truncated, unreadable)
+        return NodeAnswer(tuple(rows), report.complete_rows, truncated, unreadable, report.sample)
 
     def _stops_at(self, count: int, limit: int | None) -> bool:
         """Whether so many rows are a maximum: the one asked for, or the node's own, which it may keep to without a word."""
@@ -293,12 +308,14 @@ def _answer_to_plain(answer: NodeAnswer) -> dict[str, Any]:
         "complete_rows": answer.complete_rows,
         "truncated": answer.truncated,
         "unreadable": answer.unreadable,
+        "sample": answer.sample,
     }
 
 
 def _answer_from_plain(plain: Any, node: str) -> NodeAnswer:
     try:
         rows = tuple(from_plain(row) for row in plain["rows"])
-        return NodeAnswer(rows, plain["complete_rows"], plain["truncated"], plain["unreadable"])
+        sample = tuple((day, clock) for day, clock in plain["sample"])
+        return NodeAnswer(rows, plain["complete_rows"], plain["truncated"], plain["unreadable"], sample)
     except (KeyError, TypeError, ValueError):
         raise NodeProtocolError(node, "has an answer in the cache that cannot be read") from None

@@ -69,11 +69,12 @@ def newest_first(rows: Iterable[Row]) -> list[Row]:
 
 def moment_of(attributes: Dataset, sort: Sort) -> str:
     """Study date and time as a text that orders ascending; what has no date comes last either way."""
-    return _moment_of(text(attributes, STUDY_DATE), text(attributes, STUDY_TIME), sort)
+    return moment_at(text(attributes, STUDY_DATE), text(attributes, STUDY_TIME), sort)
 
 
 @lru_cache(10_000)
-def _moment_of(date_: str, time_: str, sort: Sort) -> str:
+def moment_at(date_: str, time_: str, sort: Sort) -> str:
+    """As `moment_of`, of a date and a time as a node gives them."""
     day = _day(date_)
     return moment(day, _clock(time_), sort) if day else UNDATED
 

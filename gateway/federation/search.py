@@ -18,16 +18,19 @@ from gateway.federation.availability import declared, undeclared
 from gateway.federation.fanout import in_parallel
 from gateway.federation.node import Node, NodeAnswer
 from gateway.model.answer import STALE, Issue, stale_issue
-from gateway.model.dataset import Dataset, attribute
+from gateway.model.dataset import Dataset, attribute, text
 from gateway.model.matching import Verdict, decider, matches
 from gateway.model.query import Match, Operator, Query
+from gateway.model.seam import Shown
 from gateway.model.study import Row
 from gateway.model.vocabulary import (
     DECIDED_BELOW,
     ISSUER,
     MODALITY,
     SERIES_KEYS,
+    STUDY_DATE,
     STUDY_KEYS,
+    STUDY_TIME,
     STUDY_UID,
     Level,
     level_of,
@@ -66,8 +69,8 @@ class NodeSearch:
     """One search on one node. `issues` collects what the rows found cannot claim.
 
     `limit` is a ceiling on the studies of one question, None for the node's own. Whoever sets `tells_truncation` False
-    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself. Who only `samples` gets the rows of a
-    truncated answer as they came, not matched again: they show what there is, and are no results. `ends` is when it is given up, on
+    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself. Who `samples` gets no rows of a truncated
+    answer, but in `sample` when its studies were, as the node gave them and not matched again. `ends` is when it is given up, on
     the loop's clock; by default the node's own deadline from now on.
     """
 
@@ -76,6 +79,7 @@ class NodeSearch:
     limit: int | None = None
     tells_truncation: bool = True
     samples: bool = False
+    sample: Sequence[Shown] = ()
     issues: list[Issue] = field(default_factory=list)
     truncated: bool = False
     fetched: int = 0
@@ -102,9 +106,10 @@ class NodeSearch:
         if lower and self.node.config.relational:
             uids = await self._studies_with(upper, lower)
             return await self._studies_by_uid(upper, uids)
-        answer = await self._ask(upper)
+        answer = await self._ask(upper, samples=self.samples)
         if self.samples and answer.truncated:
-            return answer.rows
+            self.sample = answer.sample or [shown(row) for row in answer.rows]
+            return ()
         decide = decider(upper)
         decided = [(row, self._decided(decide(row), lower, answer.complete_rows)) for row in answer.rows]
         unsure = [(row, keys) for row, keys in decided if keys]
@@ -297,15 +302,16 @@ class NodeSearch:
                 self._undecided(match)
         return bool(verdict)
 
-    async def _ask(self, query: Query) -> NodeAnswer:
+    async def _ask(self, query: Query, *, samples: bool = False) -> NodeAnswer:
         availability = self.node.config.availability
         limit = self.limit if query.level is Level.STUDY else None
-        answer = await self.node.ask(undeclared(query, availability), self.answers, limit, self._patience())
+        asked = undeclared(query, availability)
+        answer = await self.node.ask(asked, self.answers, limit, self._patience(), samples=samples)
         if availability:
             answer = replace(answer, rows=tuple(declared(row, availability) for row in answer.rows))
         if answer.stale_for is not None:
             self._note_stale(answer.stale_for)
-        self.fetched += len(answer.rows)
+        self.fetched += answer.given
         if answer.truncated and query.level is Level.STUDY:
             self.truncated = True
         if answer.truncated and (self.tells_truncation or query.level is not Level.STUDY):
@@ -348,6 +354,12 @@ def _parts(query: Query) -> tuple[Query, Query]:
     upper = (*(match for match in upper if match.path != (STUDY_UID,) or not query.study), *by_uid)
     studies = Query(Level.STUDY, upper, combined_datetime=query.combined_datetime)
     return studies, replace(query, matches=lower)
+
+
+def shown(row: Row) -> Shown:
+    """What a row tells of when its study was."""
+    clock = text(row.attributes, STUDY_TIME) if STUDY_TIME in row.attributes else None
+    return text(row.attributes, STUDY_DATE), clock
 
 
 def complete(row: Row, parents: Sequence[Row], node: Node) -> Row:

@@ -226,28 +226,30 @@ class Cutter:
 
     def cut(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
         """The parts of a segment; [] when it cannot be cut further. `rows` is what the node gave of it."""
-        if segment.is_everything:
-            asked = _asked_days(self.query.match_on(STUDY_DATE))
-            return self._by_sample(segment, rows) or self._by_ladder(*asked)
         if segment.undated:
             return []
-        if segment.dated and not segment.is_day:
-            parts = self._by_sample(segment, rows) or self._in_order(_equal_parts(segment, self.today))
-            if len(parts) > 1:
-                return parts
+        if segment.is_range:
+            return self.cut_range(segment, [moment_of(row.attributes, self.sort) for row in rows])
         return self._by_clock(segment, rows) or self._by_modality(segment, rows) or self._by_prefix(segment, rows)
 
-    def blindly(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
-        """As `cut`, of rows that do not show where the page begins."""
-        return replace(self, share=0).cut(segment, rows)
+    def cut_range(self, segment: Segment, moments: Sequence[str]) -> list[Segment]:
+        """The parts of a range of days, of which the node showed studies of these moments."""
+        if segment.is_everything:
+            asked = _asked_days(self.query.match_on(STUDY_DATE))
+            return self._by_sample(segment, moments) or self._by_ladder(*asked)
+        return self._by_sample(segment, moments) or self._in_order(_equal_parts(segment, self.today))
 
-    def _by_sample(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
-        """The part up to where the rows show a page's `share` of one node, and the rest. [] where that is no cut.
+    def blindly(self, segment: Segment) -> list[Segment]:
+        """As `cut_range`, where nothing shows where the page begins."""
+        return self.cut_range(segment, ())
+
+    def _by_sample(self, segment: Segment, shown: Sequence[str]) -> list[Segment]:
+        """The part up to where moments show a page's `share` of one node, and the rest. [] where that is no cut.
 
         Of n rows out of N, in no order, the first j show where about j N / n lie: mostly what a page needs, in one question.
         A day that holds most of the rows is a part of its own.
         """
-        day, is_crowded = self._shown(rows)
+        day, is_crowded = self._end_of_share(shown)
         return self.split(segment, day, is_crowded, is_crowded) if day else []
 
     def split(self, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool = False) -> list[Segment]:
@@ -278,9 +280,9 @@ class Cutter:
         parts = [*_within(part, *near), *own, *behind]
         return parts if len(parts) > 1 else []
 
-    def _shown(self, rows: Sequence[Row]) -> tuple[str, bool]:
-        """The day up to which rows show a page's share of one node, and whether most of them lie on it; '' for no such day."""
-        moments = sorted(at for row in rows if (at := moment_of(row.attributes, self.sort)) < UNDATED)
+    def _end_of_share(self, shown: Sequence[str]) -> tuple[str, bool]:
+        """The day up to which a page's share of one node is shown, and whether most lies on it; '' for no such day."""
+        moments = sorted(at for at in shown if at < UNDATED)
         if self.sort is Sort.ID or not moments or not self.share:
             return "", False
         at = moments[min(self.share, len(moments)) - 1]

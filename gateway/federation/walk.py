@@ -10,15 +10,14 @@ from gateway.errors import BudgetExceeded, NodeError
 from gateway.federation.fanout import in_parallel
 from gateway.federation.horizon import MARGIN, Horizon, runs_backwards
 from gateway.federation.node import Node
-from gateway.federation.page import Place, Sort, day_of, moment_of, timeless
-from gateway.federation.search import NodeSearch
+from gateway.federation.page import Place, Sort, day_of, moment_at, timeless
+from gateway.federation.search import NodeSearch, shown
 from gateway.federation.segments import END, Cutter, Segment, can_be_cut, from_moment
 from gateway.model.answer import Issue
-from gateway.model.dataset import text
 from gateway.model.patient import PatientKey
 from gateway.model.query import Query
+from gateway.model.seam import Shown
 from gateway.model.study import Row
-from gateway.model.vocabulary import STUDY_TIME
 
 _STEPS, _STRIDE, _MOST_STEPS, _DEEP_PARTS = 2, 3, 8, 32
 MOST_DEEP_QUESTIONS = 400
@@ -28,15 +27,10 @@ _SUSPICIOUS_FROM = 200
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """What a node showed of a part that is too large, and the moments of these rows."""
+    """What a node showed of a part that is too large: moments, and whether all said that they have no time."""
 
-    rows: Sequence[Row]
     moments: list[str]
-
-    @property
-    def is_timeless(self) -> bool:
-        """Whether they all say that they have no time."""
-        return all(STUDY_TIME in row.attributes and not text(row.attributes, STUDY_TIME) for row in self.rows)
+    is_timeless: bool
 
 
 @dataclass(slots=True)
@@ -170,7 +164,7 @@ class Walk:
             if self.horizon and self.horizon.day and part.is_range:
                 smaller = self._split(part, self.horizon, sample)
             if sample and not smaller:  # by what it showed alone
-                smaller = self.cutter.cut(part, sample.rows)
+                smaller = self.cutter.cut_range(part, sample.moments)
             narrowed += [one for one in smaller if self._is_wanted(one)] or [part]
         self._pending = narrowed
         if self.has_answered:
@@ -256,7 +250,7 @@ class Walk:
         self._note(search.issues)
         too_large = search.truncated or self._is_suspicious(search.fetched)
         if too_large and is_sampled:
-            return self._sampled(part, rows)
+            return self._sampled(part, search.sample or [shown(row) for row in rows])
         smaller = self.cutter.cut(part, rows) if too_large and may_be_cut else []
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
@@ -265,17 +259,17 @@ class Walk:
             self._declare(part)
         return smaller
 
-    def _sampled(self, part: Segment, rows: Sequence[Row]) -> list[Segment]:
+    def _sampled(self, part: Segment, sample: Sequence[Shown]) -> list[Segment]:
         """What stands for days of which the node has more than it gave: themselves, until all nodes have shown where to cut."""
-        shown = [moment_of(row.attributes, self.sort) for row in rows]
+        moments = [moment_at(day, clock or "", self.sort) for day, clock in sample]
         if part.is_everything:
-            self._seen = day_of(min((at for at in shown if self.start <= at), default=""), self.sort)
+            self._seen = day_of(min((at for at in moments if self.start <= at), default=""), self.sort)
         if self.horizon is None:
-            return self.cutter.cut(part, rows)
-        if runs_backwards(shown):
-            return self.cutter.blindly(part, rows)
-        self.horizon.saw(shown, part.growth)
-        self._too_large[part] = _Sample(rows, shown)
+            return self.cutter.cut_range(part, moments)
+        if runs_backwards(moments):
+            return self.cutter.blindly(part)
+        self.horizon.saw(moments, part.growth)
+        self._too_large[part] = _Sample(moments, all(clock == "" for _, clock in sample))
         return [part]
 
     def _limit(self, part: Segment) -> int | None:

@@ -57,16 +57,17 @@ class Asker:
             return query
         return replace(query, matches=tuple(self._canonical(match) for match in query.matches))
 
-    def ask(self, query: Query, limit: int | None = None) -> NativeQuery | None:
+    def ask(self, query: Query, limit: int | None = None, *, samples: bool = False) -> NativeQuery | None:
         """What the node is asked; None when no row of this node can answer."""
-        return self.plan(query, limit).native
+        return self.plan(query, limit, samples=samples).native
 
-    def plan(self, query: Query, limit: int | None = None) -> Plan:
+    def plan(self, query: Query, limit: int | None = None, *, samples: bool = False) -> Plan:
         """The native query with the keys it could not take. Nothing is dropped: every key is sent, or is in `here`."""
         names_issuer = any(match.path[-1] == ISSUER for match in query.matches)
-        return _shared(_Words(self.digest, self.character_set, self.issuer if names_issuer else "", self), query, limit)
+        words = _Words(self.digest, self.character_set, self.issuer if names_issuer else "", self)
+        return _shared(words, query, limit, samples)
 
-    def _plan(self, query: Query, limit: int | None) -> Plan:
+    def _plan(self, query: Query, limit: int | None, samples: bool) -> Plan:
         sent: dict[str, NativeMatch] = {}
         here: list[Match] = []
         query = self.canonical(query)
@@ -87,11 +88,10 @@ class Asker:
             if native is None or sent[native.path] != native:
                 here.append(match)
         wanted = [*query.return_, *(match.path for match in here)]
-        return Plan(self._query(query, tuple(sent.values()), wanted, limit), tuple(here))
+        question = self._query(query, tuple(sent.values()), wanted)
+        return Plan(replace(question, limit=limit, samples=samples), tuple(here))
 
-    def _query(
-        self, query: Query, sent: tuple[NativeMatch, ...], wanted: Iterable[tuple[str, ...]], limit: int | None
-    ) -> NativeQuery:
+    def _query(self, query: Query, sent: tuple[NativeMatch, ...], wanted: Iterable[tuple[str, ...]]) -> NativeQuery:
         return NativeQuery(
             level=query.level,
             match=sent,
@@ -101,7 +101,6 @@ class Asker:
             all_attributes=query.all_attributes,
             character_set=self.character_set,
             fuzzy=query.fuzzy,
-            limit=limit,
         )
 
     def _returned(self, level: Level, wanted: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
@@ -196,8 +195,8 @@ class _Words:
 
 
 @lru_cache(512)
-def _shared(words: _Words, query: Query, limit: int | None) -> Plan:
-    return words.asker._plan(query, limit)
+def _shared(words: _Words, query: Query, limit: int | None, samples: bool) -> Plan:
+    return words.asker._plan(query, limit, samples)
 
 
 def _holds(match: Match, value: object) -> bool:

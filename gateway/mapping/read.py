@@ -26,7 +26,8 @@ class Reader:
     """Reads what one node sends. Entries are prepared once; a plain DICOM row costs little more than its identity."""
 
     def __init__(self, mapping: Mapping, node: str, issuer: str, *, time_zone: str = "") -> None:
-        """`issuer` is the node's `patient_id_issuer`; `time_zone` overrides the mapping's."""
+        """`issuer` is the node's `patient_id_issuer`; `time_zone` overrides the mapping's. `as_sent` says that rows are what the
+        node sends."""
         self.mapping = mapping
         self.node = node
         self.issuer = mapping.canonical_issuer(issuer)
@@ -36,7 +37,7 @@ class Reader:
         )
         is_dicom = mapping.protocol == "dicom"
         self._dicom_entries = {level: _prepare_dicom(mapping, level) for level in Level} if is_dicom else {}
-        self._as_sent = is_dicom and not mapping.issuers and not any(self._dicom_entries.values())
+        self.as_sent = is_dicom and not mapping.issuers and not any(self._dicom_entries.values())
 
     def rows(self, record: Record, level: Level, *, study: str = "", series: str = "") -> tuple[Row, ...]:
         """The rows of `level` in one record: one for DICOM; for FHIR the study, its series or its instances.
@@ -45,7 +46,7 @@ class Reader:
         chooses among those of a FHIR study. FHIR's STUDY row carries its series as children, which hold their own
         attributes and the patient. Raises Unmappable, naming keywords only.
         """
-        if self._as_sent and (sent := getattr(record, "dataset", None)) is not None:
+        if self.as_sent and (sent := getattr(record, "dataset", None)) is not None:
             return (row_of(level, self.node, sent, self.issuer, study=study, series=series),)
         if self.mapping.protocol == "dicom":
             return (self._row(level, self._dicom(record, level), study=study, series=series),)

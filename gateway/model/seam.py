@@ -34,11 +34,17 @@ class NativeMatch:
     of: tuple[str, ...] = ()
 
 
+Shown = tuple[str, str | None]
+"""The StudyDate and StudyTime of a study, as its node gave them; None for a time that it said nothing of."""
+
+
 @dataclass(frozen=True, slots=True)
 class NativeQuery:
     """One question to one node. `study` / `series` are the UIDs above. `return_` are native paths wanted back.
 
     `character_set` is the node's (0008,0005) for requests with non-ASCII keys. `limit` is a ceiling on rows, None for no ceiling.
+    `samples`: of an answer that the limit cuts off, only when its studies were is wanted (`Report.sample`). An adapter may give
+    its rows all the same.
     """
 
     level: Level
@@ -50,6 +56,7 @@ class NativeQuery:
     character_set: str = ""
     fuzzy: bool = False
     limit: int | None = None
+    samples: bool = False
 
 
 class Record(Protocol):
@@ -68,6 +75,7 @@ class Report:
 
     Every row is matched again here whatever this says. `truncated` says that the node stopped at its own maximum.
     `complete_rows` says that an attribute missing from a row has no value; otherwise it is merely not known at this level.
+    `sample` stands for the rows of an answer that was cut off, where that is all that was asked for; no row came then.
     """
 
     matched: frozenset[str] = frozenset()
@@ -75,6 +83,7 @@ class Report:
     unknown: frozenset[str] = frozenset()
     truncated: bool = False
     complete_rows: bool = False
+    sample: tuple[Shown, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

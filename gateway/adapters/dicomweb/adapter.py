@@ -25,8 +25,8 @@ from gateway.adapters.http.client import Answer, HttpClient, JsonAnswer
 from gateway.errors import InvalidQuery, NodeProtocolError, NodeTimeout, Unsupported
 from gateway.model.dataset import Dataset, text, values
 from gateway.model.query import Operator, Ref
-from gateway.model.seam import FramePart, NativeMatch, NativeQuery, Part, Probe, Record, Report, StoreOutcome
-from gateway.model.vocabulary import UID_OF_LEVEL, Level, keyword, tag
+from gateway.model.seam import FramePart, NativeMatch, NativeQuery, Part, Probe, Record, Report, Shown, StoreOutcome
+from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME, UID_OF_LEVEL, Level, keyword, tag
 from gateway.wire.dicomjson import DicomRecord, sanitize
 
 _ABSENT = frozenset({404, 410})
@@ -101,8 +101,12 @@ class DicomwebAdapter:
             left = None if query.limit is None else query.limit - len(seen)
             # One row more than wanted shows whether there is more.
             answer = await self._page(search, offset, None if left is None else left + 1, ends)
+            if query.samples and left is not None and not offset and (sample := _sample(answer.document, left)):
+                self._note_most(query.level, len(answer.document))
+                yield search.report(truncated=True, sample=sample)
+                return
             rows = self._rows(answer)
-            self._most_at_once[query.level] = max(len(rows), self._most_at_once.get(query.level, 0))
+            self._note_most(query.level, len(rows))
             fresh = _unseen(rows, UID_OF_LEVEL[query.level], seen)
             for row in fresh[:left]:
                 if above is not None:
@@ -125,6 +129,9 @@ class DicomwebAdapter:
         if search.is_relational or answer.status in _CANNOT:
             raise Unsupported(self.node, f"does not search {search.resource}")
         raise NodeProtocolError(self.node, f"answered a search with status {answer.status}")
+
+    def _note_most(self, level: Level, count: int) -> None:
+        self._most_at_once[level] = max(count, self._most_at_once.get(level, 0))
 
     def _goes_on(self, answer: JsonAnswer, level: Level) -> bool:
         """Whether there may be more: the node says so, or it stopped at a number that smells of a silent maximum. Not at fewer
@@ -286,6 +293,25 @@ class DicomwebAdapter:
             self._learned = learned
         self._learn_after = time.monotonic() + _LEARN_AGAIN_AFTER
         return learned
+
+
+def _sample(document: Any, limit: int) -> tuple[Shown, ...]:
+    """When the first `limit` studies of an answer were that has more; () for any other, and for what is to be mended first."""
+    if not isinstance(document, list) or len(document) <= limit:
+        return ()
+    try:
+        return tuple([(_first(row, STUDY_DATE) or "", _first(row, STUDY_TIME)) for row in document[:limit]])
+    except (LookupError, TypeError, AttributeError):
+        return ()
+
+
+def _first(row: Any, tag: str) -> str | None:
+    """The first value of an attribute as sent, '' where it has none; None for an attribute that is not there."""
+    attribute = row.get(tag)
+    if attribute is None:
+        return None
+    content = attribute.get("Value")
+    return content[0].strip(" \0") if content else ""
 
 
 def _unseen(rows: list[Dataset], uid_tag: str, seen: set[str]) -> list[Dataset]:

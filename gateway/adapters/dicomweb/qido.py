@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from gateway.errors import InvalidQuery
 from gateway.model.query import Operator
-from gateway.model.seam import NativeMatch, NativeQuery, Report
+from gateway.model.seam import NativeMatch, NativeQuery, Report, Shown
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level, path, path_name, vr
 from gateway.wire.widen import rarest_word, widen_name
 
@@ -57,8 +57,8 @@ class Search:
         paging += [f"offset={offset}"] if offset else []
         return "&".join(filter(None, (self.query, *paging)))
 
-    def report(self, *, truncated: bool) -> Report:
-        return Report(self.matched, self.ignored, self.unknown, truncated)
+    def report(self, *, truncated: bool, sample: tuple[Shown, ...] = ()) -> Report:
+        return Report(self.matched, self.ignored, self.unknown, truncated, sample=sample)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ def same_origin(a: str, b: str) -> bool:
 
 def _origin(address: SplitResult) -> tuple[str, str, int] | None:
     """(scheme, host, port); None for other schemes, userinfo, and hosts or ports that are none."""
-    host = (address.hostname or "").rstrip(".")
+    host = (address.hostname or "").removesuffix(".")  # the root of all names, which each name may say (RFC 1034 3.1)
     if address.scheme not in _DEFAULT_PORTS or "@" in address.netloc or not _HOST.fullmatch(host):
         return None
     try:
