@@ -24,7 +24,8 @@ from gateway.errors import (
 )
 
 # An address that is sent as it stands: nothing in it needs encoding (RFC 3986), no step of its path leads upwards.
-_SAFE = r"(?:[A-Za-z0-9._~/:@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
+# Possessive, since an address may be a hundred UIDs long.
+_SAFE = r"(?:[A-Za-z0-9._~/:@!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+"
 _PLAIN = re.compile(rf"(?!.*/\.)https?://[a-z0-9.-]+(?::[0-9]+)?(?:/{_SAFE}(?:\?{_SAFE})?)?")
 _READ_SIZE = 64 * 1024  # also bounds what one compressed chunk can swell to
 
