@@ -64,7 +64,9 @@ class Asker:
     def plan(self, query: Query, limit: int | None = None, *, samples: bool = False) -> Plan:
         """The native query with the keys it could not take. Nothing is dropped: every key is sent, or is in `here`."""
         names_issuer = any(match.path[-1] == ISSUER for match in query.matches)
-        words = _Words(self.digest, self.character_set, self.issuer if names_issuer else "", self)
+        words = _Words(
+            self.digest or f"{id(self.mapping):x}", self.character_set, self.issuer if names_issuer else "", self
+        )
         return _shared(words, query, limit, samples)
 
     def _plan(self, query: Query, limit: int | None, samples: bool) -> Plan:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 import urllib.request
@@ -530,6 +531,54 @@ async def test_a_look_at_some_of_many_shows_too_that_fifty_are_no_maximum(many):
         many.operations.clear()
         rows, report = await found(adapter, Level.STUDY, fifty)
     assert (len(rows), report.truncated, many.operations.total()) == (50, False, 1)
+
+
+async def test_who_asks_for_a_sample_gets_the_days_of_what_is_cut_off_and_the_rows_of_what_is_not(many):
+    many.options = DicomwebOptions()
+    async with adapter_on(many.url, quirks=NONE) as adapter:
+        rows, whole = await found(adapter, samples=True, limit=130)
+        few, cut = await found(adapter, samples=True, limit=60)
+        below, _ = await found(adapter, samples=True)
+    assert (len(rows), whole.sample, whole.truncated) == (130, (), False)
+    assert (few, cut.sample, cut.truncated) == ([], (("20040119", "072730"),) * 60, True)
+    assert len(below) == 130  # without a limit nothing is cut off
+
+
+@pytest.mark.parametrize(
+    ("sent", "sample"),
+    [
+        ({"00080020": {"vr": "DA", "Value": ["20200101 "]}}, ("20200101", None)),
+        ({"00080020": {"vr": "DA"}, "00080030": {"vr": "TM", "Value": []}}, ("", "")),
+        ({"00080030": {"vr": "TM", "Value": ["0101", "0202"]}}, ("", "0101")),
+        ({"00080020": {"vr": "DA", "Value": None}, "00080030": {}}, ("", "")),
+    ],
+)
+async def test_a_sample_says_what_has_no_day_and_what_says_nothing_of_a_time(scripted, sent, sample):
+    async def answer(exchange):
+        row = {"0020000D": {"vr": "UI", "Value": ["1.2"]}, **sent}
+        await exchange.reply(200, json.dumps([row] * 3).encode(), Content_Type="application/dicom+json")
+
+    peer = await scripted(answer)
+    async with adapter_on(peer.url, quirks=NONE) as adapter:
+        _, report = await found(adapter, samples=True, limit=2)
+    assert report.sample == (sample,) * 2
+
+
+@pytest.mark.parametrize("day", ["20200101", {"vr": "DA", "Value": "20200101"}, {"vr": "DA", "Value": [20200101]}])
+async def test_what_is_to_be_mended_first_is_no_sample_but_rows(scripted, day):
+    async def answer(exchange):
+        rows = [{"0020000D": {"vr": "UI", "Value": [f"1.2.{number}"]}, "00080020": day} for number in range(3)]
+        await exchange.reply(200, json.dumps(rows).encode(), Content_Type="application/dicom+json")
+
+    peer = await scripted(answer)
+    async with adapter_on(peer.url, quirks=NONE) as adapter:
+        if isinstance(day, str):
+            with pytest.raises(NodeProtocolError):
+                await found(adapter, samples=True, limit=2)
+            return
+        rows, report = await found(adapter, samples=True, limit=2)
+    assert [row.value("StudyDate") for row in rows] == ["20200101"] * 2
+    assert (report.sample, report.truncated) == ((), True)
 
 
 @pytest.mark.parametrize("silent", [False, True])

@@ -113,6 +113,17 @@ def test_the_issuer_is_decided_on_the_rows_of_dicom_nodes():
     assert "IssuerOfPatientID" in asker.ask(query(IssuerOfPatientID="OTHER")).return_
 
 
+def test_nodes_that_are_asked_alike_share_what_was_worked_out_and_others_do_not():
+    one, other = (Asker(SHIPPED["mii-bildgebung"], issuer) for issuer in ("KLINIK", "1.2.3"))
+    assert one.plan(query(PatientID="7")) is other.plan(query(PatientID="7"))
+    assert here(one, IssuerOfPatientID="1.2.3") == []
+    assert here(other, IssuerOfPatientID="1.2.3") == ["IssuerOfPatientID"]  # its own is decided on the rows
+    assert one.plan(query(PatientID="7"), 5).native.limit == 5
+    assert one.ask(query(PatientID="7"), 5, samples=True).samples
+    latin = Asker(SHIPPED["mii-bildgebung"], "KLINIK", character_set="ISO_IR 100")
+    assert latin.ask(query(PatientID="7")).character_set == "ISO_IR 100" != one.ask(query(PatientID="7")).character_set
+
+
 def test_fhir_nodes_are_asked_for_the_systems_of_an_issuer_but_not_for_their_own():
     asker = Asker(SHIPPED["mii-bildgebung"], "KLINIK")
     (match,) = asker.ask(query(IssuerOfPatientID="KVNR")).match

@@ -14,9 +14,11 @@ from tests.soak.stage import Spell
 MEGABYTE = 1_000_000
 WARM_UP = 0.25
 """The share of the time after which memory is to be flat."""
+LONG = 10.0
+"""Minutes from which on a run can show a slope."""
 MOST_SLOPE, MOST_GROWTH, NOISE = 1.0, 0.2, 25.0
 """MB a minute over the second half; the share by which the end may exceed the warm-up; MB that the second
-half of a run of less than ten minutes may grow by: one fault that had not been there before takes that much."""
+half of a shorter run may grow by: one fault that had not been there before takes that much."""
 BACK_WITHIN = 20.0
 """Seconds after the end of a fault in which the node may still be seen as down: its breaker's 15, and slack."""
 LEFT_OVER = {"fds": 20, "threads": 30, "tasks": 5, "in_flight": 0}
@@ -41,7 +43,7 @@ class Memory:
     """MB; `slope` is MB a minute over the second half.
 
     What is in flight comes and goes with each fault; a leak raises the floor. All but `most` are of the floor: the least
-    of each quarter of a minute.
+    of each minute, since the gateway gives memory back once in a minute; in a short run, of each quarter of one.
     """
 
     warm: float
@@ -53,7 +55,7 @@ class Memory:
     @property
     def is_flat(self) -> bool:
         half = self.minutes / 2
-        grows = self.slope * half > (MOST_SLOPE * half if self.minutes >= 10 else NOISE)
+        grows = self.slope * half > (MOST_SLOPE * half if self.minutes >= LONG else NOISE)
         return not grows and self.end < self.warm * (1 + MOST_GROWTH)
 
 
@@ -62,7 +64,7 @@ def memory(samples: Sequence[Sample]) -> Memory:
     if len(samples) < 2 or samples[-1].at - samples[0].at < 60:
         raise ValueError("a minute at least")
     most, minutes = max(one.rss for one in samples) / MEGABYTE, (samples[-1].at - samples[0].at) / 60
-    samples = _floor(samples)
+    samples = _floor(samples, 60 if minutes >= LONG else 15)
     sizes = [one.rss / MEGABYTE for one in samples]
     count = len(samples)
     warm = sizes[int(count * WARM_UP) :][: max(1, count // 10)]
@@ -72,13 +74,13 @@ def memory(samples: Sequence[Sample]) -> Memory:
     return Memory(statistics.median(warm), end, most, fit.slope, minutes)
 
 
-def _floor(samples: Sequence[Sample]) -> list[Sample]:
-    """The least of each quarter of a minute."""
-    quarters: dict[int, Sample] = {}
+def _floor(samples: Sequence[Sample], seconds: float) -> list[Sample]:
+    """The least of each stretch of so many seconds."""
+    stretches: dict[int, Sample] = {}
     for one in samples:
-        quarter = int((one.at - samples[0].at) // 15)
-        quarters[quarter] = min(quarters.get(quarter, one), one, key=lambda sample: sample.rss)
-    return list(quarters.values())
+        stretch = int((one.at - samples[0].at) // seconds)
+        stretches[stretch] = min(stretches.get(stretch, one), one, key=lambda sample: sample.rss)
+    return list(stretches.values())
 
 
 @dataclass

@@ -306,11 +306,14 @@ def _sample(document: Any, limit: int) -> tuple[Shown, ...]:
 
 
 def _first(row: Any, tag: str) -> str | None:
-    """The first value of an attribute as sent, '' where it has none; None for an attribute that is not there."""
+    """The first value of an attribute as sent, '' where it has none; None for an attribute that is not there. Raises TypeError,
+    LookupError or AttributeError for what is no attribute with texts."""
     attribute = row.get(tag)
     if attribute is None:
         return None
     content = attribute.get("Value")
+    if content and type(content) is not list:
+        raise TypeError("a value without its list")
     return content[0].strip(" \0") if content else ""
 
 
