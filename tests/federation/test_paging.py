@@ -107,6 +107,21 @@ def test_a_filtered_walk_finds_what_the_filter_finds(gateway: Gateway) -> None:
     assert found == wanted
 
 
+def test_samples_of_nodes_that_do_not_look_at_a_key_mislead_no_walk() -> None:
+    """These nodes match no PatientSex: of what they show at first, seven in eight are not asked for."""
+    asked = {uid for number, uid in enumerate(sorted(TRUTH)) if number % 8 == 0}
+    rows = [[row | {"PatientSex": "F" if row["StudyInstanceUID"] in asked else "M"} for row in part] for part in ROWS]
+    with catalogue_nodes(rows) as nodes, Gateway(nodes.tables(quirks=[])) as gateway:
+        found: list[str] = []
+        while more := gateway.get(f"/dicom-web/studies?PatientSex=F&limit=40&offset={len(found)}").json():
+            found += [row["0020000D"]["Value"][0] for row in more]
+        days = gateway.get("/dicom-web/studies?PatientSex=F&StudyDate=20050101-20101231&limit=30").json()
+    assert found == [uid for uid in in_order("-started") if uid in asked]
+    assert [row["0020000D"]["Value"][0] for row in days] == [
+        uid for uid in found if "20050101" <= moment(uid)[:8] <= "20101231"
+    ][:30]
+
+
 def test_a_first_page_fetches_a_small_part_of_the_archives(nodes: CatalogueNodes) -> None:
     with Gateway(nodes.tables(), cache=False) as gateway:
         gateway.get("/dicom-web/studies?limit=1")  # the nodes' quirks are learned
