@@ -46,6 +46,7 @@ class Asker:
         self.character_set = character_set or mapping.character_set
         self.digest = mapping.digest
         self._sources = dict(_sources(mapping))
+        self._words = _Words(mapping.digest or str(id(mapping)), self.character_set, "", self)
 
     def reads(self, path: tuple[str, ...]) -> bool:
         """Whether the mapping has an entry for a DICOM path."""
@@ -64,10 +65,7 @@ class Asker:
     def plan(self, query: Query, limit: int | None = None, *, samples: bool = False) -> Plan:
         """The native query with the keys it could not take. Nothing is dropped: every key is sent, or is in `here`."""
         names_issuer = any(match.path[-1] == ISSUER for match in query.matches)
-        words = _Words(
-            self.digest or f"{id(self.mapping):x}", self.character_set, self.issuer if names_issuer else "", self
-        )
-        return _shared(words, query, limit, samples)
+        return _shared(replace(self._words, issuer=self.issuer) if names_issuer else self._words, query, limit, samples)
 
     def _plan(self, query: Query, limit: int | None, samples: bool) -> Plan:
         sent: dict[str, NativeMatch] = {}
@@ -187,8 +185,8 @@ class Asker:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """What shapes how a node is asked; `issuer` only where a key names one. Nodes that are alike in it share their plans: a
-    search asks many the same."""
+    """What shapes how a node is asked: its mapping by digest, `issuer` only where a key names one. Nodes that are alike in it share
+    their plans, since a search asks many the same."""
 
     mapping: str
     character_set: str

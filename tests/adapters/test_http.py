@@ -4,11 +4,13 @@ import asyncio
 import base64
 import gzip
 import json
+import shutil
 import subprocess
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
 
+import certifi
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -623,6 +625,18 @@ async def test_a_client_certificate_is_shown_to_a_node_that_asks_for_it(certific
     tls = TlsOptions(certificates / "ca.pem", certificates / "node.pem", certificates / "node.key")
     async with tls_peer(certificates, ask_for_certificate=True) as url, client(url, tls=tls) as http:
         assert (await http.get_json(http.url("x"))).document == {}
+
+
+async def test_a_ca_bundle_that_was_written_anew_counts_for_whoever_connects_from_then_on(certificates, tmp_path):
+    bundle = tmp_path / "bundle.pem"
+    shutil.copy(certifi.where(), bundle)
+    async with tls_peer(certificates) as url:
+        async with client(url, tls=TlsOptions(ca_bundle=bundle)) as http:
+            with pytest.raises(NodeRefused, match="certificate"):
+                await http.get_json(http.url("x"))
+        bundle.write_bytes((certificates / "ca.pem").read_bytes())
+        async with client(url, tls=TlsOptions(ca_bundle=bundle)) as http:
+            assert (await http.get_json(http.url("x"))).document == {}
 
 
 async def test_an_unreadable_ca_bundle_is_a_settings_error(tmp_path):
