@@ -98,7 +98,7 @@ class Archive:
                 found.append([position for value in wanted for position in index.get(value, ())])
         if "StudyDate" in keys:
             low, high = _span(keys["StudyDate"])
-            found.append(self._dated[bisect_left(self._dates, low) : bisect_right(self._dates, high or "9")])
+            found.append(self._dated[bisect_left(self._dates, low) : bisect_right(self._dates, high or "99999999")])
         return list(set(min(found, key=len))) if found else None
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
+from gateway.errors import NodeTimeout
 from gateway.federation.fanout import Outcome, outcomes_of, require_an_answer
 from gateway.federation.federate import Federation
 from gateway.federation.holders import depends_on_holder, questions
@@ -31,6 +32,7 @@ _CROWDED = 2000
 _CLEARLY_MORE = 1.5
 _PAGES = 4
 _ALL: Place = (END, "")
+_OUT_OF_TIME = "was not looked through to its end within the time of the whole search"
 _BEHIND_ALL = (END, END, END)
 
 
@@ -209,8 +211,7 @@ class _Search:
         while waiting := await self._still_waiting(ends):
             waiting = self.turns.of(self._short_of_horizon(waiting), self._missing)
             by_node = {walk.node.id: walk for walk in waiting}
-            left = max(0.0, ends - asyncio.get_running_loop().time())
-            outcomes = await outcomes_of([walk.node for walk in waiting], partial(_advance, by_node), deadline=left)
+            outcomes = await self._advanced(by_node, ends - asyncio.get_running_loop().time())
             for outcome in outcomes:
                 by_node[outcome.node.id].failure = outcome.error
             if not any(walk.has_answered for walk in self.walks):
@@ -218,6 +219,13 @@ class _Search:
             self.is_merged = False
             if self._is_worth_merging():
                 await self._merge(ends)
+
+    async def _advanced(self, walks: Mapping[str, Walk], left: float) -> list[Outcome[None]]:
+        """What came of one step of each walk, with so many seconds left: answers out of the cache would come after the end, too."""
+        nodes = [walk.node for walk in walks.values()]
+        if left <= 0:
+            return [Outcome(node, None, NodeTimeout(node.id, _OUT_OF_TIME)) for node in nodes]
+        return await outcomes_of(nodes, partial(_advance, walks), deadline=left)
 
     def _short_of_horizon(self, waiting: list[Walk]) -> list[Walk]:
         """Those of the walks that have not come as far as the page is expected to reach, if there are any."""

@@ -139,6 +139,13 @@ class Segment:
 
 
 @lru_cache(256)
+def _can_cut_range(cutter: Cutter, segment: Segment) -> bool:
+    if segment.is_everything:
+        return bool(cutter._by_ladder(*_asked_days(cutter.query.match_on(STUDY_DATE))))
+    return bool(_equal_parts(segment, cutter.today))
+
+
+@lru_cache(256)
 def _split_once(
     cutter: Cutter, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool
 ) -> tuple[Segment, ...]:
@@ -228,12 +235,18 @@ class Cutter:
         """The parts of a segment; [] when it cannot be cut further. `rows` is what the node gave of it."""
         if segment.undated:
             return []
-        if segment.is_range:
-            return self.cut_range(segment, [moment_of(row.attributes, self.sort) for row in rows])
+        if segment.is_everything or (segment.dated and not segment.is_day):
+            parts = self.cut_range(segment, [moment_of(row.attributes, self.sort) for row in rows])
+            if segment.is_everything or parts:
+                return parts
         return self._by_clock(segment, rows) or self._by_modality(segment, rows) or self._by_prefix(segment, rows)
 
+    def can_cut_range(self, segment: Segment) -> bool:
+        """Whether there are days in a range to cut it by."""
+        return _can_cut_range(self, segment)
+
     def cut_range(self, segment: Segment, moments: Sequence[str]) -> list[Segment]:
-        """The parts of a range of days, of which the node showed studies of these moments."""
+        """The parts of days of which the node showed studies of these moments; [] where there are none."""
         if segment.is_everything:
             asked = _asked_days(self.query.match_on(STUDY_DATE))
             return self._by_sample(segment, moments) or self._by_ladder(*asked)
@@ -363,9 +376,13 @@ def _within(segment: Segment, low: str, high: str) -> list[Segment]:
 
 
 def _equal_parts(segment: Segment, today: date) -> list[Segment]:
-    """Oldest first. Open ends stay open at the outermost parts."""
-    first = parse_date(segment.low) or min(_FIRST_DAY, parse_date(segment.high) or _FIRST_DAY)
-    last = parse_date(segment.high) or max(first + timedelta(days=1), today)
+    """Oldest first; [] for a range that ends before it begins. Open ends stay open at the outermost parts, until there is but the
+    last day of the calendar, or the first."""
+    low, high = parse_date(segment.low), parse_date(segment.high)
+    first = low or (_FIRST_DAY if high is None or high > _FIRST_DAY else date.min)
+    last = high or (today if first < today else date.max)
+    if first >= last:
+        return [replace(segment, low=da(first), high=da(last))] if first == last else []
     days = (last - first).days + 1
     edges = sorted({first + timedelta(days=days * part // _PARTS) for part in range(_PARTS)})
     ends = [*(edge - timedelta(days=1) for edge in edges[1:]), last]

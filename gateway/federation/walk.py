@@ -232,9 +232,9 @@ class Walk:
 
     async def _open(self, part: Segment) -> list[Segment]:
         """Asks for a part. Gives the smaller ones that stand for it where it was too large; [] when it is done."""
-        may_be_cut = can_be_cut(self.query) and self._deep_questions < MOST_DEEP_QUESTIONS
-        is_sampled = may_be_cut and part.is_range
-        search = NodeSearch(self.node, self.answers, self._limit(part), tells_truncation=False, samples=is_sampled)
+        is_sampled = part.is_range and self._may_cut() and self.cutter.can_cut_range(part)
+        limit = self._limit(part) if is_sampled else None
+        search = NodeSearch(self.node, self.answers, limit, tells_truncation=False, samples=is_sampled)
         try:
             rows = await search.rows(part.narrowed(self.query))
         except BudgetExceeded:
@@ -251,13 +251,16 @@ class Walk:
         too_large = search.truncated or self._is_suspicious(search.fetched)
         if too_large and is_sampled:
             return self._sampled(part, search.sample or [shown(row) for row in rows])
-        smaller = self.cutter.cut(part, rows) if too_large and may_be_cut else []
+        smaller = self.cutter.cut(part, rows) if too_large and self._may_cut() else []
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
         self.is_whole = self.is_whole or (part.is_everything and not too_large)
         if search.truncated and not smaller:
             self._declare(part)
         return smaller
+
+    def _may_cut(self) -> bool:
+        return can_be_cut(self.query) and self._deep_questions < MOST_DEEP_QUESTIONS
 
     def _sampled(self, part: Segment, sample: Sequence[Shown]) -> list[Segment]:
         """What stands for days of which the node has more than it gave: themselves, until all nodes have shown where to cut."""
@@ -273,8 +276,8 @@ class Walk:
         return [part]
 
     def _limit(self, part: Segment) -> int | None:
-        """A first look costs little, and so does another that will not show all; what has to be had whole is asked for whole."""
-        if self.ceiling is None or part.is_day or part.is_deep or part.undated:
+        """Of what is sampled: a first look costs little, and so does another that will not show all."""
+        if self.ceiling is None:
             return None
         most = self.ceiling << part.growth
         return self.ceiling if self.horizon and self.horizon.expected > most else most

@@ -7,11 +7,15 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway.errors import NodeTimeout
+from gateway.federation.paging import _Search
+from gateway.federation.walk import Walk
 from gateway.simulators.bulk import ct_series
 from tests.catalogue import CatalogueNodes, Row, catalogue_nodes, made_up
 from tests.federation.flaky import Flaky
@@ -105,6 +109,40 @@ def test_a_filtered_walk_finds_what_the_filter_finds(gateway: Gateway) -> None:
         if "PT" in TRUTH[uid]["ModalitiesInStudy"] and "19990101" <= moment(uid)[:8] < "20050601"
     ]
     assert found == wanted
+
+
+@pytest.mark.parametrize("day", ["17530101", "18000101", "99991231"])
+@pytest.mark.parametrize("asked", ["", "&StudyDate=-18000101", "&StudyDate=99991231-", "&StudyDate=17530101-18000101"])
+def test_a_day_at_an_end_of_the_calendar_is_opened_like_any_other(day: str, asked: str) -> None:
+    """Where there is no day to cut at, a range is asked for whole, and cut by times: no walk goes on for ever."""
+    old = made_up(120, nodes=2, undated=0.0)
+    rows = [
+        [row | {"StudyDate": day, "StudyTime": f"{n % 24:02}{n:02}00"} if n < 45 else row for n, row in enumerate(part)]
+        for part in old
+    ]
+    first, _, last = asked.removeprefix("&StudyDate=").partition("-")
+    held = [row for part in rows for row in part if first <= row["StudyDate"] <= (last or "99999999")]
+    with (
+        catalogue_nodes(rows) as nodes,
+        Gateway(nodes.tables(quirks=[], max_results=20, search_deadline=8), search_deadline=8) as gateway,
+    ):
+        answer = gateway.get(f"/dicom-web/studies?limit=300{asked}")
+        found = [row["0020000D"]["Value"][0] for row in answer.json() or ()] if answer.status_code == 200 else []
+    assert sorted(found) == sorted(row["StudyInstanceUID"] for row in held)
+    assert "did not answer" not in answer.headers.get("warning", "")
+
+
+async def test_a_search_whose_time_is_over_opens_nothing_more_though_all_of_it_were_kept() -> None:
+    class Opened(Walk):
+        async def advance(self) -> None:
+            raise AssertionError("it was opened all the same")
+
+    walk = object.__new__(Opened)
+    walk.node = SimpleNamespace(id="n00")
+    search = object.__new__(_Search)
+    [outcome] = await search._advanced({"n00": walk}, 0.0)
+    assert isinstance(outcome.error, NodeTimeout)
+    assert "within the time of the whole search" in outcome.error.reason
 
 
 def test_samples_of_nodes_that_do_not_look_at_a_key_mislead_no_walk() -> None:
