@@ -75,12 +75,12 @@ def memory(samples: Sequence[Sample]) -> Memory:
 
 
 def _floor(samples: Sequence[Sample], seconds: float) -> list[Sample]:
-    """The least of each stretch of so many seconds."""
+    """The least of each stretch of so many seconds; the last, which is not a whole one, may have no such moment."""
     stretches: dict[int, Sample] = {}
     for one in samples:
         stretch = int((one.at - samples[0].at) // seconds)
         stretches[stretch] = min(stretches.get(stretch, one), one, key=lambda sample: sample.rss)
-    return list(stretches.values())
+    return list(stretches.values())[:-1]
 
 
 @dataclass
