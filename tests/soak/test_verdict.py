@@ -29,7 +29,7 @@ def samples(minutes: float, grown: Callable[[float], float]) -> list[Sample]:
         (20, lambda minute: min(minute, 3) * 20, True),  # warms up, and stays
         (20, lambda minute: min(minute, 3) * 20 + minute * 1.5, False),  # leaks
         (20, lambda minute: minute * 0.5, True),
-        (20, lambda minute: 0 if minute < 17.9 else 60, False),  # jumps at the end
+        (20, lambda minute: 0 if minute < 19 else 60, False),  # jumps at the end
         (20, lambda minute: 200 * (minute % 3 < 0.9), True),  # a fault that takes much, and gives it back
         (20.2, lambda minute: 60 * (minute > 20), True),  # and one in the midst of which it ends
         (3, lambda minute: minute * 1.5, True),  # nobody can tell in three minutes

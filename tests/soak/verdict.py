@@ -75,12 +75,13 @@ def memory(samples: Sequence[Sample]) -> Memory:
 
 
 def _floor(samples: Sequence[Sample], seconds: float) -> list[Sample]:
-    """The least of each stretch of so many seconds; the last, which is not a whole one, may have no such moment."""
+    """The least of each stretch of so many seconds; but of the last, where it is far from whole: it may have no such moment."""
     stretches: dict[int, Sample] = {}
     for one in samples:
         stretch = int((one.at - samples[0].at) // seconds)
         stretches[stretch] = min(stretches.get(stretch, one), one, key=lambda sample: sample.rss)
-    return list(stretches.values())[:-1]
+    is_whole = (samples[-1].at - samples[0].at) % seconds > 0.9 * seconds
+    return list(stretches.values())[: None if is_whole else -1]
 
 
 @dataclass
