@@ -1,5 +1,6 @@
 """docker/: what can be held without a container engine. Every file named exists, every configuration is read by its program."""
 
+import base64
 import contextlib
 import json
 import os
@@ -35,7 +36,13 @@ DOCKERFILES = sorted(DOCKER.rglob("Dockerfile"))
 NODES = DOCKER / "nodes" / "nodes.toml"
 REALM = json.loads((DOCKER / "identity" / "realm.json").read_text())
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-SECRETS = {"GATEWAY_SECRET": "s" * 32, "VIEWER_SECRET": "v", "KEYCLOAK_ADMIN_PASSWORD": "k", "MADRID_PASSWORD": "m"}
+SECRETS = {
+    "GATEWAY_SECRET": "s" * 32,
+    "GATEWAY_CACHE_KEY": base64.b64encode(bytes(32)).decode(),
+    "VIEWER_SECRET": "v",
+    "KEYCLOAK_ADMIN_PASSWORD": "k",
+    "MADRID_PASSWORD": "m",
+}
 
 
 def contexts(dockerfile):
@@ -104,6 +111,15 @@ def test_every_secret_that_compose_wants_is_explained_and_none_has_a_value():
     lines = [line for line in (DOCKER / ".env.example").read_text().splitlines() if line and not line.startswith("#")]
     assert {line.partition("=")[0] for line in lines} == wanted == set(SECRETS)
     assert [line for line in lines if not line.endswith("=")] == []
+
+
+def test_what_redis_remembers_for_months_outlives_it_and_lies_encrypted_on_its_disk(composed):
+    command = SERVICES["redis"]["command"]
+    said = dict(zip(command[1::2], command[2::2], strict=True))
+    assert said["--appendonly"] == "yes"
+    assert said["--maxmemory-policy"] == "volatile-lru"
+    assert [volume for volume in SERVICES["redis"]["volumes"] if volume.partition(":")[2] == "/data"] == ["redis:/data"]
+    assert settings.read().cache_key is not None
 
 
 def test_only_the_proxy_can_be_reached_and_only_from_this_machine():
