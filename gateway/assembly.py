@@ -73,7 +73,13 @@ class Builder:
             if key not in self.by_address:
                 if sum(of == node for of, _ in self.by_address) >= _MOST_ADDRESSES:
                     raise NodeRefused(node, f"leads to more than {_MOST_ADDRESSES} addresses of DICOMweb services")
-                http = http_client(config, address, _auth_at(address, config.connection), _tls_of(config.connection))
+                http = http_client(
+                    config,
+                    address,
+                    _auth_at(address, config.connection),
+                    _tls_of(config.connection),
+                    config.max_concurrent,
+                )
                 adapter = DicomwebAdapter(config.id, http=http, quirks=_quirks(config))
                 await adapter.open()
                 self.by_address[key] = adapter
@@ -177,7 +183,11 @@ def _credentials(auth: Auth) -> credentials.HttpAuth:
         return credentials.Bearer(auth.token.get_secret_value())
     if isinstance(auth, ClientCredentials):
         return credentials.ClientCredentials(
-            auth.token_url, auth.client_id, auth.client_secret.get_secret_value(), auth.private_key, auth.scope
+            auth.token_url,
+            auth.client_id,
+            auth.client_secret.get_secret_value(),
+            private_key=auth.private_key,
+            scope=auth.scope,
         )
     return None
 

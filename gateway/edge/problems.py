@@ -162,6 +162,7 @@ def issue_of_node(issue: Issue) -> dict[str, object]:
         "GW202": "timeout",
         "GW207": "too-costly",
         "GW209": "incomplete",
+        "GW212": "incomplete",
         "GW106": "conflict",
         "GW105": "not-found",
     }.get(issue.code, "transient")

@@ -72,8 +72,13 @@ def _outcome(node: Node, task: asyncio.Task[R], deadline: float) -> Outcome[R]:
         return Outcome(node, None, error)
     if isinstance(error, GatewayError):
         raise error
-    log().error("fault", node=node.id, kind=type(error).__name__, reason=place_of(error))
-    return Outcome(node, None, NodeProtocolError(node.id, "gave an answer that cannot be understood"), error)
+    return Outcome(node, None, fault_over(node.id, error), error)
+
+
+def fault_over(node: str, error: BaseException) -> NodeProtocolError:
+    """A fault of ours over what a node gave, which is logged, as that node's failure."""
+    log().error("fault", node=node, kind=type(error).__name__, reason=place_of(error))
+    return NodeProtocolError(node, "gave an answer that cannot be understood")
 
 
 async def in_parallel(items: Iterable[T], work: Callable[[T], Awaitable[R]], *, at_once: int = 4) -> list[R]:

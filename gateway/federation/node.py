@@ -36,7 +36,8 @@ class NodeAnswer:
     """What one node said to one question: rows not yet matched again, and how far they can be relied on.
 
     `complete_rows`: an attribute missing from a row has no value. `truncated`: the node stopped at its maximum.
-    `unreadable`: records that the mapping could not read. `sample` stands for the rows where that was all that was asked for.
+    `unreadable`: records that the mapping could not read. `gaps`: as in a Report. `sample` stands for the rows where that was
+    all that was asked for.
     `stale_for`: the seconds since the node said it, where it could not be asked anew; whoever shows it says so.
     """
 
@@ -45,6 +46,7 @@ class NodeAnswer:
     truncated: bool = False
     unreadable: int = 0
     sample: tuple[Shown, ...] = ()
+    gaps: tuple[str, ...] = ()
     stale_for: float | None = None
 
     @property
@@ -165,11 +167,19 @@ class Node:
         answer = await self.asking("find", lambda: self._collect(asked, query))
         ttl = self.ttl.of(_kind(query))
         is_nothing = not answer.given and not query.undated  # of an archive that gives all it has, undated rows are few
-        if is_nothing:
+        may_change_soon = is_nothing or bool(answer.gaps)
+        if may_change_soon:
             ttl = min(ttl, self.ttl.negative)
         tags = partial(of_rows, answer.rows, query)
         rows = len(answer.rows) if self.config.adapter in _SPEAK_JSON else None
-        return Loaded(answer, ttl=ttl, tags=tags, may_be_stale=not is_nothing, to_plain=_answer_to_plain, rows=rows)
+        return Loaded(
+            answer,
+            ttl=ttl,
+            tags=tags,
+            may_be_stale=not may_change_soon,
+            to_plain=_answer_to_plain,
+            rows=rows,
+        )
 
     async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
         rows: list[Row] = []
@@ -199,7 +209,7 @@ class Node:
             raise NodeProtocolError(self.id, "gave only records that cannot be read")
         metrics.rows_of(self.id).inc(given)
         truncated = report.truncated or self._stops_at(given, asked.limit)
-        return NodeAnswer(tuple(rows), report.complete_rows, truncated, unreadable, report.sample)
+        return NodeAnswer(tuple(rows), report.complete_rows, truncated, unreadable, report.sample, report.gaps)
 
     def _stops_at(self, count: int, limit: int | None) -> bool:
         """Whether so many rows are a maximum: the one asked for, or the node's own, which it may keep to without a word."""
@@ -309,6 +319,7 @@ def _answer_to_plain(answer: NodeAnswer) -> dict[str, Any]:
         "truncated": answer.truncated,
         "unreadable": answer.unreadable,
         "sample": answer.sample,
+        "gaps": answer.gaps,
     }
 
 
@@ -316,6 +327,7 @@ def _answer_from_plain(plain: Any, node: str) -> NodeAnswer:
     try:
         rows = tuple(from_plain(row) for row in plain["rows"])
         sample = tuple((day, clock) for day, clock in plain["sample"])
-        return NodeAnswer(rows, plain["complete_rows"], plain["truncated"], plain["unreadable"], sample)
+        unreadable, gaps = plain["unreadable"], tuple(plain["gaps"])
+        return NodeAnswer(rows, plain["complete_rows"], plain["truncated"], unreadable, sample, gaps)
     except (KeyError, TypeError, ValueError):
         raise NodeProtocolError(node, "has an answer in the cache that cannot be read") from None

@@ -260,9 +260,8 @@ class NodeConfig(_Connected):
     def at_once(self) -> int:
         """How many operations it works on at a time: no more than it has associations or connections for, so that what
         waits waits in the node's queue, and is not taken for the node's own silence."""
-        connection = self.connection
-        most = getattr(connection, "max_associations", getattr(connection, "max_connections", self.max_concurrent))
-        return min(self.max_concurrent, int(most))
+        connections = [self.connection, *([self.retrieve.connection] if self.retrieve else [])]
+        return min(self.max_concurrent, *(_most_of(one, self.max_concurrent) for one in connections))
 
     @property
     def mapping_name(self) -> str:
@@ -277,6 +276,11 @@ class NodeConfig(_Connected):
     def relational(self) -> bool:
         """Whether SERIES and IMAGE rows can be asked without the UIDs above."""
         return not isinstance(self.connection, FhirConnection) and getattr(self.connection, "relational", True)
+
+
+def _most_of(connection: Connection, otherwise: int) -> int:
+    """How many associations or connections one has."""
+    return int(getattr(connection, "max_associations", getattr(connection, "max_connections", otherwise)))
 
 
 class MoveReceiver(_Table):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from gateway.cache import freshness
 from gateway.errors import NodeError, NodeProtocolError, NotFound
-from gateway.federation.fanout import in_parallel
+from gateway.federation.fanout import fault_over, in_parallel
 from gateway.federation.federate import Federation, absent
 from gateway.federation.node import Node, aclosing_iterator, first_then
 from gateway.federation.opened import OpenedInstance
@@ -254,6 +254,8 @@ class Retrieval:
                 continue
             except NodeError as error:
                 failure = failure or error
+            except (LookupError, TypeError, ValueError, AttributeError) as error:  # hides no other copy
+                failure = failure or fault_over(owner.node, error)
         return None, failure
 
 

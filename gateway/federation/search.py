@@ -195,6 +195,9 @@ class NodeSearch:
             return True
         if None not in verdicts and children:
             return False
+        if not children and level_of(wanted.path) is Level.STUDY:  # there is no row below that could say it
+            self._undecided(match)
+            return False
         return await self._exists_in_instances(row, children, wanted, match)
 
     async def _exists_in_instances(self, row: Row, series: Iterable[Row], wanted: Match, match: Match) -> bool:
@@ -316,6 +319,8 @@ class NodeSearch:
             self.truncated = True
         if answer.truncated and (self.tells_truncation or query.level is not Level.STUDY):
             self._note("GW209", "stopped at its maximum number of results; narrow the search to see the rest")
+        for gap in answer.gaps:
+            self._note("GW212", gap)
         if answer.unreadable:
             self._note("GW302", f"gave {answer.unreadable} records that its mapping cannot read")
         return answer

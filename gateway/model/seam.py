@@ -69,12 +69,17 @@ class Record(Protocol):
         """One record per series, identifier or sequence item, so that what belongs together stays together."""
 
 
+NOT_WHOLE = "says that its answer is not whole"
+"""A gap of which the node's own word is all that is known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """Ends every `find`: which native paths the node matched itself, which it had but ignored, which it does not know.
 
     Every row is matched again here whatever this says. `truncated` says that the node stopped at its own maximum.
     `complete_rows` says that an attribute missing from a row has no value; otherwise it is merely not known at this level.
+    `gaps` say what else is missing, in words that are safe to show and follow the node's name.
     `sample` stands for the rows of an answer that was cut off, where that is all that was asked for; no row came then.
     """
 
@@ -83,6 +88,7 @@ class Report:
     unknown: frozenset[str] = frozenset()
     truncated: bool = False
     complete_rows: bool = False
+    gaps: tuple[str, ...] = ()
     sample: tuple[Shown, ...] = ()
 
 

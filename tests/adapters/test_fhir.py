@@ -512,7 +512,7 @@ async def test_a_server_that_refuses_even_a_plain_search_is_out_of_protocol(scri
             await node.ask()
 
 
-async def test_references_are_read_for_at_most_fifty_resources_and_four_at_once(scripted):
+async def test_references_are_read_for_at_most_two_hundred_resources_and_four_at_once(scripted):
     reading, most, reads = 0, 0, 0
 
     async def script(exchange):
@@ -527,15 +527,15 @@ async def test_references_are_read_for_at_most_fifty_resources_and_four_at_once(
             reading -= 1
             body = {"resourceType": "Patient", "id": exchange.target[9:], "identifier": [{"value": "P"}]}
         else:
-            entry = [{"resource": a_study(number)} for number in range(80)]
+            entry = [{"resource": a_study(number)} for number in range(230)]
             body = {"resourceType": "Bundle", "type": "searchset", "entry": entry}
         await exchange.reply(200, json.dumps(body).encode())
 
     server = await scripted(script)
     async with node_on(server.url) as node:
         rows, _ = await node.ask()
-    assert len(rows) == 80
-    assert (reads, most) == (50, 4)
+    assert len(rows) == 230
+    assert (reads, most) == (200, 4)
 
 
 # --- faults

@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 import subprocess
+import zlib
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
@@ -643,3 +644,68 @@ async def test_an_unreadable_ca_bundle_is_a_settings_error(tmp_path):
     http = HttpClient("alpha", base_url="https://x", tls=TlsOptions(ca_bundle=tmp_path / "none.pem"))
     with pytest.raises(SettingsError):
         await http.open()
+
+
+# --- compressed bodies
+
+
+def compressed(body, coding):
+    async def script(exchange):
+        await exchange.reply(200, body, Content_Encoding=coding)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("coding", "compress"),
+    [
+        ("gzip", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("deflate", lambda raw: zlib.compress(raw, wbits=-zlib.MAX_WBITS)),
+        ("identity", bytes),
+    ],
+)
+async def test_a_compressed_document_is_read_as_it_was(scripted, coding, compress):
+    document = [{"value": "x" * 300_000}, *range(1000)]
+    peer = await scripted(compressed(compress(json.dumps(document).encode()), coding))
+    async with client(peer.url) as http:
+        assert (await http.get_json(http.url("x"))).document == document
+
+
+@pytest.mark.parametrize("coding", ["gzip, gzip", "br", "zstd", "gzip, deflate"])
+async def test_a_coding_that_was_not_asked_for_is_refused(scripted, coding):
+    """Each of several would swell what the one before it gave, beyond any ceiling."""
+    peer = await scripted(compressed(gzip.compress(gzip.compress(b"[]")), coding))
+    async with client(peer.url) as http:
+        with pytest.raises(NodeProtocolError, match="was not asked for"):
+            await http.get_json(http.url("x"))
+
+
+@pytest.mark.parametrize("end", [-9, -1, 12])
+async def test_a_compressed_body_that_is_cut_short_does_not_pass_for_whole(scripted, end):
+    peer = await scripted(compressed(gzip.compress(b"[1, 2, 3]")[:end], "gzip"))
+    async with client(peer.url) as http:
+        with pytest.raises(NodeProtocolError, match="cut its answer short"):
+            await http.get_json(http.url("x"))
+
+
+async def test_a_compressed_body_that_comes_in_single_bytes_is_whole(scripted):
+    body = gzip.compress(b"[1, 2, 3]")
+
+    async def script(exchange):
+        await exchange.send(b"HTTP/1.1 200 X\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for one in body:
+            await exchange.send(bytes([one]))
+            await asyncio.sleep(0.001)
+
+    peer = await scripted(script)
+    async with client(peer.url) as http:
+        assert (await http.get_json(http.url("x"))).document == [1, 2, 3]
+
+
+async def test_what_lies_behind_the_end_of_a_compressed_body_is_not_dropped_silently(scripted):
+    peer = await scripted(compressed(gzip.compress(b"[1]") + gzip.compress(b" "), "gzip"))
+    async with client(peer.url) as http:
+        with pytest.raises(NodeProtocolError, match="cannot be decompressed"):
+            await http.get_json(http.url("x"))

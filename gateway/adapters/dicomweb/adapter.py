@@ -24,9 +24,21 @@ from gateway.adapters.dicomweb.wado import (
 from gateway.adapters.http.client import Answer, HttpClient, JsonAnswer
 from gateway.errors import InvalidQuery, NodeProtocolError, NodeTimeout, Unsupported
 from gateway.model.dataset import Dataset, text, values
+from gateway.model.patient import patient_of
 from gateway.model.query import Operator, Ref
-from gateway.model.seam import FramePart, NativeMatch, NativeQuery, Part, Probe, Record, Report, Shown, StoreOutcome
-from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME, UID_OF_LEVEL, Level, keyword, tag
+from gateway.model.seam import (
+    NOT_WHOLE,
+    FramePart,
+    NativeMatch,
+    NativeQuery,
+    Part,
+    Probe,
+    Record,
+    Report,
+    Shown,
+    StoreOutcome,
+)
+from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME, STUDY_UID, UID_OF_LEVEL, Level, keyword, tag
 from gateway.wire.dicomjson import DicomRecord, sanitize
 
 _ABSENT = frozenset({404, 410})
@@ -37,6 +49,8 @@ _INSTANCES = f'multipart/related; type="{DICOM}"'
 _FRAMES = f'multipart/related; type="{OCTETS}"; transfer-syntax=*'
 _BULK = f'multipart/related; type="{OCTETS}", {OCTETS}, */*;q=0.1'
 _MORE = re.compile("additional results", re.IGNORECASE)  # the text of PS3.18 8.3.4.4
+_WARNING = re.compile(r'\b299\s+\S+\s+"((?:[^"\\]|\\.)*)"')
+_HARMLESS = re.compile("additional results|fuzzymatching|deprecat", re.IGNORECASE)
 _NUMBER_OF_FRAMES = tag("NumberOfFrames")
 _LEARNING_SECONDS = 3.0
 _LEARN_AGAIN_AFTER = 60.0
@@ -95,8 +109,8 @@ class DicomwebAdapter:
         if qido.NO_RELATIONAL in quirks and search.is_relational:
             raise Unsupported(self.node, f"searches {search.resource} of one study only")
         above = Ref(query.study) if search.has_parent and query.study else None
-        seen: set[str] = set()
-        offset, truncated, has_more = 0, False, True
+        seen: set[tuple[str, ...]] = set()
+        offset, truncated, has_more, is_whole = 0, False, True, True
         while has_more:
             left = None if query.limit is None else query.limit - len(seen)
             # One row more than wanted shows whether there is more.
@@ -107,6 +121,7 @@ class DicomwebAdapter:
                 return
             rows = self._rows(answer)
             self._note_most(query.level, len(rows))
+            is_whole = is_whole and not _is_partial(answer)
             fresh = _unseen(rows, UID_OF_LEVEL[query.level], seen)
             for row in fresh[:left]:
                 if above is not None:
@@ -116,9 +131,10 @@ class DicomwebAdapter:
             truncated = query.limit is not None and len(seen) > query.limit
             has_more = (query.limit is None or len(seen) <= query.limit) and self._goes_on(answer, query.level)
             is_repetition = bool(rows) and not fresh
-            if is_repetition or (has_more and qido.IGNORES_OFFSET in quirks):
+            is_withheld = not rows and _announces_more(answer)
+            if is_repetition or is_withheld or (has_more and qido.IGNORES_OFFSET in quirks):
                 truncated, has_more = True, False
-        yield search.report(truncated=truncated)
+        yield search.report(truncated=truncated, gaps=() if is_whole else (NOT_WHOLE,))
 
     async def _page(self, search: qido.Search, offset: int, limit: int | None, ends: float) -> JsonAnswer:
         within = max(0.01, ends - time.monotonic())
@@ -137,7 +153,7 @@ class DicomwebAdapter:
         """Whether there may be more: the node says so, or it stopped at a number that smells of a silent maximum. Not at fewer
         than it once gave in one answer."""
         count = len(answer.document or ())
-        if _MORE.search(answer.headers.get("warning", "")):
+        if _announces_more(answer):
             return count > 0
         return count >= max(50, self._most_at_once[level]) and (count % 50 == 0 or count & (count - 1) == 0)
 
@@ -210,11 +226,16 @@ class DicomwebAdapter:
         async with self._http.stream("GET", url, headers=headers, expect=_NO) as answer:
             status, base = answer.status, answer.url
             document = await self._http.read_json(answer) if status not in _NO else None
+        if status == 206:
+            raise NodeProtocolError(self.node, "could not give the metadata of every instance (206)")
         if status in _NO:
             await self._explain(ref, status, "metadata")
         for dataset in self._datasets(document or [], "a request for metadata"):
             check_asked(self.node, ref, dataset)
-            _make_absolute(dataset, base)
+            try:
+                _make_absolute(dataset, base)
+            except ValueError:
+                raise NodeProtocolError(self.node, "gave an address of bulk data that is none") from None
             yield dataset
 
     async def frames(self, ref: Ref, numbers: Sequence[int]) -> AsyncGenerator[FramePart, None]:
@@ -317,15 +338,27 @@ def _first(row: Any, tag: str) -> str | None:
     return content[0].strip(" \0") if content else ""
 
 
-def _unseen(rows: list[Dataset], uid_tag: str, seen: set[str]) -> list[Dataset]:
-    """The rows with a UID not seen before, which is then seen. A row without UID is seen once."""
+def _unseen(rows: list[Dataset], uid_tag: str, seen: set[tuple[str, ...]]) -> list[Dataset]:
+    """The rows not seen before, which then are: of one UID one for each patient, since an archive may hold it for several. A
+    row without UID is seen once."""
     fresh = []
     for row in rows:
-        uid = text(row, uid_tag)
-        if uid not in seen:
-            seen.add(uid)
+        named = (text(row, STUDY_UID), text(row, uid_tag), *patient_of(row, ""))
+        if named not in seen:
+            seen.add(named)
             fresh.append(row)
     return fresh
+
+
+def _announces_more(answer: JsonAnswer) -> bool:
+    return "warning" in answer.headers and bool(_MORE.search(answer.headers["warning"]))
+
+
+def _is_partial(answer: JsonAnswer) -> bool:
+    """Whether the node itself says that something is missing: by 206, or by a Warning (299) that is none of those which say
+    nothing of that kind."""
+    said = _WARNING.findall(answer.headers["warning"]) if "warning" in answer.headers else ()
+    return answer.status == 206 or not all(_HARMLESS.search(one) for one in said)
 
 
 def _make_absolute(dataset: Dataset, base: str) -> None:

@@ -57,8 +57,8 @@ class Search:
         paging += [f"offset={offset}"] if offset else []
         return "&".join(filter(None, (self.query, *paging)))
 
-    def report(self, *, truncated: bool, sample: tuple[Shown, ...] = ()) -> Report:
-        return Report(self.matched, self.ignored, self.unknown, truncated, sample=sample)
+    def report(self, *, truncated: bool, gaps: tuple[str, ...] = (), sample: tuple[Shown, ...] = ()) -> Report:
+        return Report(self.matched, self.ignored, self.unknown, truncated, gaps=gaps, sample=sample)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from gateway.wire.multipart import MultipartError, MultipartPart
 from gateway.wire.part10 import AFTER_UIDS, Part10Stream, identify, open_part10
 
 DICOM, OCTETS = "application/dicom", "application/octet-stream"
+_MOST_DIGITS = 18
 
 # What a part is in when it does not say: PS3.18 Tables 8.7.3-2 to 8.7.3-5.
 _DEFAULT_SYNTAX = {
@@ -109,4 +110,4 @@ def frame_part(node: str, number: int, part: MultipartPart) -> FramePart:
 
 def _length(headers: Mapping[str, str]) -> int | None:
     raw = headers.get("content-length", "")
-    return int(raw) if raw.isascii() and raw.isdecimal() else None
+    return int(raw) if len(raw) <= _MOST_DIGITS and raw.isascii() and raw.isdecimal() else None

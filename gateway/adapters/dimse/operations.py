@@ -123,9 +123,10 @@ class Associations:
     @asynccontextmanager
     async def operation(self, work: Callable[[Operation[T]], None], capacity: int) -> AsyncIterator[Channel[T]]:
         """Runs `work` in a thread; the body reads what it puts. Raises NodeBusy when no permit comes free."""
-        if self._threads is None or self._loop is None:
-            raise NodeBusy(self.peer.node, "not open")
         await self._acquire()
+        if self._threads is None or self._loop is None:  # also where it was closed meanwhile
+            self._permits.release()
+            raise NodeBusy(self.peer.node, "not open")
         operation: Operation[T] = Operation(Channel(capacity, self._reading_patience))
         self._active += 1
         self._operations.add(operation)
@@ -154,28 +155,20 @@ class Associations:
     def searching(self, operation: Operation[Any]) -> Iterator[NodeAssociation]:
         """In the thread: an association for C-FIND, kept for the next one when it ends well."""
         association = self._reusable() or self._new_for_find()
-        with operation.using(association):
-            try:
-                if not association.is_usable:
-                    self._make_room()
-                    association.request()
-                yield association
-            except BaseException:
-                association.end()
-                raise
+        with _ended_on_failure(association), operation.using(association):
+            if not association.is_usable:
+                self._make_room()
+                association.request()
+            yield association
         self._keep(association)
 
     @contextmanager
     def other(self, operation: Operation[Any], association: NodeAssociation) -> Iterator[NodeAssociation]:
         """In the thread: an association of its own, released at the end, or aborted when the body fails."""
         self._make_room()
-        with operation.using(association):
-            try:
-                association.request()
-                yield association
-            except BaseException:
-                association.end()
-                raise
+        with _ended_on_failure(association), operation.using(association):
+            association.request()
+            yield association
             association.end(release=True)
 
     def _reusable(self) -> NodeAssociation | None:
@@ -217,6 +210,16 @@ class Associations:
         for association in expired:
             if self._threads is not None:
                 self._threads.submit(association.end, release=True)
+
+
+@contextmanager
+def _ended_on_failure(association: NodeAssociation) -> Iterator[None]:
+    """Around all that is done with it: also a reader who has left before it was begun leaves none open."""
+    try:
+        yield
+    except BaseException:
+        association.end()
+        raise
 
 
 def find_context(model: str) -> list[PresentationContext]:

@@ -72,7 +72,8 @@ class Intake:
         self._lock = threading.Lock()
         self._begun: set[str] = set()
         self.received: set[str] = set()
-        self.refused = 0
+        self.refused = 0  # those that came again, and those that are
+        self.unlisted = 0
         self.broken = 0
         self.heard = 0.0
 
@@ -108,6 +109,7 @@ class Intake:
         """Where the data set of this instance goes; a sink that refuses it when it is not expected or comes again."""
         if not self.wants(sop_instance_uid):
             self.refused += 1
+            self.unlisted += sop_instance_uid not in self._begun
             return Sink()
         with self._lock:
             self._begun.add(sop_instance_uid)

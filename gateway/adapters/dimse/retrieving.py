@@ -282,7 +282,8 @@ class Retrieving:
         return self._refusal(status, service)
 
     def _conclude(self, intake: Intake, found: list[NodeError | None]) -> None:
-        """Raises unless all that the node lists has come, or, where it could not list, unless nothing went wrong."""
+        """Raises unless all that the node lists has come and nothing else, or, where it could not list, unless nothing went
+        wrong. What comes unlisted may be a list that was cut off; beside one instance that was asked for it is nothing."""
         complaints = [error for error in found if error]
         error: NodeError | None = None
         if intake.broken:
@@ -295,6 +296,8 @@ class Retrieving:
                 if complaints
                 else NodeProtocolError(self._node, f"{intake.missing} instances that it lists did not arrive")
             )
+        elif intake.unlisted and not self._ref.instance:
+            error = NodeProtocolError(self._node, f"sent {intake.unlisted} instances that it had not listed")
         elif complaints and not intake.names_instances:
             error = complaints[0]
         if error:

@@ -15,13 +15,35 @@ _DICOM_UID = "urn:dicom:uid"
 _WADO_RS = "dicom-wado-rs"
 _USABLE = frozenset({None, "active", "test"})
 _RELATIVE = re.compile(r"[A-Z][A-Za-z]{1,63}/[A-Za-z0-9.-]{1,64}")
+_SERVED = re.compile(r"(https?://.+/)[A-Z][A-Za-z]{1,63}/[A-Za-z0-9.-]{1,64}(?:/_history/[^/]+)?")
+_ERRORS = frozenset({"fatal", "error"})
+_OF_GAPS = frozenset(
+    {
+        "incomplete",
+        "transient",
+        "timeout",
+        "throttled",
+        "too-costly",
+        "too-long",
+        "lock-error",
+        "no-store",
+        "exception",
+        "forbidden",
+        "security",
+        "suppressed",
+    }
+)
 _HISTORY = re.compile(r"/_history/[^/]*$")
 
 
 class Bundle:
-    """One page of a search. Raises NodeProtocolError for anything but a searchset of resources."""
+    """One page of a search of the server at `base_url`. Raises NodeProtocolError for anything but a searchset of resources.
 
-    def __init__(self, node: str, document: Any) -> None:
+    A server may know itself by another address, and may pass on what others have: a relative reference in a resource of those
+    is made absolute, so that it names theirs (FHIR R4, 2.36.4.1). `says_partial`: it tells itself that something is missing.
+    """
+
+    def __init__(self, node: str, document: Any, base_url: str) -> None:
         if not _is_resource(document, "Bundle") or document.get("type") != "searchset":
             raise NodeProtocolError(node, "answered a search with something else than a searchset Bundle")
         entries, links = document.get("entry") or [], document.get("link") or []
@@ -30,18 +52,69 @@ class Bundle:
         self._links = {link.get("relation"): link.get("url") for link in links}
         self.studies: list[Resource] = []
         self.others: list[tuple[str, Resource]] = []
+        self.says_partial = False
+        own = _own_base((str(entry.get("fullUrl") or "") for entry in entries), base_url.rstrip("/") + "/")
+        self._foreign: dict[int, str] = {}
         for entry in entries:
-            resource = entry.get("resource")
+            resource, full_url = entry.get("resource"), str(entry.get("fullUrl") or "")
             if not _is_resource(resource):
                 raise NodeProtocolError(node, "answered a search with an entry that is no resource")
+            if (base := _base_of(full_url)) not in ("", own):
+                _make_absolute(resource, base)
+                self._foreign[id(resource)] = full_url
             if resource["resourceType"] == "ImagingStudy":
                 self.studies.append(resource)
+            elif resource["resourceType"] == "OperationOutcome":
+                self.says_partial = self.says_partial or _tells_of_a_gap(resource)
             else:
-                self.others.append((str(entry.get("fullUrl") or ""), resource))
+                self.others.append((full_url, resource))
+
+    def is_own(self, resource: Resource) -> bool:
+        """Whether it is the server's, as far as the address in its entry says."""
+        return id(resource) not in self._foreign
+
+    def name_of(self, resource: Resource) -> str:
+        """What it is told apart by: its id, its address where another server has it; '' where it has no id."""
+        name = str(resource.get("id") or "")
+        return self._foreign.get(id(resource), name) if name else ""
 
     def link(self, relation: str) -> str:
         found = self._links.get(relation)
         return found if isinstance(found, str) else ""
+
+
+def _own_base(full_urls: Iterable[str], configured: str) -> str:
+    """The address that the server has in its own entries: the one that it was asked at, else that of the first entry."""
+    bases = [base for base in map(_base_of, full_urls) if base]
+    return configured if configured in bases or not bases else bases[0]
+
+
+def _base_of(full_url: str) -> str:
+    served = _SERVED.fullmatch(full_url)
+    return served[1] if served else ""
+
+
+def _make_absolute(held: Any, base: str) -> None:
+    """In place, wherever a reference stands."""
+    if isinstance(held, list):
+        for one in held:
+            _make_absolute(one, base)
+    elif isinstance(held, dict):
+        reference = held.get("reference")
+        if isinstance(reference, str) and _RELATIVE.fullmatch(_HISTORY.sub("", reference)):
+            held["reference"] = base + reference
+        for one in held.values():
+            _make_absolute(one, base)
+
+
+def _tells_of_a_gap(outcome: Resource) -> bool:
+    """An error beside results, or a warning of those that mean that some are missing; not that of a parameter passed over."""
+    issues = outcome.get("issue")
+    told = [one for one in issues if isinstance(one, dict)] if isinstance(issues, list) else []
+    return any(
+        one.get("severity") in _ERRORS or (one.get("severity") == "warning" and one.get("code") in _OF_GAPS)
+        for one in told
+    )
 
 
 def _is_resource(document: Any, kind: str = "") -> bool:
@@ -61,8 +134,10 @@ class References:
         self._base = base_url.rstrip("/") + "/"
         self._known: dict[str, Resource | None] = {}
 
-    def add(self, resource: Resource, full_url: str = "") -> None:
-        self._known[f"{resource['resourceType']}/{resource.get('id')}"] = resource
+    def add(self, resource: Resource, full_url: str = "", *, is_own: bool = True) -> None:
+        """By its id where it `is_own` of the server, and by its address: another server may have another one of that id."""
+        if is_own:
+            self._known[f"{resource['resourceType']}/{resource.get('id')}"] = resource
         if full_url:
             self._known[self._plain(full_url)] = resource
 
@@ -84,6 +159,12 @@ class References:
 
     def _plain(self, reference: str) -> str:
         return _HISTORY.sub("", reference).removeprefix(self._base)
+
+
+def is_named(document: Any, reference: str) -> bool:
+    """Whether it is the resource that a reference names by its type and id."""
+    kind, _, identifier = _HISTORY.sub("", reference).rpartition("/")
+    return _is_resource(document, kind.rpartition("/")[2]) and document.get("id") == identifier
 
 
 def references_to(holder: Resource, element: str) -> Iterator[str]:

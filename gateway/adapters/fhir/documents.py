@@ -45,7 +45,7 @@ class Documents:
             raise NodeProtocolError(
                 self._http.node, f"refused a search by {names} with status {refusal.status}"
             ) from None
-        yield Report(truncated=self._truncated)
+        yield Report(truncated=self._truncated, gaps=self._finding.gaps)
 
     async def _batches(self) -> AsyncGenerator[list[Resource], None]:
         for identifier in self._query.ids:
@@ -188,7 +188,7 @@ class Documents:
                 bundle, _ = await self._finding.page(self._address("ImagingStudy", search), search, is_first=True)
             except (SearchRefused, NodeProtocolError, NodeRefused):
                 return
-            for study in bundle.studies:
+            for study in filter(bundle.is_own, bundle.studies):
                 self._finding.known.add(study)
 
     def _with_bearer(self, resource: Resource) -> NodeResource:

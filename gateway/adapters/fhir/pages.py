@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable
+from typing import cast
 
-from gateway.adapters.fhir.bundle import Bundle, References, contained, references_to, study_uid
+from gateway.adapters.fhir.bundle import Bundle, References, contained, is_named, references_to, study_uid
 from gateway.adapters.fhir.search import Plan, Search, unused
 from gateway.adapters.http.client import HttpClient
 from gateway.errors import NodeProtocolError, NodeRefused
-from gateway.model.seam import NativeQuery, Report
+from gateway.model.seam import NOT_WHOLE, NativeQuery, Report
 from gateway.model.vocabulary import Level
 from gateway.wire.fhirjson import Resource
 
@@ -19,7 +20,8 @@ FHIR_JSON = "application/fhir+json"
 _STRICT = {"Prefer": "handling=strict"}  # an unknown parameter is then an error (FHIR search, 'handling errors')
 _NO = frozenset({400, 404, 405, 406, 410, 422, 501})
 _FOLLOWED = ("subject", "patient", "basedOn")
-_MOST_READS, _READS_AT_ONCE = 50, 4
+_GONE = frozenset({404, 410})
+_MOST_READS, _READS_AT_ONCE = 200, 4
 
 
 class SearchRefused(Exception):
@@ -30,7 +32,7 @@ class SearchRefused(Exception):
 
 
 class Finding:
-    """What one `find` has seen so far. `seconds` bound all of it; references are read for at most 50 resources."""
+    """What one `find` has seen so far. `seconds` bound all of it; references are read for at most 200 resources."""
 
     def __init__(self, http: HttpClient, query: NativeQuery, seconds: float) -> None:
         self._http, self._query = http, query
@@ -39,7 +41,8 @@ class Finding:
         self._turns = asyncio.Semaphore(_READS_AT_ONCE)
         self._seen: set[str] = set()
         self._unused: frozenset[str] = frozenset()
-        self._truncated = False
+        self._truncated = self._says_partial = False
+        self._unread: set[str] = set()
         self.known = References(http.base_url)
 
     @property
@@ -53,9 +56,18 @@ class Finding:
         return limit is not None and len(self._seen) >= limit
 
     def report(self, plan: Plan) -> Report:
-        """A resource holds all there is to a study: what its rows do not say has no value."""
+        """A resource and what it refers to hold all there is to a study: what its rows do not say has no value, unless some of
+        that was not read."""
         matched = plan.matched(self._unused) & plan.asked
-        return Report(matched, plan.asked - matched, truncated=self._truncated, complete_rows=True)
+        all_was_read = not self._unread
+        return Report(
+            matched, plan.asked - matched, truncated=self._truncated, complete_rows=all_was_read, gaps=self.gaps
+        )
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """What is missing beside what was cut off: see Report."""
+        return (NOT_WHOLE,) if self._says_partial else ()
 
     async def studies(self, plan: Plan, search: Search) -> AsyncGenerator[Resource, None]:
         """The studies of one search not seen in another. Raises SearchRefused, then nothing was given yet."""
@@ -83,20 +95,22 @@ class Finding:
             if is_first:
                 raise SearchRefused(search, answer.status)
             raise NodeProtocolError(node, f"answered a page of a search with status {answer.status}")
-        bundle = Bundle(node, answer.document)
+        bundle = Bundle(node, answer.document, self._http.base_url)
+        self._says_partial = self._says_partial or bundle.says_partial
         if is_first:
             self._unused |= unused(search, bundle.link("self"))
         for full_url, resource in bundle.others:
-            self.known.add(resource, full_url)
+            self.known.add(resource, full_url, is_own=bundle.is_own(resource))
         return bundle, answer.url
 
     def _fresh(self, bundle: Bundle, search: Search) -> Iterable[Resource]:
         for study in bundle.studies:
-            if self._is_asked_for(study, search) and study.get("id", "") not in self._seen:
+            named = bundle.name_of(study) or f"none {len(self._seen)}"  # those without an id are told apart
+            if self._is_asked_for(study, search) and named not in self._seen:
                 if self.is_full:
                     self._truncated = True
                     return
-                self._seen.add(study.get("id", ""))
+                self._seen.add(named)
                 yield study
 
     def _is_asked_for(self, study: Resource, search: Search) -> bool:
@@ -115,7 +129,10 @@ class Finding:
 
     async def read(self, reference: str) -> Resource | None:
         """The resource, or None where the server does not give it. Not the server's silence: that is raised."""
-        if self.known.is_open(reference) and self._reads_left > 0:
+        if self.known.is_open(reference):
+            if self._reads_left <= 0:
+                self._unread.add(reference)
+                return None
             self._reads_left -= 1
             async with self._turns:
                 self.known.settle(reference, await self._read(reference))
@@ -126,8 +143,14 @@ class Finding:
             url = self._http.check_address(self.known.address(reference))
             answer = await self._http.get_json(url, accept=FHIR_JSON, expect=_NO, within=self.within)
         except (NodeRefused, NodeProtocolError):
+            self._unread.add(reference)
             return None
-        return answer.document if isinstance(answer.document, dict) else None
+        found = answer.document
+        if is_named(found, reference):
+            return cast(Resource, found)
+        if answer.status not in _GONE:
+            self._unread.add(reference)
+        return None
 
     async def resource(self, study: Resource, reference: str) -> Resource | None:
         """What a reference in a study names, contained in it or not."""

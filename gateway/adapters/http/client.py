@@ -26,6 +26,7 @@ _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _AGENT = "imaging-gateway"
 _DOCUMENTS_AT_ONCE = 2
+_DAY = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,13 +305,13 @@ def _refusal(node: str, reply: Reply) -> NodeError:
 
 
 def _retry_after(reply: Reply) -> float | None:
-    """Retry-After in seconds, from seconds or an HTTP date (RFC 9110 10.2.3); None when absent or unreadable."""
+    """Retry-After in seconds, a day at most, from seconds or an HTTP date (RFC 9110 10.2.3); None when absent or unreadable."""
     raw = reply.headers.get("retry-after", "")
     if raw.isascii() and raw.isdecimal():
-        return float(raw)
+        return min(float(raw), _DAY)
     try:
-        return max(0.0, parsedate_to_datetime(raw).timestamp() - time.time())
-    except (ValueError, TypeError, IndexError):
+        return min(max(0.0, parsedate_to_datetime(raw).timestamp() - time.time()), _DAY)
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
 
 

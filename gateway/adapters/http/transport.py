@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import ssl
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,8 @@ from gateway.errors import (
 # Possessive, since an address may be a hundred UIDs long.
 _SAFE = r"(?:[A-Za-z0-9._~/:@!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+"
 _PLAIN = re.compile(rf"(?!.*/\.)https?://[a-z0-9.-]+(?::[0-9]+)?(?:/{_SAFE}(?:\?{_SAFE})?)?")
-_READ_SIZE = 64 * 1024  # also bounds what one compressed chunk can swell to
+_READ_SIZE = 64 * 1024  # also bounds what is decompressed at once
+_GZIP = 16 + zlib.MAX_WBITS
 
 Content = bytes | AsyncIterator[bytes] | None
 
@@ -44,13 +46,18 @@ class TlsOptions:
 
 
 class Reply:
-    """The head of one answer, whatever its status. aclose() in every case: it frees or breaks the connection."""
+    """The head of one answer, whatever its status; of a compressed one without its length, which is not that of what is read.
+    aclose() in every case: it frees or breaks the connection."""
 
     def __init__(self, node: str, response: aiohttp.ClientResponse) -> None:
         self.status = response.status
-        self.headers: Mapping[str, str] = _joined(response.raw_headers)
+        headers = _joined(response.raw_headers)
         self._node, self._response = node, response
-        self._decoded = _decoded(response, self.headers) if "content-encoding" in self.headers else None
+        self._decoded: AsyncGenerator[bytes] | None = None
+        if headers.get("content-encoding", "identity") != "identity":
+            headers.pop("content-length", None)
+            self._decoded = _decoded(node, response.content, headers["content-encoding"].strip().lower())
+        self.headers: Mapping[str, str] = headers
 
     def at_hand(self) -> bytes | None:
         """What of the body has come already, b"" at its end; None where it has to be waited for, or to be decompressed."""
@@ -85,16 +92,42 @@ def _joined(pairs: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     return joined
 
 
-async def _decoded(response: aiohttp.ClientResponse, headers: Mapping[str, str]) -> AsyncGenerator[bytes]:
-    """A compressed body as it was before."""
+async def _decoded(node: str, content: aiohttp.StreamReader, coding: str) -> AsyncGenerator[bytes]:
+    """A compressed body as it was before, in pieces that are never large, whatever it swells to. Raises NodeProtocolError for
+    another coding than was asked for, also for several, and for a body that is malformed or cut short."""
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        raise NodeProtocolError(node, "compressed its answer in a way that it was not asked for")
+    inflate: zlib._Decompress | None = None
+    try:
+        while piece := await content.read(_READ_SIZE):
+            inflate = inflate or _inflating(coding, piece)
+            for some in _inflated(inflate, piece):
+                yield some
+    except zlib.error:
+        raise NodeProtocolError(node, "sent a body that cannot be decompressed") from None
+    if inflate is not None and not inflate.eof:
+        raise NodeProtocolError(node, "cut its answer short")
 
-    async def pieces() -> AsyncGenerator[bytes]:
-        while piece := await response.content.read(_READ_SIZE):
-            yield piece
 
-    told = {"content-encoding": headers["content-encoding"]}
-    async for piece in httpx.Response(response.status, headers=told, content=pieces()).aiter_bytes():
-        yield piece
+def _inflated(inflate: zlib._Decompress, piece: bytes) -> Iterator[bytes]:
+    """What comes of a piece, never empty. Raises zlib.error, also for what lies behind the end."""
+    while True:
+        some = inflate.decompress(piece, _READ_SIZE)
+        if some:
+            yield some
+        piece = inflate.unconsumed_tail
+        if not piece and len(some) < _READ_SIZE:
+            break
+    if inflate.unused_data:
+        raise zlib.error
+
+
+def _inflating(coding: str, first: bytes) -> zlib._Decompress:
+    """By RFC 9110 8.4.1; 'deflate' is sent with and without the zlib header that it should have."""
+    if coding != "deflate":
+        return zlib.decompressobj(_GZIP)
+    has_header = first[0] & 0x0F == zlib.DEFLATED and (len(first) < 2 or int.from_bytes(first[:2]) % 31 == 0)
+    return zlib.decompressobj(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
 
 
 class Connections:
@@ -179,7 +212,6 @@ _MEANINGS: dict[type[BaseException], tuple[type[NodeError], str]] = {
     aiohttp.ClientConnectionError: (NodeUnreachable, "cannot be reached"),
     aiohttp.ClientPayloadError: (NodeProtocolError, "cut its answer short"),
     aiohttp.ClientError: (NodeProtocolError, "does not answer in HTTP"),
-    httpx.DecodingError: (NodeProtocolError, "sent a body that cannot be decompressed"),
     httpx.HTTPError: (NodeProtocolError, "does not answer in HTTP"),
     httpx.InvalidURL: (NodeProtocolError, "handed out an address that is not a URL"),
     OSError: (NodeUnreachable, "cannot be reached"),

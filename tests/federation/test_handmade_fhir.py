@@ -1,0 +1,141 @@
+"""What FHIR servers do that no product at hand does: patients that are not read, or of other servers, answers not whole."""
+
+import pytest
+from running import Gateway, files_node
+from specimens import specimen
+
+from tests.handmade import (
+    FHIR_JSON,
+    capabilities,
+    dicomweb_node,
+    facade,
+    fhir_node,
+    given,
+    imaging_study,
+    patient,
+    searchset,
+    server,
+)
+from tests.peers import free_port
+
+ELSEWHERE = "https://regional.example/fhir"
+
+
+def searched(*entries, base=None):
+    """A server whose one search gives these entries; addresses begin with its own, or with `base`."""
+
+    def respond(method, path, query, body, port):
+        if path == "/fhir/metadata":
+            return given(capabilities("identifier", "started"), FHIR_JSON)
+        if path != "/fhir/ImagingStudy":
+            return given({}, FHIR_JSON, 404)
+        own = base or f"http://127.0.0.1:{port}/fhir"
+        listed = [(url if "://" in url or not url else f"{own}/{url}", resource) for url, resource in entries]
+        return given(searchset(*listed), FHIR_JSON)
+
+    return respond
+
+
+def patients_by_study(gateway):
+    rows = gateway.get("/dicom-web/studies").json()
+    return {row["0020000D"]["Value"][0]: row.get("00100020", {}).get("Value", [None])[0] for row in rows}
+
+
+# --- patients that are not read
+
+
+def test_a_study_is_found_by_a_patient_whom_the_server_gives_only_one_by_one():
+    with server(facade(60)) as port, Gateway([fhir_node("n", port)]) as gateway:
+        answer = gateway.get("/dicom-web/studies", params={"PatientID": "ID57"})
+        assert [row["0020000D"]["Value"] for row in answer.json()] == [["1.2.3.57"]]
+
+
+def test_a_study_whose_patient_was_not_read_is_not_silently_missing_from_a_search_by_patient():
+    with server(facade(220)) as port, Gateway([fhir_node("n", port)]) as gateway:
+        assert len(gateway.get("/dicom-web/studies", params={"PatientID": "ID3"}).json()) == 1
+        last = gateway.get("/dicom-web/studies", params={"PatientID": "ID217"})
+        assert "does not give PatientID" in last.headers["warning"]
+
+
+def test_nor_where_the_server_fails_to_give_the_patient():
+    with server(facade(3, broken={1})) as port, Gateway([fhir_node("n", port)]) as gateway:
+        answer = gateway.get("/dicom-web/studies", params={"PatientID": "ID1"})
+        assert "does not give PatientID" in answer.headers["warning"]
+        assert "no-store" in answer.headers["cache-control"]
+
+
+def test_a_patient_that_was_not_asked_for_is_not_taken_for_the_one_that_was():
+    with server(facade(2, p0=patient("somebody-else", "ELSE"))) as port, Gateway([fhir_node("n", port)]) as gateway:
+        assert patients_by_study(gateway) == {"1.2.3.0": None, "1.2.3.1": "ID1"}
+
+
+# --- resources of other servers
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+def test_a_study_is_of_the_patient_that_it_names_and_not_of_another_servers(order):
+    entries = [
+        ("ImagingStudy/s1", imaging_study(1, {"reference": "Patient/1"})),
+        ("ImagingStudy/s2", imaging_study(2, {"reference": f"{ELSEWHERE}/Patient/1"})),
+        ("Patient/1", patient("1", "AAA")),
+        (f"{ELSEWHERE}/Patient/1", patient("1", "BBB")),
+    ]
+    with server(searched(*(entries[place] for place in order))) as port, Gateway([fhir_node("n", port)]) as gateway:
+        assert patients_by_study(gateway) == {"1.2.3.1": "AAA", "1.2.3.2": "BBB"}
+
+
+def test_a_relative_reference_is_to_the_server_whose_study_it_is():
+    entries = [
+        ("ImagingStudy/s1", imaging_study(1, {"reference": "Patient/1"})),
+        (f"{ELSEWHERE}/ImagingStudy/s1", imaging_study(2, {"reference": "Patient/1"})),
+        (f"{ELSEWHERE}/Patient/1", patient("1", "BBB")),
+        ("Patient/1", patient("1", "AAA")),
+    ]
+    with server(searched(*entries)) as port, Gateway([fhir_node("n", port)]) as gateway:
+        assert patients_by_study(gateway) == {"1.2.3.1": "AAA", "1.2.3.2": "BBB"}
+
+
+def test_a_server_may_know_itself_by_another_address():
+    entries = [("ImagingStudy/s1", imaging_study(1, {"reference": "Patient/1"})), ("Patient/1", patient("1", "AAA"))]
+    behind_a_proxy = searched(*entries, base="http://internal.example:8080/fhir")
+    with server(behind_a_proxy) as port, Gateway([fhir_node("n", port)]) as gateway:
+        assert patients_by_study(gateway) == {"1.2.3.1": "AAA"}
+
+
+def test_studies_without_an_id_are_not_taken_for_one():
+    studies = [imaging_study(number, {"identifier": {"value": f"P{number}"}}) for number in range(3)]
+    for study in studies:
+        del study["id"]
+    with server(searched(*(("", study) for study in studies))) as port, Gateway([fhir_node("n", port)]) as gateway:
+        assert len(patients_by_study(gateway)) == 3
+
+
+# --- answers that are not whole
+
+
+def test_a_partial_answer_of_a_gateway_behind_this_one_is_partial_here_too(tmp_path):
+    specimen(tmp_path, "P", "s")
+    nodes = [files_node("f", tmp_path), dicomweb_node("down", free_port())]
+    with Gateway(nodes) as inner, Gateway([fhir_node("inner", inner.port)]) as outer:
+        answer = outer.get("/dicom-web/studies")
+    assert len(answer.json()) == 1
+    assert "node inner: says that its answer is not whole" in answer.headers["warning"]
+
+
+@pytest.mark.parametrize(
+    ("severity", "code", "is_partial"),
+    [
+        ("error", "processing", True),
+        ("warning", "incomplete", True),
+        ("warning", "not-supported", False),
+        ("information", "informational", False),
+    ],
+)
+def test_an_outcome_among_the_results_counts_where_it_tells_of_a_gap(severity, code, is_partial):
+    outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": severity, "code": code}]}
+    study = imaging_study(1, {"identifier": {"value": "P"}})
+    with (
+        server(searched(("ImagingStudy/s1", study), ("", outcome))) as port,
+        Gateway([fhir_node("n", port)]) as gateway,
+    ):
+        assert ("warning" in gateway.get("/dicom-web/studies").headers) is is_partial
