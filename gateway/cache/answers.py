@@ -192,13 +192,17 @@ class Answers:
         except TimeoutError:
             if not limit.expired():
                 raise
-            if self._is_touched(asked.key, stand_in, since):
+            if not self._may_stand_in(asked.key, stand_in, since):
                 return await self._shared(asked, detached), False
         except NodeError as error:
-            if not error.transient or self._is_touched(asked.key, stand_in, since):
+            if not error.transient or not self._may_stand_in(asked.key, stand_in, since):
                 raise
         measures.looked_up("redis", "stale_if_error").inc()
         return stand_in, True
+
+    def _may_stand_in(self, key: str, stand_in: Entry, since: int) -> bool:
+        """Also after all the time that the load took."""
+        return stand_in.serves_if_error() and not self._is_touched(key, stand_in, since)
 
     async def _shared(self, asked: _Question, detached: bool) -> Entry:
         """The entry of a load that began now, or that no purge has overtaken since it began."""
@@ -264,7 +268,9 @@ class Answers:
         self._lull.ends()
 
         def may_keep() -> bool:
-            return is_wanted() and not self._is_touched(key, entry, landed.since)
+            # Who does not hear purges would write what they dropped, for all who did hear them.
+            is_told = self._cache.is_coherent or not self._cache.is_shared
+            return is_told and is_wanted() and not self._is_touched(key, entry, landed.since)
 
         try:
             if landed.is_new and entry.kept_for <= 0:

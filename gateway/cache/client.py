@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ from gateway.cache.values import pack, unpack
 T = TypeVar("T")
 
 _IN_A_THREAD_ABOVE = 256 * 1024
+_LATELY, _SETTLED, _MOST_WRITTEN = 5.0, 0.5, 500
+"""Seconds that a purge may take to be heard, and to be carried out; how many answers are remembered for it."""
 
 
 class Cache(Session):
@@ -47,8 +50,10 @@ class Cache(Session):
         self._together = Together(self.get_many)
         self._seal = seal
         self._name = secrets.token_hex(8)
+        self._written: deque[tuple[float, str, frozenset[Tag]]] = deque(maxlen=_MOST_WRITTEN)
+        self._late: set[asyncio.Task[None]] = set()
         self._told: list[Callable[[Purge], None]] = []
-        self._listener = Listener(lambda: self._link, self._name, self._tell, max(1.0, retry_after))
+        self._listener = Listener(lambda: self._link, self._name, self._heard, max(1.0, retry_after))
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
@@ -82,6 +87,8 @@ class Cache(Session):
 
     async def close(self) -> None:
         await end(self._listening)
+        for task in list(self._late):
+            await end(task)
         await self._together.close()
         await super().close()
 
@@ -116,6 +123,7 @@ class Cache(Session):
             px = max(1, int(ttl * 1000))
             # Its index first: an entry that no purge finds must not be.
             if await self._indexed(key, sorted(tags), px) and await self.ask(lambda link: link.set(key, packed, px)):
+                self._written.append((asyncio.get_running_loop().time(), key, tags))
                 return True
             self.failures += self.state == "up"
         await self.delete(key)
@@ -132,6 +140,7 @@ class Cache(Session):
         """Forgets the keys: now, or before the cache is up again."""
         if keys and await self.ask(lambda link: link.unlink(keys)) is None:
             self._miss(keys)
+            self._owe()
 
     async def get_json(self, key: str, default: Any = None) -> Any:
         """The value as JSON; `default` when there is none, or none that is JSON."""
@@ -175,17 +184,40 @@ class Cache(Session):
 
     async def _purge(self, purge: Purge) -> int:
         self._tell(purge)
-        self._done.append((asyncio.get_running_loop().time(), purge))
+        self._remember(purge)
         try:
             return await self._carry_out(purge, self.insist)
         except Unanswered:
             self._miss(purges=[purge])
+            self._owe()
             return 0
         finally:
             self._tell(purge)  # what was read meanwhile may have been there still
 
     async def _carry_out(self, purge: Purge, step: Step) -> int:
         return await carry_out(purge, self._name, step, self._tags_of)
+
+    def _heard(self, purge: Purge) -> None:
+        """Of another replica, which may have ended when Redis turns out to have lost it. That one was missed is nobody's purge."""
+        if purge.kind == "all":
+            self._tell(purge)
+            return
+        self._remember(purge)
+        self._tell(purge)
+        if overtaken := self._written_lately(purge):
+            task = asyncio.create_task(self._take_back(overtaken), name="cache purge heard late")
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+
+    async def _take_back(self, keys: Sequence[str]) -> None:
+        """Once who purges has had them forgotten, and counted."""
+        await asyncio.sleep(_SETTLED)
+        await self.delete(*keys)
+
+    def _written_lately(self, purge: Purge) -> list[str]:
+        """The keys of what this replica may have written after the purge was made and before it was heard."""
+        since, tags = asyncio.get_running_loop().time() - _LATELY, purge.tags()
+        return [key for when, key, borne in self._written if when > since and (borne & tags or purge.drops_key(key))]
 
     def _tell(self, purge: Purge) -> None:
         measures.purges.labels(purge.kind).inc()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -91,7 +91,7 @@ class Link(Protocol):
     async def publish(self, channel: str, message: bytes) -> int: ...
 
     async def has_evicted(self) -> bool:
-        """Whether a server has ever dropped entries for want of memory."""
+        """Whether entries may have been dropped for want of memory, by a server or by one whose entries it took over."""
 
     async def subscription(self) -> PubSub:
         """A connection for listening; the caller closes it."""
@@ -156,7 +156,7 @@ class SingleLink:
         return int(await _answer(self.client.publish(channel, message)))
 
     async def has_evicted(self) -> bool:
-        return bool((await _answer(self.client.info("stats")))["evicted_keys"])
+        return _may_have_evicted(await _answer(self.client.info()))
 
     async def subscription(self) -> PubSub:
         return self.client.pubsub()
@@ -229,8 +229,8 @@ class ClusterLink:
         return int(await node.execute_command("PUBLISH", channel, message))
 
     async def has_evicted(self) -> bool:
-        told = [await node.execute_command("INFO", "stats") for node in self.client.get_primaries()]
-        return any(each["evicted_keys"] for each in told)
+        told = [await node.execute_command("INFO") for node in self.client.get_primaries()]
+        return any(map(_may_have_evicted, told))
 
     async def subscription(self) -> PubSub:
         await self.client.initialize()
@@ -239,6 +239,16 @@ class ClusterLink:
 
     async def close(self) -> None:
         await self.client.aclose()
+
+
+def _may_have_evicted(info: Mapping[str, Any]) -> bool:
+    """By what INFO says: it did, or it has what it did not take in itself (from a primary before it, or from a file), and there
+    is a limit to its memory."""
+    had_a_primary = bool(
+        str(info.get("master_replid2", "")).strip("0")
+    )  # forty zeros, which redis-py reads as a number: none
+    took_over = had_a_primary or bool(info.get("rdb_last_load_keys_loaded"))
+    return bool(info["evicted_keys"] or (took_over and info.get("maxmemory")))
 
 
 def connect(url: str, timeout: float) -> SingleLink | ClusterLink:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,17 +12,28 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Freshness:
-    """`age` is that of the oldest answer used, `remaining` the time until the first of them is no longer fresh, in seconds
-    (infinity when none was used); `stale` says that one of them already is not, because its node could not be asked anew."""
+    """Of the answers used. They go on to age while the one made of them waits for slower ones. `stale` says that one of them is
+    no longer fresh, because its node could not be asked anew."""
 
-    age: float = 0.0
-    remaining: float = float("inf")
     stale: bool = False
+    _oldest: float = float("inf")
+    _ends: float = float("inf")
+
+    @property
+    def age(self) -> float:
+        """Seconds since the oldest was given; 0 when none was used."""
+        return max(0.0, time.monotonic() - self._oldest)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the first of them is no longer fresh; infinity when none was used."""
+        return max(0.0, self._ends - time.monotonic())
 
     def note(self, age: float, remaining: float, *, stale: bool = False) -> None:
         """Counts one node's answer in."""
-        self.age = max(self.age, age)
-        self.remaining = min(self.remaining, max(0.0, remaining))
+        now = time.monotonic()
+        self._oldest = min(self._oldest, now - age)
+        self._ends = min(self._ends, now + max(0.0, remaining))
         self.stale |= stale
 
 

@@ -53,6 +53,9 @@ class Listener:
                 await subscription.subscribe(CHANNEL)
                 while (await _next(subscription, self._interval) or {}).get("type") != "subscribe":
                     pass
+            self._told(
+                Purge("all")
+            )  # what was purged while nothing was heard, and loaded before, must not be kept from here on
             self.hears = True
             await self._hear(subscription)
         finally:

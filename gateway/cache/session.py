@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 _DOUBTFUL = 60.0
 """Seconds in which a purge may not have reached the replica that is the primary next."""
 _BETWEEN_WARNINGS = 60.0
+_MOST_DONE = 1000
 _LATE = 2.0
 """Seconds that a server may be late with the end of a wait: it looks at those only now and then."""
 
@@ -48,7 +49,7 @@ class Session:
         self._recovery: asyncio.Task[None] | None = None
         self._last_fall = self._last_warning = float("-inf")
         self._missed = Missed()
-        self._done: deque[tuple[float, Purge]] = deque(maxlen=1000)
+        self._done: deque[tuple[float, Purge]] = deque()
 
     async def close(self) -> None:
         """Ends the recovery, the connections and the embedded server; it is "off" from then on."""
@@ -172,6 +173,21 @@ class Session:
         if old is not None:
             await hang_up(old)
         return True
+
+    def _remember(self, purge: Purge) -> None:
+        """What was purged lately; too much of it becomes a purge of everything."""
+        now = asyncio.get_running_loop().time()
+        while self._done and now - self._done[0][0] >= _DOUBTFUL:
+            self._done.popleft()
+        if len(self._done) >= _MOST_DONE:
+            self._done.clear()
+            purge = Purge("all")
+        self._done.append((now, purge))
+
+    def _owe(self) -> None:
+        """A server that refuses to forget is none to go on with: it is asked again until it has forgotten."""
+        if self.state == "up":
+            self._fall("it does not forget")
 
     def _miss(self, keys: Iterable[str] = (), purges: Iterable[Purge] = ()) -> None:
         if self.state != "off":

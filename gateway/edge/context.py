@@ -57,6 +57,10 @@ class Context:
         return revalidated(request, response)
 
 
+_ROUNDING = 0.01
+"""Seconds that pass while an answer is made of one that is as good as new: they take no whole second off its time."""
+
+
 def mark_cacheable(headers: MutableHeaders, body: bytes | None) -> None:
     """ETag and Cache-Control for a complete body; no-store for None. Answers differ by caller and by Accept.
 
@@ -65,7 +69,7 @@ def mark_cacheable(headers: MutableHeaders, body: bytes | None) -> None:
     """
     headers["Vary"] = "Accept, Authorization"
     collected = freshness.current()
-    age, remaining = int(collected.age), collected.remaining
+    age, remaining = int(collected.age), collected.remaining + _ROUNDING
     if math.isfinite(remaining):
         headers["Age"] = str(age)
     if body is None:

@@ -104,7 +104,9 @@ class _Sender:
         if message["type"] == "http.response.start" and _is_text(message):
             self._start = {**message, "headers": [*message["headers"], (b"vary", b"Accept-Encoding")]}
         elif message["type"] == "http.response.start" and message["status"] == 304:
-            await self._send({**message, "headers": self._as_known(message["headers"])})
+            await self._send(
+                {**message, "headers": [*self._as_known(message["headers"]), (b"vary", b"Accept-Encoding")]}
+            )
         elif message["type"] == "http.response.body" and self._start is not None:
             start, self._start = self._start, None
             await self._begin(start, message)

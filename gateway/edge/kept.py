@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.cache import bodies, freshness
 from gateway.cache.bodies import Bodies, Kept, Making
-from gateway.cache.freshness import Freshness
 from gateway.errors import GatewayError
 from gateway.pipeline import Pipeline
 from gateway.telemetry import answer_was_kept, log, place_of
@@ -90,10 +89,11 @@ class KeptAnswers:
             making.end()
             return
         made, route = self._bodies.now(), scope.get("route")
+        age, lasts = fresh.age, fresh.remaining if isfinite(fresh.remaining) else self._longest
 
         def keep() -> None:
             try:
-                self._bodies.keep(key, _kept(making, fresh, self._longest, route, made), making.generation)
+                self._bodies.keep(key, _kept(making, age, lasts, route, made), making.generation)
             except Exception as error:  # noqa: BLE001 - the request that it is done in may be another's
                 log().error("fault", kind=type(error).__name__, reason=place_of(error))
             finally:
@@ -148,8 +148,9 @@ def canonical(path: bytes, query: bytes) -> bytes:
     return b"&".join(sorted(pieces))
 
 
-def _kept(making: Making, fresh: Freshness, longest: float, route: object, now: float) -> Kept:
-    """The answer without the headers that change while it is kept; these are told apart once, here."""
+def _kept(making: Making, age: float, lasts: float, route: object, now: float) -> Kept:
+    """The answer, which is of that age now and `lasts` so many seconds more, without the headers that change while it is kept;
+    these are told apart once, here."""
     assert making.whole is not None
     assert making.grounds is not None
     status, headers, body = making.whole
@@ -164,8 +165,8 @@ def _kept(making: Making, fresh: Freshness, longest: float, route: object, now: 
         frozenset(making.keys),
         making.tags,
         now,
-        now + (fresh.remaining if isfinite(fresh.remaining) else longest),
-        fresh.age,
+        now + lasts,
+        age,
         making.then,
     )
 

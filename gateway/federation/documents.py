@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.cache.answers import Loaded
 from gateway.cache.keys import key
-from gateway.cache.tags import ANY_ISSUER, Tag, patient_tag
+from gateway.cache.tags import ANY_ISSUER, Tag, patient_tag, study_tag
 from gateway.errors import Conflict, NodeError, NodeProtocolError, NotFound, Unmappable
 from gateway.federation.bearers import names_issuer
 from gateway.federation.fanout import ask_all
@@ -157,7 +157,8 @@ def _mentions(said: _Said, search: DocumentSearch) -> frozenset[Tag]:
     keys = {each for one in said.documents for each in (one.row.patient, *one.row.linked)}
     asked = search.patient.match_on(PATIENT_ID)
     open_ = {patient_tag(ANY_ISSUER, identifier) for identifier in (asked.values if asked else ())}
-    return frozenset({*open_, *(patient_tag(each.issuer, each.id) for each in keys)})
+    uids = {search.study, *(uid for one in said.documents for uid in one.studies.values())} - {""}
+    return frozenset({*open_, *map(study_tag, uids), *(patient_tag(each.issuer, each.id) for each in keys)})
 
 
 async def _collect(node: Node, query: ResourceQuery) -> _Said:

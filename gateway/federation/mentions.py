@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from gateway.cache.tags import ANY_ISSUER, Tag, patient_tag, study_tag
+from gateway.model.patient import PatientKey
 from gateway.model.query import Operator, Query
 from gateway.model.study import Row
 from gateway.model.vocabulary import PATIENT_ID, STUDY_UID
 
 
-def of_rows(rows: Iterable[Row], query: Query) -> frozenset[Tag]:
-    """The tags of the rows and of the question: that there is nothing of a study is about that study too. Rows below STUDY
-    that do not name their patient are found by their study only."""
-    return frozenset((*_of_question(query), *(tag for row in rows for tag in of_row(row))))
+def of_rows(rows: Iterable[Row], query: Query, patients: Iterable[PatientKey] = ()) -> frozenset[Tag]:
+    """The tags of the rows and of the question: that there is nothing of a study is about that study too, and about its
+    `patients`, whom rows below STUDY need not name."""
+    named = (patient_tag(key.issuer, key.id) for key in patients)
+    return frozenset((*_of_question(query), *named, *(tag for row in rows for tag in of_row(row))))
 
 
 def of_row(row: Row) -> Iterator[Tag]:

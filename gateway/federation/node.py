@@ -21,6 +21,7 @@ from gateway.mapping.ask import Asker
 from gateway.mapping.read import Reader
 from gateway.model.dataset import text
 from gateway.model.moments import parse_date
+from gateway.model.patient import PatientKey
 from gateway.model.query import Operator, Query, Ref
 from gateway.model.seam import Adapter, Finds, Locates, Location, NativeQuery, Report, Shown
 from gateway.model.study import Row, from_plain, to_plain
@@ -131,9 +132,11 @@ class Node:
         patience: float | None = None,
         *,
         samples: bool = False,
+        patients: frozenset[PatientKey] = frozenset(),
     ) -> NodeAnswer:
         """The node's rows for `query` at its level, at most `limit` where that is below its own ceiling. With `samples` there may
-        be a sample in the place of rows that were cut off.
+        be a sample in the place of rows that were cut off. `patients` are those known to be asked about: a purge of them drops
+        the answer.
 
         Raises NodeError; Unsupported when it cannot search at that level. After `patience` seconds, or when the node cannot
         be asked now, an older answer stands in where there is one.
@@ -146,7 +149,7 @@ class Node:
             return NodeAnswer(complete_rows=True)
         key, ttl = self._key(query, asked), self.ttl.of(_kind(query))
         with stage("cache"):
-            load = looking_up(lambda: self._load(asked, query))
+            load = looking_up(lambda: self._load(asked, query, patients))
             kept = await answers.answer(key, ttl, load, self._read, patience=patience)
         answer: NodeAnswer = kept.value
         return replace(answer, stale_for=kept.age) if kept.is_stale else answer
@@ -163,14 +166,14 @@ class Node:
     def _key(self, query: Query, asked: NativeQuery) -> str:
         return query_key(_kind(query), self.digest, asked, *(["undated"] if query.undated else []))
 
-    async def _load(self, asked: NativeQuery, query: Query) -> Loaded:
+    async def _load(self, asked: NativeQuery, query: Query, patients: frozenset[PatientKey]) -> Loaded:
         answer = await self.asking("find", lambda: self._collect(asked, query))
         ttl = self.ttl.of(_kind(query))
         is_nothing = not answer.given and not query.undated  # of an archive that gives all it has, undated rows are few
         may_change_soon = is_nothing or bool(answer.gaps)
         if may_change_soon:
             ttl = min(ttl, self.ttl.negative)
-        tags = partial(of_rows, answer.rows, query)
+        tags = partial(of_rows, answer.rows, query, patients)
         rows = len(answer.rows) if self.config.adapter in _SPEAK_JSON else None
         return Loaded(
             answer,

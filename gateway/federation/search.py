@@ -20,6 +20,7 @@ from gateway.federation.node import Node, NodeAnswer
 from gateway.model.answer import STALE, Issue, stale_issue
 from gateway.model.dataset import Dataset, attribute, text
 from gateway.model.matching import Verdict, decider, matches
+from gateway.model.patient import PatientKey
 from gateway.model.query import Match, Operator, Query
 from gateway.model.seam import Shown
 from gateway.model.study import Row
@@ -86,6 +87,7 @@ class NodeSearch:
     ends: float | None = None
     budget: Budget = field(init=False)
     _stale_for: float = 0.0
+    _patients: dict[str, frozenset[PatientKey]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.node.config
@@ -184,6 +186,7 @@ class NodeSearch:
         wanted = replace(match, path=(below, *match.path[1:])) if below else match
         children, complete_rows = row.children, False
         start = Level.IMAGE if level_of(wanted.path) is Level.IMAGE or level is Level.IMAGE else Level.SERIES
+        self._note_patients([row])
         if not children or start is Level.IMAGE:
             self.budget.spend(1, match.name)
             query = Query(Level.SERIES, study=row.study, return_=(wanted.path,))
@@ -229,6 +232,7 @@ class NodeSearch:
             return await self._relational(query)
         parents = await self._studies(studies_query)
         by_uid = _by_uid(parents)
+        self._note_patients(parents)
         if not query.study:
             self.budget.spend(len(by_uid), query.level.value)
         found = await in_parallel(list(by_uid), lambda uid: self._children(below, uid))
@@ -309,7 +313,8 @@ class NodeSearch:
         availability = self.node.config.availability
         limit = self.limit if query.level is Level.STUDY else None
         asked = undeclared(query, availability)
-        answer = await self.node.ask(asked, self.answers, limit, self._patience(), samples=samples)
+        patients = self._patients.get(query.study or "", frozenset())
+        answer = await self.node.ask(asked, self.answers, limit, self._patience(), samples=samples, patients=patients)
         if availability:
             answer = replace(answer, rows=tuple(declared(row, availability) for row in answer.rows))
         if answer.stale_for is not None:
@@ -324,6 +329,12 @@ class NodeSearch:
         if answer.unreadable:
             self._note("GW302", f"gave {answer.unreadable} records that its mapping cannot read")
         return answer
+
+    def _note_patients(self, studies: Iterable[Row]) -> None:
+        """Whose studies are asked about below: what is kept of the answers is found by them, too."""
+        for row in studies:
+            known = self._patients.get(row.study, frozenset())
+            self._patients[row.study] = known | {row.patient, *row.linked}
 
     def _patience(self) -> float:
         """How long to wait for the node where an older answer could stand in: what is left, less time to use it."""

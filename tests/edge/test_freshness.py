@@ -105,3 +105,19 @@ def test_the_metrics_count_look_ups_by_layer_and_outcome_and_name_nobody(directo
 def _counted(text: str) -> dict[str, float]:
     lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith("gateway_cache_")]
     return {name: float(value) for name, _, value in lines}
+
+
+def test_a_304_varies_as_its_200_does(tmp_path: Path) -> None:
+    """RFC 9110 15.4.5: a 304 has the Vary that the 200 would have had."""
+    for n in range(6):
+        specimen(tmp_path, "P", f"s{n}")
+    with Gateway([files_node("a", tmp_path)], find_ttl=60) as gateway:
+        path = "/dicom-web/studies?PatientID=P"
+        first = gateway.get(path, headers={"Accept-Encoding": "gzip"})
+        time.sleep(0.1)
+        for wanted in (first.headers["etag"], "*"):
+            for control in ("", "no-cache"):
+                headers = {"Accept-Encoding": "gzip", "If-None-Match": wanted, "Cache-Control": control}
+                again = gateway.get(path, headers=headers)
+                assert again.status_code == 304
+                assert again.headers["vary"] == first.headers["vary"]
