@@ -46,7 +46,7 @@ async def ask(answers, source, **options):
 
 
 def about(seconds):
-    return pytest.approx(seconds, abs=0.15)
+    return pytest.approx(seconds, abs=1.0)
 
 
 def unreachable():
