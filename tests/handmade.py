@@ -100,7 +100,9 @@ def imaging_study(number: int, subject: Mapping[str, Any]) -> dict[str, Any]:
     """ImagingStudy/s{number}, of the study 1.2.3.{number}."""
     named = {"resourceType": "ImagingStudy", "id": f"s{number}", "status": "available", "started": "2024-01-01"}
     identifier = [{"system": "urn:dicom:uid", "value": f"urn:oid:1.2.3.{number}"}]
-    return {**named, "identifier": identifier, "subject": subject}
+    modality = {"system": "http://dicom.nema.org/resources/ontology/DCM", "code": "MG"}
+    series = [{"uid": f"1.2.3.{number}.1", "modality": modality}]
+    return {**named, "identifier": identifier, "subject": subject, "series": series}
 
 
 def patient(identifier: str, value: str) -> dict[str, Any]:

@@ -26,8 +26,10 @@ from gateway.cache.values import pack, unpack
 T = TypeVar("T")
 
 _IN_A_THREAD_ABOVE = 256 * 1024
-_LATELY, _SETTLED, _MOST_WRITTEN = 5.0, 0.5, 500
-"""Seconds that a purge may take to be heard, and to be carried out; how many answers are remembered for it."""
+_LATELY, _SETTLED = 5.0, 0.5
+"""Seconds that a purge may take to be heard, and to be carried out."""
+_MOST_WRITTEN, _FEW_TAGS = 500, 200
+"""How many answers are remembered for that; those that mention more than a few count as mentioning everything."""
 
 
 class Cache(Session):
@@ -50,10 +52,10 @@ class Cache(Session):
         self._together = Together(self.get_many)
         self._seal = seal
         self._name = secrets.token_hex(8)
-        self._written: deque[tuple[float, str, frozenset[Tag]]] = deque(maxlen=_MOST_WRITTEN)
+        self._written: deque[tuple[float, str, frozenset[Tag] | None]] = deque(maxlen=_MOST_WRITTEN)
         self._late: set[asyncio.Task[None]] = set()
         self._told: list[Callable[[Purge], None]] = []
-        self._listener = Listener(lambda: self._link, self._name, self._heard, max(1.0, retry_after))
+        self._listener = Listener(lambda: self._link, self._name, self._heard, self._missed_some, max(1.0, retry_after))
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
@@ -123,7 +125,9 @@ class Cache(Session):
             px = max(1, int(ttl * 1000))
             # Its index first: an entry that no purge finds must not be.
             if await self._indexed(key, sorted(tags), px) and await self.ask(lambda link: link.set(key, packed, px)):
-                self._written.append((asyncio.get_running_loop().time(), key, tags))
+                if self.is_shared:
+                    lately = asyncio.get_running_loop().time(), key, tags if len(tags) <= _FEW_TAGS else None
+                    self._written.append(lately)
                 return True
             self.failures += self.state == "up"
         await self.delete(key)
@@ -198,16 +202,17 @@ class Cache(Session):
         return await carry_out(purge, self._name, step, self._tags_of)
 
     def _heard(self, purge: Purge) -> None:
-        """Of another replica, which may have ended when Redis turns out to have lost it. That one was missed is nobody's purge."""
-        if purge.kind == "all":
-            self._tell(purge)
-            return
+        """Of another replica, which may have ended when Redis turns out to have lost it."""
         self._remember(purge)
         self._tell(purge)
         if overtaken := self._written_lately(purge):
             task = asyncio.create_task(self._take_back(overtaken), name="cache purge heard late")
             self._late.add(task)
             task.add_done_callback(self._late.discard)
+
+    def _missed_some(self) -> None:
+        """Some purges may not have been heard."""
+        self._tell(Purge("all"))
 
     async def _take_back(self, keys: Sequence[str]) -> None:
         """Once who purges has had them forgotten, and counted."""
@@ -217,7 +222,11 @@ class Cache(Session):
     def _written_lately(self, purge: Purge) -> list[str]:
         """The keys of what this replica may have written after the purge was made and before it was heard."""
         since, tags = asyncio.get_running_loop().time() - _LATELY, purge.tags()
-        return [key for when, key, borne in self._written if when > since and (borne & tags or purge.drops_key(key))]
+
+        def drops(key: str, borne: frozenset[Tag] | None) -> bool:
+            return purge.drops_key(key) or (bool(tags) and (borne is None or bool(borne & tags)))
+
+        return [key for when, key, borne in self._written if when > since and drops(key, borne)]
 
     def _tell(self, purge: Purge) -> None:
         measures.purges.labels(purge.kind).inc()

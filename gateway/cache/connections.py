@@ -244,10 +244,8 @@ class ClusterLink:
 def _may_have_evicted(info: Mapping[str, Any]) -> bool:
     """By what INFO says: it did, or it has what it did not take in itself (from a primary before it, or from a file), and there
     is a limit to its memory."""
-    had_a_primary = bool(
-        str(info.get("master_replid2", "")).strip("0")
-    )  # forty zeros, which redis-py reads as a number: none
-    took_over = had_a_primary or bool(info.get("rdb_last_load_keys_loaded"))
+    before = str(info.get("master_replid2", "")).strip("0")  # forty zeros, which redis-py reads as a number, are none
+    took_over = bool(before) or bool(info.get("rdb_last_load_keys_loaded"))
     return bool(info["evicted_keys"] or (took_over and info.get("maxmemory")))
 
 

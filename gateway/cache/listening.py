@@ -16,15 +16,20 @@ _log = logging.getLogger(__name__)
 
 
 class Listener:
-    """A subscription that is renewed whenever it is lost. `told` gets each purge, and "all" when one may have been missed.
+    """A subscription that is renewed whenever it is lost. `told` gets each purge; `missed` is called when some may have been.
 
     `hears` is False while it is lost; it is noticed within two `interval`s, also on a connection that says nothing.
     """
 
     def __init__(
-        self, link: Callable[[], Link | None], own: str, told: Callable[[Purge], None], interval: float
+        self,
+        link: Callable[[], Link | None],
+        own: str,
+        told: Callable[[Purge], None],
+        missed: Callable[[], None],
+        interval: float,
     ) -> None:
-        self._link, self._own, self._told, self._interval = link, own, told, interval
+        self._link, self._own, self._told, self._missed, self._interval = link, own, told, missed, interval
         self.hears = False
 
     async def run(self) -> None:
@@ -43,7 +48,7 @@ class Listener:
     def _deafen(self) -> None:
         if self.hears:
             self.hears = False
-            self._told(Purge("all"))
+            self._missed()
 
     async def _listen(self, link: Link) -> None:
         async with asyncio.timeout(self._interval):
@@ -53,9 +58,7 @@ class Listener:
                 await subscription.subscribe(CHANNEL)
                 while (await _next(subscription, self._interval) or {}).get("type") != "subscribe":
                     pass
-            self._told(
-                Purge("all")
-            )  # what was purged while nothing was heard, and loaded before, must not be kept from here on
+            self._missed()  # what was purged meanwhile, and loaded before, must not be kept from here on
             self.hears = True
             await self._hear(subscription)
         finally:

@@ -186,6 +186,9 @@ class NodeSearch:
         wanted = replace(match, path=(below, *match.path[1:])) if below else match
         children, complete_rows = row.children, False
         start = Level.IMAGE if level_of(wanted.path) is Level.IMAGE or level is Level.IMAGE else Level.SERIES
+        if children and level_of(wanted.path) is Level.STUDY:  # given with the row, out of the same words
+            self._undecided(match)
+            return False
         self._note_patients([row])
         if not children or start is Level.IMAGE:
             self.budget.spend(1, match.name)

@@ -64,6 +64,20 @@ def test_nor_where_the_server_fails_to_give_the_patient():
         assert "no-store" in answer.headers["cache-control"]
 
 
+def test_what_a_study_does_not_say_is_not_looked_for_in_its_series():
+    asked = []
+    archive = facade(100, broken=range(100))
+
+    def respond(method, path, *rest):
+        asked.append(path)
+        return archive(method, path, *rest)
+
+    with server(respond) as port, Gateway([fhir_node("n", port)]) as gateway:
+        answer = gateway.get("/dicom-web/studies", params={"PatientID": "ID1"})
+        assert "does not give PatientID" in answer.headers["warning"]
+    assert asked.count("/fhir/ImagingStudy") == 1
+
+
 def test_a_patient_that_was_not_asked_for_is_not_taken_for_the_one_that_was():
     with server(facade(2, p0=patient("somebody-else", "ELSE"))) as port, Gateway([fhir_node("n", port)]) as gateway:
         assert patients_by_study(gateway) == {"1.2.3.0": None, "1.2.3.1": "ID1"}

@@ -72,8 +72,8 @@ class Intake:
         self._lock = threading.Lock()
         self._begun: set[str] = set()
         self.received: set[str] = set()
-        self.refused = 0  # those that came again, and those that are
         self.unlisted = 0
+        self.refused = 0  # those, and what came again
         self.broken = 0
         self.heard = 0.0
 

@@ -17,22 +17,8 @@ _USABLE = frozenset({None, "active", "test"})
 _RELATIVE = re.compile(r"[A-Z][A-Za-z]{1,63}/[A-Za-z0-9.-]{1,64}")
 _SERVED = re.compile(r"(https?://.+/)[A-Z][A-Za-z]{1,63}/[A-Za-z0-9.-]{1,64}(?:/_history/[^/]+)?")
 _ERRORS = frozenset({"fatal", "error"})
-_OF_GAPS = frozenset(
-    {
-        "incomplete",
-        "transient",
-        "timeout",
-        "throttled",
-        "too-costly",
-        "too-long",
-        "lock-error",
-        "no-store",
-        "exception",
-        "forbidden",
-        "security",
-        "suppressed",
-    }
-)
+_PASSING = frozenset({"transient", "timeout", "throttled", "lock-error", "no-store", "exception", "incomplete"})
+_OF_GAPS = _PASSING | {"too-costly", "too-long", "forbidden", "security", "suppressed"}
 _HISTORY = re.compile(r"/_history/[^/]*$")
 
 
