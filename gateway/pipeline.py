@@ -101,13 +101,15 @@ class Pipeline:
         reach: Reach | None = None,
         *,
         resource: str = "ImagingStudy",
+        permission: str = "",
     ) -> Page:
         """The results that `reach` wants (all of them, newest first, by default) and that the caller may see, in order.
 
         Raises GatewayError; all nodes failing is an error. With `reach.updated` nodes are asked anew, and RecordUnavailable is
         raised where nobody knows when studies were first seen.
         """
-        async with self._request("search", caller, names, query=query, resource=resource) as (nodes, view, record):
+        asking = self._request("search", caller, names, query=query, resource=resource, permission=permission)
+        async with asking as (nodes, view, record):
             with stage("merge"):
                 reach = reach_as_seen(reach or Reach(), view)
                 asks = (caller.subject, caller.client, caller.purpose, *names)
@@ -348,6 +350,16 @@ class Pipeline:
             raise
         finally:
             self.audit.write(record)
+
+    def require(self, action: str, caller: Caller, names: Sequence[str], resource: str, permission: str) -> None:
+        """Raises Forbidden, and writes it down, before anything of the request is looked at."""
+        try:
+            self.policy.require(caller, resource, permission)
+        except GatewayError as error:
+            record = self.audit.begin(action, caller, names)
+            record.outcome = error.code
+            self.audit.write(record)
+            raise
 
     def node_states(self, caller: Caller) -> list[NodeState]:
         """Every node that the caller may use, in the order of the node file."""

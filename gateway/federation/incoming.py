@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 from gateway.errors import InvalidQuery
 from gateway.federation.coercion import Coerce, as_it_is, unchanged
-from gateway.model.dataset import Dataset, text
+from gateway.model.dataset import Dataset, text, texts
 from gateway.model.query import Ref, check_uid
 from gateway.model.seam import Part, StoreOutcome
-from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, SOP_CLASS_UID, STUDY_UID
+from gateway.model.vocabulary import INSTANCE_UID, ISSUER, PATIENT_ID, SERIES_UID, SOP_CLASS_UID, STUDY_UID
 from gateway.wire.multipart import MultipartPart
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, Part10Stream, identify, open_part10
 from gateway.wire.threads import run
@@ -29,6 +29,7 @@ OUT_OF_RESOURCES, CANNOT_UNDERSTAND, FAILED = 0xA700, 0xC000, 0x0110
 OTHER_STUDY, OTHER_PATIENT = 0xA900, 0xA901
 COERCED = 0xB000
 _AT_ONCE = 1 << 20
+_IDENTIFYING = (SOP_CLASS_UID, STUDY_UID, SERIES_UID, INSTANCE_UID, PATIENT_ID, ISSUER)
 
 
 @dataclass(slots=True)
@@ -137,7 +138,7 @@ class Intake:
     async def _arrived(self, part: MultipartPart, result: Result) -> Arrived:
         if "content-type" in part.headers and part.media_type.essence != DICOM:
             raise _Refused(CANNOT_UNDERSTAND)
-        stream = await open_part10(_up_to(part.body, self.most), until=AFTER_UIDS)
+        stream = await open_part10(_up_to(part.body, self.most), until=AFTER_UIDS, strict=True)
         try:
             found = identify(stream)
             result.sop_class, result.ref = text(found, SOP_CLASS_UID), _ref_of(found)
@@ -180,7 +181,12 @@ async def _up_to(body: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
 
 
 def _ref_of(found: Dataset) -> Ref:
-    """Raises Part10Error without all UIDs, or with one that is none."""
+    """Raises Part10Error without all UIDs, or with one that is none, and for an identifier that is several or cannot be read:
+    others may take it for another one."""
+    if any(len(texts(found, tag)) > 1 for tag in _IDENTIFYING):
+        raise Part10Error("the instance says several times which it is, or whose")
+    if any("\ufffd" in text(found, tag) for tag in (PATIENT_ID, ISSUER)):
+        raise Part10Error("the patient's id cannot be read")
     try:
         check_uid(text(found, SOP_CLASS_UID), "SOPClassUID")
         uids = [check_uid(text(found, tag), "UID") for tag in (STUDY_UID, SERIES_UID, INSTANCE_UID)]
@@ -190,8 +196,9 @@ def _ref_of(found: Dataset) -> Ref:
 
 
 def _check(ref: Ref, stream: Part10Stream, study: str | None) -> None:
-    """Raises _Refused for another study than the one asked for, and where nothing says which syntax the data set is in."""
-    if not stream.file_meta.get("TransferSyntaxUID"):
+    """Raises _Refused for another study than the one asked for, and where nothing says which syntax the data set is in, or it is
+    in another: who believes what is said would read something else than was checked here."""
+    if not stream.file_meta.get("TransferSyntaxUID") or not stream.is_as_declared:
         raise _Refused(CANNOT_UNDERSTAND)
     if study not in (None, ref.study):
         raise _Refused(OTHER_STUDY)

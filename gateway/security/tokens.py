@@ -170,7 +170,16 @@ def caller_of(claims: Mapping[str, Any]) -> Caller:
 
 def _text(claims: Mapping[str, Any], name: str) -> str:
     value = claims.get(name, "")
-    return value if isinstance(value, str) else ""
+    return _writable(value, name) if isinstance(value, str) else ""
+
+
+def _writable(text: str, name: str) -> str:
+    """Raises Unauthenticated for half a surrogate pair: whoever is shown something is written down."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Unauthenticated(f"the token's {name} claim cannot be read") from None
+    return text
 
 
 def _words(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
@@ -181,4 +190,4 @@ def _words(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise Unauthenticated(f"the token's {name} claim cannot be read")
-    return frozenset(words)
+    return frozenset(_writable(word, name) for word in words)

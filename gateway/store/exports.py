@@ -170,17 +170,22 @@ class Exports:
         named = f"{number:08d}-{token}.marks" if told else ""
         step = Step(number, state, files, before.size + size, outcome, named)
         written = [home / file.name for file in files]
-        for path, body in zip(written, bodies, strict=True):
-            _write(path, body.lines)
+        contents = [body.lines for body in bodies]
         if named:
             written.append(home / named)
-            _write(home / named, told)
-        if _commit(home / f"{number:08d}.json", orjson.dumps(step), token):
+            contents.append(told)
+        is_done = False
+        try:
+            for path, content in zip(written, contents, strict=True):
+                _write(path, content)
+            is_done = _commit(home / f"{number:08d}.json", orjson.dumps(step), token)
+        finally:
+            if not is_done:  # also where there was no room: what is tried again begins anew
+                for path in written:
+                    path.unlink(missing_ok=True)
+        if is_done:
             self.touch(identifier)
-            return True
-        for path in written:
-            path.unlink(missing_ok=True)
-        return False
+        return is_done
 
     def path(self, identifier: str, name: str) -> Path:
         """Where a file lies that a step names."""

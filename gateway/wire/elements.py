@@ -157,12 +157,15 @@ class ElementWalker:
 
     Values and containers of defined length are stepped over whole; only undefined lengths are entered, to find their
     delimiters (PS3.5 7.5). It stops in front of the first top-level element whose tag is `until` or more; set a higher
-    `until` to go on.
+    `until` to go on. One that is `strict` wants top-level elements in order, each once (PS3.5 7.1), and nothing but zeros behind
+    zeros: readers differ in which of two they believe.
     """
 
-    def __init__(self, encoding: Encoding, until: int | None = None) -> None:
+    def __init__(self, encoding: Encoding, until: int | None = None, *, strict: bool = False) -> None:
         self.encoding = encoding
         self.until = until
+        self.strict = strict
+        self._last = -1
         self.stopped = False
         self._skip = 0
         self._open: list[_Container] = []
@@ -175,7 +178,7 @@ class ElementWalker:
         size, at = len(data), self._skip
         self.stopped = False
         while at < size and not self._padding:
-            if not self._open and self.encoding == EXPLICIT_LITTLE:
+            if not self._open and not self.strict and self.encoding == EXPLICIT_LITTLE:
                 at = _hasten(data, at, UNDEFINED if self.until is None else self.until)
                 if at >= size:
                     break
@@ -185,6 +188,8 @@ class ElementWalker:
                 return at
             at += length
         if self._padding:
+            if self.strict and data[min(at, size) :].strip(b"\0"):
+                raise Part10Error("something stands behind the padding")
             at = size
         self._skip = max(at - size, 0)
         return min(at, size)
@@ -217,6 +222,9 @@ class ElementWalker:
         if self.until is not None and header.tag >= self.until:
             self.stopped = True
             return None
+        if self.strict and header.tag <= self._last:
+            raise Part10Error("elements are out of order, or stand twice")
+        self._last = header.tag
         return self._value(header, self.encoding)
 
     def _nested(self, data: bytes, at: int, item: _Container) -> int | None:

@@ -81,27 +81,34 @@ class Part10Stream:
     `transfer_syntax` is the Transfer Syntax UID of the file, guessed from the first element when missing. `encoding` is
     that of the elements in `head` and `tail`, deflated ones being inflated; like pydicom, it believes the first VR more
     than the Transfer Syntax. `has_file_meta` says that preamble and Transfer Syntax UID are there, without which a file
-    is no DICOM file to others.
+    is no DICOM file to others. `is_as_declared`: the first VR and the Transfer Syntax agree.
     """
 
     def __init__(
-        self, chunks: AsyncIterator[bytes], meta: bytes, declared_syntax: str, received: bytes, offset: int
+        self,
+        chunks: AsyncIterator[bytes],
+        meta: bytes,
+        declared_syntax: str,
+        received: bytes,
+        offset: int,
+        *,
+        strict: bool = False,
     ) -> None:
         self._meta = meta
         self.before = received[:offset]
         """What stands before the data set, as it was received: preamble and File Meta Information."""
         self.has_file_meta = received[128:132] == b"DICM" and bool(declared_syntax)
         self.transfer_syntax = transfer_syntax = declared_syntax or guessed_syntax(received[offset : offset + 6])
+        declared: Encoding = _ENCODINGS.get(transfer_syntax, EXPLICIT_LITTLE)  # type: ignore[call-overload]
         self.encoding = encoding_found(
-            received if transfer_syntax != DeflatedExplicitVRLittleEndian else b"",
-            offset,
-            _ENCODINGS.get(transfer_syntax, EXPLICIT_LITTLE),  # type: ignore[call-overload]
+            received if transfer_syntax != DeflatedExplicitVRLittleEndian else b"", offset, declared
         )
+        self.is_as_declared = self.encoding == declared
         self._chunks = chunks
         self._originals: deque[bytes] | None = deque([received])
         self._decoder: Decoder = Deflated() if transfer_syntax == DeflatedExplicitVRLittleEndian else Plain()
         self._pieces = self._decoded(received[offset:])
-        self._walker = ElementWalker(self.encoding)
+        self._walker = ElementWalker(self.encoding, strict=strict)
         self._pending = b""
         self._ended = False
         self._head = b""
@@ -232,18 +239,21 @@ class Part10Stream:
                 yield piece
 
 
-async def open_part10(chunks: AsyncIterator[bytes], *, until: int = PIXEL_DATA, limit: int = MAX_HEAD) -> Part10Stream:
+async def open_part10(
+    chunks: AsyncIterator[bytes], *, until: int = PIXEL_DATA, limit: int = MAX_HEAD, strict: bool = False
+) -> Part10Stream:
     """Reads a DICOM file up to its first top-level element with a tag of `until` or more; the rest waits in the stream.
 
     A small `until` (AFTER_UIDS) lets the first byte go on early and holds little; `read_head` goes on from there. A
     missing preamble, and a data set without any File Meta Information that begins with group 0008, are read as well.
+    With `strict` all of it is read as a `strict` ElementWalker does.
     Raises Part10Error for anything else, for a head above `limit` bytes and for a file truncated so far; `chunks` is
     then closed.
     """
     try:
         received, offset, end = await read_file_meta(chunks)
         meta = received[offset:end]
-        stream = Part10Stream(chunks, meta, _declared_syntax(meta), received, end)
+        stream = Part10Stream(chunks, meta, _declared_syntax(meta), received, end, strict=strict)
         await stream.read_head(until, limit)
     except BaseException:
         if isinstance(chunks, AsyncGenerator):

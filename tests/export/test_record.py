@@ -124,3 +124,18 @@ def test_a_directory_that_cannot_be_used_is_told_by_the_settings_name(tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="GATEWAY_EXPORT_DIRECTORY"):
         kept_in(tmp_path / "file")
+
+
+def test_a_step_that_finds_no_room_leaves_nothing_behind(exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = records._write
+
+    def full(path: Path, content: bytes) -> None:
+        if path.suffix == ".marks":
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(records, "_write", full)
+    for _ in range(3):  # the engine tries again every five seconds
+        with pytest.raises(OSError, match="No space"):
+            exports.commit(ID, exports.last(ID), {}, lines(), [mark(b"m")])
+    assert list(exports.directory.rglob("*.ndjson")) == []

@@ -22,7 +22,7 @@ from gateway.model.vocabulary import tag
 from gateway.wire import dicomxml, multipart
 from gateway.wire.media import parse_media_type
 
-_MOST_PARTS = 1_000_000
+_MOST_PARTS = 50_000
 _RETRIEVE_URL, _CLASS, _INSTANCE = tag("RetrieveURL"), tag("ReferencedSOPClassUID"), tag("ReferencedSOPInstanceUID")
 _FAILURE, _WARNING = tag("FailureReason"), tag("WarningReason")
 _STORED, _FAILED, _OTHERS = tag("ReferencedSOPSequence"), tag("FailedSOPSequence"), tag("OtherFailuresSequence")

@@ -92,7 +92,7 @@ async def _search(
     asked: FhirRequest, kind: str, keys: dict[str, Key], render: Callable[[NodeState], Resource]
 ) -> Response:
     context = asked.context
-    context.pipeline.policy.require(context.caller, kind, "s")
+    context.pipeline.require("search", context.caller, context.nodes, kind, "s")
     tests: list[Callable[[Resource], bool]] = []
 
     async def add_key(name: Name, text: str, values: list[str]) -> None:
@@ -144,7 +144,7 @@ def _is(pair: tuple[str, str], wanted: tuple[str | None, str]) -> bool:
 
 def _node(asked: FhirRequest, kind: str) -> NodeState:
     context, identifier = asked.context, asked.request.path_params["id"]
-    context.pipeline.policy.require(context.caller, kind, "r")
+    context.pipeline.require("read", context.caller, context.nodes, kind, "r")
     states = {state.id: state for state in context.pipeline.node_states(context.caller)}
     if identifier not in states:
         raise NotFound(f"there is no such {kind}; /nodes lists the nodes")

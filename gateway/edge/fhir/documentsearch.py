@@ -98,7 +98,7 @@ def search(kind: str) -> Answer:
 
     async def answer(asked: FhirRequest) -> Response:
         context = asked.context
-        context.pipeline.policy.require(context.caller, kind, "s")
+        context.pipeline.require("search", context.caller, context.nodes, kind, "s")
         wanted = _Asked(Criteria(asked.renderer))
 
         async def add_key(name: Name, text: str, values: list[str]) -> None:
@@ -167,7 +167,7 @@ def read(kind: str) -> Answer:
 
     async def answer(asked: FhirRequest) -> Response:
         context, identifier = asked.context, asked.request.path_params["id"]
-        context.pipeline.policy.require(context.caller, kind, "r")
+        context.pipeline.require("read", context.caller, context.nodes, kind, "r")
         wanted = shown.of_query(asked.query, kind, is_r5=asked.renderer.is_r5)
         ids = _by_node(asked, frozenset({identifier}))
         if not ids:

@@ -26,7 +26,7 @@ REVERSE_INCLUDES = ("ImagingStudy:patient", "ImagingStudy:subject")
 async def search(asked: FhirRequest) -> Response:
     """By identifier, name, birth date or id; without any of them it is refused, since it would list everybody."""
     context = asked.context
-    context.pipeline.policy.require(context.caller, "Patient", "s")
+    context.pipeline.require("search", context.caller, context.nodes, "Patient", "s")
     criteria, referring = Criteria(asked.renderer), set[str]()
 
     async def add_key(name: Name, text: str, values: list[str]) -> None:
@@ -47,7 +47,8 @@ async def search(asked: FhirRequest) -> Response:
     page = Page()
     if not criteria.impossible:
         reach = Reach(accepts=criteria.accepts if criteria.conditions else None)
-        page = await context.pipeline.search(context.caller, criteria.query, context.nodes, reach, resource="Patient")
+        asked_for_patients = {"resource": "Patient", "permission": "s"}
+        page = await context.pipeline.search(context.caller, criteria.query, context.nodes, reach, **asked_for_patients)
     issues = [*page.issues, *(Issue("", NotFound.code, text) for text in criteria.unknown)]
     patients = listing.paged(asked, asked_for, _patients(asked, page.items))
     studies = await _studies_of(asked, patients.items) if referring and patients.items else Page()
@@ -87,7 +88,7 @@ def _patients(asked: FhirRequest, found: Iterable[Found]) -> list[Resource]:
 async def read(asked: FhirRequest) -> Response:
     """By an id that was given out here. Raises NotFound, or NodeUnreachable while a silent node may know the patient."""
     context, identifier = asked.context, asked.request.path_params["id"]
-    context.pipeline.policy.require(context.caller, "Patient", "r")
+    context.pipeline.require("read", context.caller, context.nodes, "Patient", "r")
     wanted = shown.of_query(asked.query, "Patient", is_r5=asked.renderer.is_r5)
     key = await asked.renderer.patients.key_of(identifier)
     if key is None:

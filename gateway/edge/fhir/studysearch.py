@@ -26,11 +26,11 @@ from gateway.telemetry import stage
 async def search(asked: FhirRequest) -> Response:
     """One page. What nodes could not say is in its OperationOutcome, and such a page is not kept."""
     context = asked.context
-    context.pipeline.policy.require(context.caller, "ImagingStudy", "s")
+    context.pipeline.require("search", context.caller, context.nodes, "ImagingStudy", "s")
     with stage("plan"):
         search = await parse(query_pairs(asked.request), asked.renderer, lenient=asked.is_lenient, lacks=lacks(asked))
     for included in sorted(search.includes):
-        context.pipeline.policy.require(context.caller, included, "r")
+        context.pipeline.require("search", context.caller, context.nodes, included, "r")
     began = await _begun(asked, search)
     page, issues = await _page(asked, search)
     with stage("render"):

@@ -1,0 +1,82 @@
+"""Who is refused is written down, who cannot be written down is shown nothing, and each scope is enough for what it names."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from joserfc import jws
+
+from tests.running import Gateway, files_node
+from tests.security.conftest import TestIssuer, issuer_beside
+from tests.specimens import specimen, uid
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[TestIssuer]:
+    with issuer_beside() as running:
+        yield running
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "files").mkdir()
+    return tmp_path / "files"
+
+
+def records_of(path: Path, least: int = 1, seconds: float = 2.0) -> list[dict[str, Any]]:
+    """What the audit holds, once it has so many records."""
+    ends = time.monotonic() + seconds
+    while True:
+        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if len(found) >= least or time.monotonic() > ends:
+            return found
+        time.sleep(0.05)
+
+
+def test_a_subject_that_cannot_be_written_down_is_shown_nothing(directory: Path, issuer: TestIssuer) -> None:
+    specimen(directory, "12345", "one", PixelData=bytes(16))
+    with Gateway([files_node("disk", directory)], oidc_issuer=issuer.issuer) as gateway:
+        now = int(time.time())
+        claims = {"iss": issuer.issuer, "aud": "imaging-gateway", "sub": "\ud800", "iat": now, "exp": now + 300}
+        claims["scope"] = "system/ImagingStudy.rs"
+        key = issuer.keys["one"]
+        token = jws.serialize_compact({"alg": "RS256", "kid": "one"}, json.dumps(claims).encode(), key)
+        headers = {"Authorization": f"Bearer {token}", "Accept": 'multipart/related; type="application/dicom"'}
+        answer = gateway.get(f"/dicom-web/studies/{uid('one')}", headers=headers)
+    assert answer.status_code == 401
+    assert b"12345" not in answer.content
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/dicom-web/studies?PatientID=12345",
+        "/fhir/Patient?identifier=12345",
+        "/fhir/ImagingStudy?patient.identifier=12345",
+        "/fhir/DiagnosticReport?patient.identifier=12345",
+        "/fhir/$export?_type=Patient",
+    ],
+)
+def test_a_refusal_is_written_down_whatever_was_asked_for(
+    directory: Path, issuer: TestIssuer, tmp_path: Path, path: str
+) -> None:
+    specimen(directory, "12345", "one")
+    audit = tmp_path / "audit"
+    with Gateway([files_node("disk", directory)], oidc_issuer=issuer.issuer, audit=audit) as gateway:
+        headers = {"Authorization": issuer.bearer(scope="system/Endpoint.rs"), "Prefer": "respond-async"}
+        assert gateway.get(path, headers=headers).status_code == 403
+        found = records_of(audit)
+    assert [one["outcome"] for one in found] == ["GW104"]
+
+
+def test_who_may_search_patients_searches_them(directory: Path, issuer: TestIssuer) -> None:
+    specimen(directory, "12345", "one")
+    with Gateway([files_node("disk", directory)], oidc_issuer=issuer.issuer) as gateway:
+        headers = {"Authorization": issuer.bearer(scope="system/Patient.s")}
+        answer = gateway.get("/fhir/Patient?identifier=12345", headers=headers)
+    assert answer.status_code == 200, answer.text
