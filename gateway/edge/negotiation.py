@@ -162,6 +162,7 @@ def _transfer_syntax(range_: MediaType) -> str:
 
 def count(text: str, parameter: str, *, least: int = 0, most: int = 2**31) -> int:
     """A non-negative whole number from a parameter. Raises InvalidQuery naming it."""
-    if not text.isascii() or not text.isdecimal() or not least <= int(text[:12]) <= most:
+    digits = text.lstrip("0")[:12] or "0"
+    if not text.isascii() or not text.isdecimal() or not least <= int(digits) <= most:
         raise InvalidQuery(f"{parameter} is not a whole number from {least} up", parameter=parameter)
-    return int(text[:12])
+    return int(digits)

@@ -135,15 +135,17 @@ def ordered(found: Iterable[Found], sort: Sort = Sort.NEWEST) -> list[Found]:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place between results: behind the one with this moment, node and study. `mark` is a digest of its whole sort key, which
-    tells two patients of one study UID apart and holds patient ids, so that it is not kept as it is. `in_turn` says that what
-    lies at this moment is being told node by node, and nodes before this one need not be asked for it again."""
+    """A place between results: behind the one with this moment, node and study, and, of a series or an instance, with what is
+    `below`: number and UIDs. `mark` is a digest that tells two patients of one UID apart; it holds their ids, so that they are not
+    kept as they are. `in_turn` says that what lies at this moment is being told node by node, and nodes before this one need not
+    be asked for it again."""
 
     moment: str
     node: str
     study: str
     mark: str
     in_turn: bool = False
+    below: str = ""
 
     @property
     def ends_day(self) -> bool:
@@ -153,22 +155,33 @@ class Position:
     @staticmethod
     def behind(found: Found, sort: Sort) -> Position:
         moment_, node = ("", "") if sort is Sort.ID else place_of(found, sort)
-        return Position(moment_, node, found.study, _mark(found, sort))
+        return Position(moment_, node, found.study, _mark(found), below=_below(found))
 
     def rest(self, results: Sequence[Found], sort: Sort) -> list[Found]:
-        """What follows among `results`, which are in order; also when the result itself is gone."""
-        here: Key = (self.study,) if sort is Sort.ID else (self.moment, self.node, self.study)
+        """What follows among `results`, which are in order. When the result itself is gone, all that shares its place follows:
+        another patient's of the same UID may not have been told yet."""
+        here: Key = (self.study,) if sort is Sort.ID else (self.moment, self.node, self.study, self.below)
 
         def place(found: Found) -> Key:
-            return sort_key(found, sort)[: len(here)]
+            key = sort_key(found, sort)
+            return key[:1] if sort is Sort.ID else (*key[:3], _below(found))
 
         first, end = bisect_left(results, here, key=place), bisect_right(results, here, key=place)
-        same = [position for position in range(first, end) if _mark(results[position], sort) == self.mark]
-        return list(results[same[0] + 1 if same else end :])
+        same = [position for position in range(first, end) if _mark(results[position]) == self.mark]
+        if not self.mark:  # of all that is of this id
+            return list(results[end:])
+        return list(results[same[0] + 1 if same else first :])
 
 
-def _mark(found: Found, sort: Sort) -> str:
-    return _text(hashlib.sha256(orjson.dumps(sort_key(found, sort))).digest()[:12])
+def _below(found: Found) -> str:
+    """What orders a series or an instance within its study, as one text that orders as they do; '' of a study."""
+    return "" if found.level is Level.STUDY else "\0".join((*_number(found), found.series, found.instance))
+
+
+def _mark(found: Found) -> str:
+    """Whoever else holds it, or is the first to: it is the same result. One of a patient whom nobody names is its node's own."""
+    named = [found.study, found.series, found.instance, *found.patient, "" if found.patient.is_named else found.origin]
+    return _text(hashlib.sha256(orjson.dumps(named)).digest()[:12])
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,7 +214,7 @@ class _Search:
             outcomes = await self._advanced(by_node, ends - asyncio.get_running_loop().time())
             for outcome in outcomes:
                 by_node[outcome.node.id].failure = outcome.error
-            if not any(walk.has_answered for walk in self.walks):
+            if all(walk.failure and not walk.has_answered for walk in self.walks):
                 require_an_answer(outcomes)
             self.is_merged = False
             if self._is_worth_merging():

@@ -31,7 +31,13 @@ def started(
     clock, zone = parse_time(text(attributes, time_tag)), zone_of(attributes, time_zone)
     if clock is None or zone is None:
         return day.isoformat()
-    return datetime.combine(day, clock, zone).isoformat()
+    moment = datetime.combine(day, clock, zone)
+    offset = moment.utcoffset()
+    if (
+        offset is not None and offset.seconds % 60
+    ):  # local mean time, from before there was a standard: FHIR has no words for it
+        return day.isoformat()
+    return moment.isoformat()
 
 
 def series_started(attributes: Dataset, time_zone: str | None = None) -> str | None:

@@ -79,7 +79,7 @@ def _additional(page: Page) -> list[str]:
     """The words of PS3.18 8.3.4.4; 'at least' while not every node was looked through to its end."""
     if not page.more:
         return []
-    known = str(page.beyond) if page.total is not None or page.issues else f"at least {max(page.beyond, 1)}"
+    known = str(page.beyond) if page.total is not None else f"at least {max(page.beyond, 1)}"
     return [f"There are {known} additional results that can be requested"]
 
 

@@ -44,7 +44,10 @@ def _ask_for(criteria: Criteria, tag: str, low: date | None, high: date | None) 
         if match.path == (tag,) and match.operator is Operator.RANGE:
             lows, highs = zip(match.values, ends, strict=True)
             narrowed = max(filter(None, lows), default=""), min(filter(None, highs), default="")
-            criteria.matches[position] = Match((tag,), Operator.RANGE, narrowed)
+            if all(narrowed) and narrowed[0] > narrowed[1]:
+                criteria.impossible = True
+            else:
+                criteria.matches[position] = Match((tag,), Operator.RANGE, narrowed)
             return
     criteria.matches.append(Match((tag,), Operator.RANGE, ends))
 

@@ -39,6 +39,7 @@ Resource = dict[str, Any]
 DCM = "http://dicom.nema.org/resources/ontology/DCM"
 SCT = "http://snomed.info/sct"
 V2_0203 = "http://terminology.hl7.org/CodeSystem/v2-0203"
+_MOST_DIGITS, _MOST = 12, 2**31 - 1
 _ABSENT = [{"url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason", "valueCode": "unknown"}]
 _SUBSETTED = {"tag": [SUBSETTED]}
 _STATUS = {
@@ -287,9 +288,10 @@ def display_name(attributes: Dataset, tag_: str) -> str:
 
 
 def _count(attributes: Dataset, tag_: str) -> int | None:
-    """A non-negative whole number, or None where there is none."""
+    """A whole number that FHIR's unsignedInt can hold, or None where there is none."""
     found = text(attributes, tag_)
-    return int(found) if found.isdecimal() and len(found) < 10 else None
+    number = int(found) if found.isascii() and found.isdecimal() and len(found) <= _MOST_DIGITS else None
+    return number if number is not None and number <= _MOST else None
 
 
 def _put(resource: Resource, name: str, value: Any) -> None:

@@ -22,6 +22,7 @@ from gateway.model.patient import PatientKey
 from gateway.model.query import Match, Operator
 from gateway.model.vocabulary import PATIENT_ID, PATIENT_NAME
 
+_GENDER = "http://hl7.org/fhir/administrative-gender"
 _WORD = re.compile(r"\w+")
 _COMPONENTS = {"name": slice(0, 5), "family": slice(0, 1), "given": slice(1, 3)}
 
@@ -43,6 +44,9 @@ async def identifier(criteria: Criteria, values_: list[str], modifier: str) -> N
     tokens = [token(value) for value in values_]
     if any(not value for _, value in tokens):
         raise InvalidQuery("a patient identifier needs a value", parameter="patient.identifier")
+    if any(system == "" for system, _ in tokens):
+        text_ = "every patient identifier here has a system: give it, or leave the '|' away"
+        raise InvalidQuery(text_, parameter="patient.identifier")
     with_system = [(system, value) for system, value in tokens if system]
     if with_system and len(with_system) != len(tokens):
         raise InvalidQuery("give every alternative a system, or none", parameter="patient.identifier")
@@ -107,7 +111,10 @@ def _born(found: Found) -> str | None:
 async def gender(criteria: Criteria, values_: list[str], modifier: str) -> None:
     """An administrative gender that DICOM has a code for."""
     codes = {gender: code for code, gender in GENDERS.items()}
-    wanted = [codes[one_of(token(value)[1], codes, "gender")] for value in values_]
+    tokens = [token(value) for value in values_]
+    if any(system not in (None, "", _GENDER) for system, _ in tokens):
+        raise InvalidQuery(f"gender is coded in {_GENDER}", parameter="gender")
+    wanted = [codes[one_of(code, codes, "gender")] for _, code in tokens]
     criteria.matches.append(any_of((SEX,), wanted))
 
 

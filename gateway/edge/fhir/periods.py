@@ -14,7 +14,7 @@ _MOMENT = re.compile(
     r"(\d{4})(?:-(\d{2})(?:-(\d{2})(?:T(\d{2}):(\d{2})(?::(\d{2})(?:\.(\d{1,9}))?)?(Z|[+-]\d{2}:\d{2})?)?)?)?"
 )
 _DAY = timedelta(days=1)
-_FIRST = datetime.min.replace(tzinfo=UTC)
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 # A date without an offset may be anywhere on earth: UTC-12 to UTC+14.
 _EARLIEST, _LATEST = timedelta(hours=14), timedelta(hours=12)
 
@@ -80,13 +80,20 @@ def span_of(text: str) -> Span | None:
         return None
     year, month, day, hour, minute, second, fraction, zone = found.groups()
     try:
-        low = datetime(int(year), int(month or 1), int(day or 1), int(hour or 0), int(minute or 0), int(second or 0))
+        low = datetime(
+            int(year),
+            int(month or 1),
+            int(day or 1),
+            int(hour or 0),
+            int(minute or 0),
+            59 if second == "60" else int(second or 0),
+        )
         low = low.replace(microsecond=int((fraction or "0").ljust(6, "0")[:6]), tzinfo=_zone(zone))
         if day is None:
             days = monthrange(low.year, low.month)[1] if month else 366 if monthrange(low.year, 2)[1] == 29 else 365
-            high = low + timedelta(days=days)
+            high = _shift(low, timedelta(days=days))
         else:
-            high = low + _precision(hour, second, fraction)
+            high = _shift(low, _precision(hour, second, fraction))
         return Span(low.astimezone(UTC), high.astimezone(UTC), zone is None)
     except (ValueError, OverflowError):
         return None
@@ -123,7 +130,7 @@ def compare(moment: str, period: Period) -> bool:
     if value is None:
         return False
     if value.floating and not period.span.floating:
-        value = Span(value.low - _EARLIEST, value.high + _LATEST, False)
+        value = Span(_shift(value.low, -_EARLIEST), _shift(value.high, _LATEST), False)
         return _overlapping(value, period)
     return _exactly(value, period)
 
@@ -139,7 +146,7 @@ def compare_span(start: str | None, end: str | None, period: Period) -> bool:
         return False
     if any(floating) and not period.span.floating:
         early, late = first is not None and first.floating, last is not None and last.floating
-        value = Span(low - _EARLIEST if early else low, high + _LATEST if late else high, False)
+        value = Span(_shift(low, -_EARLIEST) if early else low, _shift(high, _LATEST) if late else high, False)
         return _overlapping(value, period)
     return _exactly(Span(low, high, period.span.floating), period)
 
@@ -179,7 +186,15 @@ def _overlapping(value: Span, period: Period) -> bool:
 
 def _approximately(value: Span, period: Period) -> bool:
     margin = timedelta(days=_margin(period.span))
-    return value.low < period.span.high + margin and value.high > period.span.low - margin
+    return value.low < _shift(period.span.high, margin) and value.high > _shift(period.span.low, -margin)
+
+
+def _shift(moment: datetime, distance: timedelta) -> datetime:
+    """Kept within the calendar."""
+    try:
+        return moment + distance
+    except OverflowError:
+        return _LAST if distance > timedelta() else _FIRST
 
 
 def _margin(span: Span) -> int:

@@ -113,7 +113,7 @@ def _codes(values: list[str], parameter: str, systems: tuple[str, ...]) -> list[
     codes = []
     for value in values:
         system, code = token(value)
-        if system and system not in systems:
+        if system is not None and system not in systems:
             raise InvalidQuery(f"{parameter} is coded in {' or '.join(systems)}", parameter=parameter)
         if not code:
             raise InvalidQuery(f"{parameter} needs a code", parameter=parameter)
@@ -130,7 +130,7 @@ async def _body_site(criteria: Criteria, values: list[str], modifier: str, param
 
 
 async def _status(criteria: Criteria, values: list[str], modifier: str) -> None:
-    wanted = set(_codes(values, "status", (_STATUS_SYSTEM,)))
+    wanted = set(_codes(values, "status", (_STATUS_SYSTEM, "")))
     if not wanted <= set(STATUSES):
         raise InvalidQuery(f"status is one of {', '.join(STATUSES)}", parameter="status")
     criteria.conditions.append(lambda found: status(found.attributes) in wanted)

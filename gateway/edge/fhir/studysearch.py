@@ -98,7 +98,8 @@ def _searchset(asked: FhirRequest, search: StudySearch, page: Page, issues: Sequ
     size = _size(asked, search)
     items, more = page.items[:size], page.more or len(page.items) > size
     outcome = outcome_of(issues, search.ignored)
-    is_estimate = search.total == "estimate" and page.total is None
+    # Of a later page it would be less than has been shown already.
+    is_estimate = search.total == "estimate" and page.total is None and not search.cursor
     if is_estimate:
         outcome.append(_estimated())
     profile = search.profile or asked.profile
