@@ -25,8 +25,8 @@ from gateway.federation.storing import Store, Storing, chosen
 from gateway.imaging.syntaxes import EXPLICIT, can_decode
 from gateway.model.answer import Answer, Found, Issue
 from gateway.model.documents import Document, DocumentSearch
-from gateway.model.query import Query, Ref
-from gateway.model.vocabulary import Level
+from gateway.model.query import Match, Operator, Query, Ref
+from gateway.model.vocabulary import PATIENT_ID, Level
 from gateway.outgoing import (
     Choice,
     Metadata,
@@ -203,7 +203,15 @@ class Pipeline:
             with stage("merge"):
                 answer = await documents(self.federation, search, nodes)
             record.issues, record.count = answer.issues, len(answer.items)
+            self._note_whose(record, answer.items)
             return answer
+
+    def _note_whose(self, record: AuditRecord, shown: Sequence[Document]) -> None:
+        """Also of what was asked for by an id or an identifier of its own."""
+        ids = tuple(sorted({one.row.patient.id for one in shown if one.row.patient.is_named}))
+        if ids:
+            record.match |= self.audit.hashed([Match((PATIENT_ID,), Operator.LIST, ids)])
+        record.studies = sorted({*record.studies, *(uid for one in shown for uid in one.studies.values())})
 
     @asynccontextmanager
     async def retrieve(

@@ -165,7 +165,7 @@ class Audit:
             tuple(nodes),
             request_id.get(),
             datetime.now(UTC),
-            self._hashed(query.asked) if query else {},
+            self.hashed(query.asked) if query else {},
             asked.path if asked else "",
             [asked.study] if asked else [],
         )
@@ -194,7 +194,8 @@ class Audit:
         else:
             self._waiting.put(line)
 
-    def _hashed(self, matches: Sequence[Match]) -> dict[str, str | list[str]]:
+    def hashed(self, matches: Sequence[Match]) -> dict[str, str | list[str]]:
+        """What a record says of the values of a patient."""
         hashes: dict[str, list[str]] = {}
         for match in matches:
             values = ["-".join(match.values)] if match.operator is Operator.RANGE else match.values

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from joserfc import jws
 
+from gateway.simulators.fhir import FhirOptions, FhirSimulator
+from tests.edge.test_documents import table
 from tests.running import Gateway, files_node
 from tests.security.conftest import TestIssuer, issuer_beside
 from tests.specimens import specimen, uid
@@ -80,3 +82,15 @@ def test_who_may_search_patients_searches_them(directory: Path, issuer: TestIssu
         headers = {"Authorization": issuer.bearer(scope="system/Patient.s")}
         answer = gateway.get("/fhir/Patient?identifier=12345", headers=headers)
     assert answer.status_code == 200, answer.text
+
+
+def test_it_is_written_down_whose_report_was_read(tmp_path: Path) -> None:
+    directory, audit = tmp_path / "north", tmp_path / "audit"
+    specimen(directory, "12345", "ct", AccessionNumber="A1")
+    options = FhirOptions(patient_system="urn:north", reports=True, service_requests=True)
+    with FhirSimulator(directory, "R4", options) as simulator, Gateway([table(simulator)], audit=audit) as gateway:
+        (entry,) = gateway.get("/fhir/DiagnosticReport?identifier=A1").json()["entry"]
+        assert gateway.get(f"/fhir/DiagnosticReport/{entry['resource']['id']}").status_code == 200
+        found = records_of(audit, 2)
+    assert [(one["studies"], list(one["match"])) for one in found] == [([uid("ct")], ["PatientID"])] * 2
+    assert "12345" not in audit.read_text()
