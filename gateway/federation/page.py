@@ -208,6 +208,7 @@ class Reach:
 class Page:
     """A slice of the ordered results. `issues` empty means that nothing is missing from it.
 
+    `as_found` are the same results before other holders completed them: by those they were put in order.
     `more` says that results follow, or may; the next page is behind `last`. `beyond` of them are known already; `total`
     is the number of all results, None while not every one was looked at.
     """
@@ -218,6 +219,12 @@ class Page:
     last: Position | None = None
     beyond: int = 0
     total: int | None = 0
+    as_found: tuple[Found, ...] = ()
+
+    def behind(self, count: int, sort: Sort) -> Position:
+        """The place behind its first `count` results."""
+        placed = self.as_found if len(self.as_found) == len(self.items) else self.items
+        return Position.behind(placed[count - 1], sort)
 
     @property
     def complete(self) -> bool:

@@ -78,7 +78,7 @@ class Paging:
             search.is_told_elsewhere = search.by_node and not are_as_found(page.items, items, reach.sort)
         if not search.is_told_elsewhere:
             items = await self.federation.count_shared(items, issues, ends)
-        page = replace(page, items=tuple(items), issues=tuple(dict.fromkeys(issues)))
+        page = replace(page, items=tuple(items), as_found=page.items, issues=tuple(dict.fromkeys(issues)))
         if search.ended_with_day and not page.beyond:
             page = replace(page, last=Position(search.end_of_day, "", "", ""))
         goes_on = search.is_cut or (bool(page.items) and search.was_stopped)

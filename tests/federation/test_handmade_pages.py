@@ -314,3 +314,49 @@ def test_a_lenient_caller_is_answered(query):
     with server(Pacs([study(1)])) as port, Gateway([dicomweb_node("n", port)], cache=False) as gateway:
         answer = gateway.get(f"/fhir/ImagingStudy?{query}", headers={"Prefer": "handling=lenient"})
         assert answer.status_code == 200, answer.text
+
+
+class Below(Pacs):
+    """Gives no ModalitiesInStudy, as old archives do; its series say CT and RTSTRUCT."""
+
+    def __call__(self, method, path, query, body, port):
+        if path.endswith("/series"):
+            return given(
+                [
+                    {
+                        "0020000D": {"vr": "UI", "Value": ["1.2.3.1"]},
+                        "0020000E": {"vr": "UI", "Value": [f"1.2.3.1.{m}"]},
+                        "00080060": {"vr": "CS", "Value": [name]},
+                    }
+                    for m, name in enumerate(("CT", "RTSTRUCT"), 1)
+                ]
+            )
+        return super().__call__(method, path, query, body, port)
+
+
+def test_both_of_two_modalities_where_only_series_tell_them():
+    one = {k: v for k, v in study(1).items() if k != "00080061"}
+    with server(Below([one])) as port, Gateway([dicomweb_node("n", port)], cache=False) as gateway:
+        assert ids(gateway.get("/fhir/ImagingStudy?modality=CT")) == ["1.2.3.1"]
+        assert ids(gateway.get("/fhir/ImagingStudy?modality=RTSTRUCT")) == ["1.2.3.1"]
+        answer = gateway.get("/fhir/ImagingStudy?modality=CT&modality=RTSTRUCT")
+        assert ids(answer) == ["1.2.3.1"]
+
+
+def of(modality, n, time):
+    return study(n, time=time, **{"00080061": {"vr": "CS", "Value": [modality]}})
+
+
+@pytest.mark.parametrize("more", ["", "&_total=accurate"])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("sort", ["-started", "started"])
+def test_a_walk_by_a_modality_that_one_holder_has_ends_and_doubles_nothing(more, count, sort):
+    a = Pacs([of("CT", n, f"1{n}0000") for n in range(6)])
+    b = Pacs([of("RTSTRUCT", n, f"1{n}0000") for n in range(6)])
+    with server(a) as first, server(b) as second, Gateway(two(first, second), secret=SECRET, cache=False) as gateway:
+        page = gateway.get(f"/fhir/ImagingStudy?modality=RTSTRUCT&_count={count}&_sort={sort}{more}")
+        found, pages = ids(page), 1
+        while link(page, "next") and pages < 12:
+            page = gateway.get(link(page, "next"))
+            found, pages = found + ids(page), pages + 1
+    assert sorted(found) == sorted(f"1.2.3.{n}" for n in range(6))

@@ -17,6 +17,9 @@ from gateway.model.vocabulary import ISSUER, MODALITIES_IN_STUDY, PATIENT_ID, Le
 Condition = Callable[[Found], bool]
 
 
+_ASKED_EACH = frozenset({(MODALITIES_IN_STUDY,)})
+
+
 @dataclass(slots=True)
 class Criteria:
     """The keys of one search, all of which a study has to answer. `matches` are asked of the nodes, `conditions` here.
@@ -37,10 +40,11 @@ class Criteria:
 
     @property
     def query(self) -> Query:
-        """What the nodes are asked: one Match per attribute; a second on the same one is checked here."""
-        kept: dict[tuple[str, ...], Match] = {}
+        """What the nodes are asked: one Match per attribute; a second on the same one is checked here, unless each is a question
+        of its own, as those of which holders have their parts are."""
+        kept: dict[object, Match] = {}
         for match in self.matches:
-            kept.setdefault(match.path, match)
+            kept.setdefault((match.path, match.values) if match.path in _ASKED_EACH else match.path, match)
         return Query(Level.STUDY, tuple(kept.values()))
 
     def accepts(self, found: Found) -> bool:
@@ -100,7 +104,7 @@ class Criteria:
         those do not say, with the parameter's name from `names`, by tag."""
         first: set[tuple[str, ...]] = set()
         for match in self.matches:
-            if match.path in first:
+            if match.path in first and match.path not in _ASKED_EACH:
                 if level_of(match.path) is not Level.STUDY:
                     name = names.get(match.path[0], match.name)
                     raise InvalidQuery(f"{name} may be given once; alternatives go with a comma", parameter=name)

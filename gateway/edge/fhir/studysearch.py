@@ -18,7 +18,7 @@ from gateway.edge.fhir.searchset import Searchset, digest, outcome_of
 from gateway.edge.fhir.studyquery import StudySearch, parse
 from gateway.edge.querystring import query_pairs
 from gateway.errors import NotFound
-from gateway.federation.page import Cursor, Page, Position, Reach
+from gateway.federation.page import Cursor, Page, Reach
 from gateway.model.answer import Found, Issue
 from gateway.telemetry import stage
 
@@ -132,7 +132,7 @@ def _not_met(profile: Profile) -> Mapping[str, object]:
 
 
 def _onward(asked: FhirRequest, search: StudySearch, page: Page, items: Sequence[Found]) -> str:
-    last = page.last if len(items) == len(page.items) else Position.behind(items[-1], search.sort)
+    last = page.last if len(items) == len(page.items) else page.behind(len(items), search.sort)
     assert last is not None
     return cursor(asked).seal(last, _digest(asked, search))
 
