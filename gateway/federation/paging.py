@@ -32,6 +32,9 @@ _CROWDED = 2000
 _CLEARLY_MORE = 1.5
 _PAGES = 4
 _ALL: Place = (END, "")
+_OTHER_NODES = (
+    "other nodes answer than on the page before: results may repeat or be left out; begin again at the first page"
+)
 _OUT_OF_TIME = "was not looked through to its end within the time of the whole search"
 _BEHIND_ALL = (END, END, END)
 
@@ -67,7 +70,7 @@ class Paging:
         """The page with what its own results need beyond the rows found: other holders, counts, one patient per PatientID."""
         await search.run(ends)
         search.note_where_it_ends()
-        issues, reach, nodes = search.issues(), search.reach, search.nodes
+        issues, reach, nodes = [*search.issues(), *search.moved()], search.reach, search.nodes
         self.federation.check_bare_patient_id(search.query, search.found, nodes, issues)
         page = search.page(issues)
         items = list(page.items)
@@ -81,6 +84,8 @@ class Paging:
         page = replace(page, items=tuple(items), as_found=page.items, issues=tuple(dict.fromkeys(issues)))
         if search.ended_with_day and not page.beyond:
             page = replace(page, last=Position(search.end_of_day, "", "", ""))
+        if page.last is not None:
+            page = replace(page, last=replace(page.last, silent=search.silent))
         goes_on = search.is_cut or (bool(page.items) and search.was_stopped)
         return replace(page, more=True, total=None) if goes_on else page
 
@@ -379,6 +384,18 @@ class _Search:
         if moment_ != timeless(day, sort) or len(rows) < enough:
             return False
         return sum(moment_of(row.attributes, sort) == moment_ for row in rows) >= enough
+
+    @property
+    def silent(self) -> str:
+        """The nodes that gave nothing at all."""
+        return ",".join(sorted(walk.node.id for walk in self.walks if walk.failure and not walk.has_answered))
+
+    def moved(self) -> list[Issue]:
+        """That places may have moved since the page before, whose nodes were others."""
+        after = self.reach.after
+        if after is None or self.reach.sort is Sort.ID or after.silent == self.silent:
+            return []
+        return [Issue("", "GW209", _OTHER_NODES)]
 
     def rows(self) -> list[Row]:
         return [row for walk in self.walks for row in walk.rows.values()]

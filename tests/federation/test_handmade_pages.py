@@ -360,3 +360,31 @@ def test_a_walk_by_a_modality_that_one_holder_has_ends_and_doubles_nothing(more,
             page = gateway.get(link(page, "next"))
             found, pages = found + ids(page), pages + 1
     assert sorted(found) == sorted(f"1.2.3.{n}" for n in range(6))
+
+
+@pytest.mark.parametrize("down_first", [True, False])
+def test_that_places_have_moved_with_the_nodes_that_answer_is_told(down_first):
+    """Of one moment studies lie at the first of their holders: mirrored archives, one of which is away for a page."""
+    a, b = (Pacs([study(n) for n in range(10, 20)]) for _ in "ab")
+    with server(a) as first, server(b) as second, Gateway(two(first, second), secret=SECRET, cache=False) as gateway:
+        a.down = down_first
+        page = gateway.get("/fhir/ImagingStudy?_count=4")
+        a.down = not down_first
+        page = gateway.get(link(page, "next"))
+        told = [one["resource"] for one in page.json().get("entry", []) if one["search"]["mode"] == "outcome"]
+        assert "other nodes answer than on the page before" in str(told)
+        assert "total" not in page.json()
+        assert page.headers["cache-control"] == "no-store"
+
+
+def test_a_walk_whose_nodes_answer_alike_says_nothing_of_the_kind():
+    a, b = (Pacs([study(n) for n in range(10, 20)]) for _ in "ab")
+    with server(a) as first, server(b) as second, Gateway(two(first, second), secret=SECRET, cache=False) as gateway:
+        a.down = True
+        page, found = gateway.get("/fhir/ImagingStudy?_count=4"), []
+        found += ids(page)
+        while link(page, "next"):
+            page = gateway.get(link(page, "next"))
+            assert "other nodes" not in page.text
+            found += ids(page)
+    assert sorted(found) == [f"1.2.3.{n}" for n in range(10, 20)]
