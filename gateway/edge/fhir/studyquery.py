@@ -119,10 +119,7 @@ async def _count(search: StudySearch, values: list[str]) -> None:
 
 
 async def _sort(search: StudySearch, values: list[str]) -> None:
-    asked = ",".join(values)
-    if asked not in [*Sort]:
-        raise NotSupported(f"_sort is one of {', '.join(Sort)}", parameter="_sort")
-    search.sort = Sort(asked)
+    search.sort = Sort(one_of(",".join(values), [*Sort], "_sort"))
 
 
 async def _summary(search: StudySearch, values: list[str]) -> None:
@@ -165,7 +162,7 @@ def _add_includes(search: StudySearch, values: list[str], known: dict[str, str],
         path, _, target = value.rpartition(":")
         included = known.get(value) or (target if known.get(path) == target else None)
         if included is None:
-            raise NotSupported(f"{parameter} is one of {', '.join(known)}", parameter="_include")
+            raise InvalidQuery(f"{parameter} is one of {', '.join(known)}", parameter="_include")
         search.includes.add(included)
 
 
