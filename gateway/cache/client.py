@@ -144,7 +144,6 @@ class Cache(Session):
         """Forgets the keys: now, or before the cache is up again."""
         if keys and await self.ask(lambda link: link.unlink(keys)) is None:
             self._miss(keys)
-            self._owe()
 
     async def get_json(self, key: str, default: Any = None) -> Any:
         """The value as JSON; `default` when there is none, or none that is JSON."""
@@ -193,7 +192,6 @@ class Cache(Session):
             return await self._carry_out(purge, self.insist)
         except Unanswered:
             self._miss(purges=[purge])
-            self._owe()
             return 0
         finally:
             self._tell(purge)  # what was read meanwhile may have been there still

@@ -184,14 +184,12 @@ class Session:
             purge = Purge("all")
         self._done.append((now, purge))
 
-    def _owe(self) -> None:
-        """A server that refuses to forget is none to go on with: it is asked again until it has forgotten."""
-        if self.state == "up":
-            self._fall("it does not forget")
-
     def _miss(self, keys: Iterable[str] = (), purges: Iterable[Purge] = ()) -> None:
+        """To be forgotten yet. A server that refuses to is none to go on with: it is asked again until it has forgotten."""
         if self.state != "off":
             self._missed.add(keys, purges)
+        if self.state == "up":
+            self._fall("it does not forget")
 
 
 class Unanswered(Exception):

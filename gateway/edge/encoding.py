@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.wire.media import parse_media_type, split_list
 
+_VARIES = (b"vary", b"Accept-Encoding")
 _SMALLEST = 512
 _APART = 256 * 1024
 _KEPT_BYTES = 16 * 1024**2
@@ -102,11 +103,9 @@ class _Sender:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start" and _is_text(message):
-            self._start = {**message, "headers": [*message["headers"], (b"vary", b"Accept-Encoding")]}
+            self._start = {**message, "headers": [*message["headers"], _VARIES]}
         elif message["type"] == "http.response.start" and message["status"] == 304:
-            await self._send(
-                {**message, "headers": [*self._as_known(message["headers"]), (b"vary", b"Accept-Encoding")]}
-            )
+            await self._send({**message, "headers": [*self._as_known(message["headers"]), _VARIES]})
         elif message["type"] == "http.response.body" and self._start is not None:
             start, self._start = self._start, None
             await self._begin(start, message)

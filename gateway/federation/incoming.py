@@ -16,6 +16,7 @@ from typing import BinaryIO
 from gateway.errors import InvalidQuery
 from gateway.federation.coercion import Coerce, as_it_is, unchanged
 from gateway.model.dataset import Dataset, text, texts
+from gateway.model.patient import can_be_read
 from gateway.model.query import Ref, check_uid
 from gateway.model.seam import Part, StoreOutcome
 from gateway.model.vocabulary import INSTANCE_UID, ISSUER, PATIENT_ID, SERIES_UID, SOP_CLASS_UID, STUDY_UID
@@ -185,7 +186,7 @@ def _ref_of(found: Dataset) -> Ref:
     others may take it for another one."""
     if any(len(texts(found, tag)) > 1 for tag in _IDENTIFYING):
         raise Part10Error("the instance says several times which it is, or whose")
-    if any("\ufffd" in text(found, tag) for tag in (PATIENT_ID, ISSUER)):
+    if not all(can_be_read(text(found, tag)) for tag in (PATIENT_ID, ISSUER)):
         raise Part10Error("the patient's id cannot be read")
     try:
         check_uid(text(found, SOP_CLASS_UID), "SOPClassUID")

@@ -169,10 +169,10 @@ class Position:
             return key[:1] if sort is Sort.ID else (*key[:3], _below(found))
 
         first, end = bisect_left(results, here, key=place), bisect_right(results, here, key=place)
-        same = [position for position in range(first, end) if _mark(results[position]) == self.mark]
         if not self.mark:  # of all that is of this id
             return list(results[end:])
-        return list(results[same[0] + 1 if same else first :])
+        same = (position + 1 for position in range(first, end) if _mark(results[position]) == self.mark)
+        return list(results[next(same, first) :])
 
 
 def _below(found: Found) -> str:

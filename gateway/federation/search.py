@@ -185,8 +185,9 @@ class NodeSearch:
         level, below = DECIDED_BELOW.get(match.path[0], (None, None))
         wanted = replace(match, path=(below, *match.path[1:])) if below else match
         children, complete_rows = row.children, False
-        start = Level.IMAGE if level_of(wanted.path) is Level.IMAGE or level is Level.IMAGE else Level.SERIES
-        if children and level_of(wanted.path) is Level.STUDY:  # given with the row, out of the same words
+        own_level = level_of(wanted.path)
+        start = Level.IMAGE if Level.IMAGE in (own_level, level) else Level.SERIES
+        if children and own_level is Level.STUDY:  # given with the row, out of the same words
             self._undecided(match)
             return False
         self._note_patients([row])
@@ -201,7 +202,7 @@ class NodeSearch:
             return True
         if None not in verdicts and children:
             return False
-        if not children and level_of(wanted.path) is Level.STUDY:  # there is no row below that could say it
+        if not children and own_level is Level.STUDY:  # there is no row below that could say it
             self._undecided(match)
             return False
         return await self._exists_in_instances(row, children, wanted, match)

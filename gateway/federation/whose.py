@@ -16,7 +16,7 @@ from gateway.federation.incoming import Arrived
 from gateway.federation.merge import Domains
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.model.dataset import Dataset, text
-from gateway.model.patient import PatientKey, issuer_of
+from gateway.model.patient import PatientKey, can_be_read, issuer_of
 from gateway.model.query import Operator, Ref
 from gateway.model.seam import Finds, NativeMatch, NativeQuery, Report, Retrieves, Stores
 from gateway.model.vocabulary import INSTANCE_UID, PATIENT_ID, SERIES_UID, STUDY_UID, Level, keyword
@@ -121,7 +121,7 @@ class Whose:
             return True
         for row in rows:
             held = self._patient(row)
-            if held.id != patient.id or not _can_be_read(row):
+            if held.id != patient.id or not can_be_read(text(row, PATIENT_ID)):
                 return False
             # Many nodes keep an issuer that they do not tell: then only a file of the study says whose it is.
             if not issuer_of(row, "") and not is_whole:
@@ -193,8 +193,3 @@ def _exactly(tag: str, value: str) -> NativeMatch:
 
 def _uids(rows: Sequence[Dataset], tag: str) -> list[str]:
     return [uid for row in rows if (uid := text(row, tag))]
-
-
-def _can_be_read(row: Dataset) -> bool:
-    """Whether its patient's id is letters that are known: two ids may differ in just those that are not."""
-    return "\ufffd" not in text(row, PATIENT_ID)

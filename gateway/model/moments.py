@@ -32,12 +32,9 @@ def started(
     if clock is None or zone is None:
         return day.isoformat()
     moment = datetime.combine(day, clock, zone)
-    offset = moment.utcoffset()
-    if (
-        offset is not None and offset.seconds % 60
-    ):  # local mean time, from before there was a standard: FHIR has no words for it
-        return day.isoformat()
-    return moment.isoformat()
+    offset = moment.utcoffset() or timedelta()
+    # Local mean time, from before there was a standard, has seconds in its offset: FHIR has no words for it.
+    return day.isoformat() if offset.seconds % 60 else moment.isoformat()
 
 
 def series_started(attributes: Dataset, time_zone: str | None = None) -> str | None:

@@ -43,7 +43,12 @@ def patient_of(dataset: Dataset, default_issuer: str) -> PatientKey:
     """
     identifier = text(dataset, PATIENT_ID).strip()
     issuer = issuer_of(dataset, default_issuer) if ISSUER in dataset or ISSUER_QUALIFIERS in dataset else default_issuer
-    return PatientKey(issuer, "" if "\ufffd" in identifier else identifier)
+    return PatientKey(issuer, identifier if can_be_read(identifier) else "")
+
+
+def can_be_read(identifier: str) -> bool:
+    """Whether all of its letters are known: two may differ in just those that are not."""
+    return "\ufffd" not in identifier
 
 
 def other_keys(dataset: Dataset) -> frozenset[PatientKey]:

@@ -27,6 +27,25 @@ async def opened(server):
     return cache
 
 
+async def deafened(server):
+    """Two replicas whose subscriptions have just been cut, each with its answers; the first has noticed."""
+    plain = plain_redis.Redis(unix_socket_path=str(server.socket))
+    a, b = await opened(server), await opened(server)
+    answers, others = Answers(a), Answers(b)
+    plain.client_kill_filter(_type="pubsub", skipme=True)
+    await eventually(lambda: not a.is_coherent)
+    return a, b, answers, others
+
+
+async def begun(answers):
+    """A load under way, which began before whatever comes next: the hospital has begun to say what is old then."""
+    source = Source(OLD)
+    source.go.clear()
+    asking = asyncio.create_task(answers.answer(K, 300, source, list))
+    await eventually(lambda: source.asked == 1)
+    return source, asking
+
+
 async def closed(*opened_before):
     for each in opened_before:
         await each.close()
@@ -34,16 +53,9 @@ async def closed(*opened_before):
 
 async def test_what_was_loaded_while_purges_could_not_be_heard_is_not_kept(redis_server):
     """A's subscription is cut; B purges; A hears again; A's load, begun before the purge, ends."""
-    plain = plain_redis.Redis(unix_socket_path=str(redis_server.socket))
-    a, b = await opened(redis_server), await opened(redis_server)
-    answers, others = Answers(a), Answers(b)
-    plain.client_kill_filter(_type="pubsub", skipme=True)
-    await eventually(lambda: not a.is_coherent)
+    a, b, answers, others = await deafened(redis_server)
     await eventually(lambda: not b.is_coherent)
-    source = Source(OLD)
-    source.go.clear()
-    asking = asyncio.create_task(answers.answer(K, 300, source, list))  # the hospital begins to answer here
-    await eventually(lambda: source.asked == 1)
+    source, asking = await begun(answers)
     await b.purge_study("1.2")
     await eventually(lambda: a.is_coherent and b.is_coherent)
     source.go.set()
@@ -58,15 +70,8 @@ async def test_what_was_loaded_while_purges_could_not_be_heard_is_not_kept(redis
 
 async def test_who_cannot_hear_purges_writes_nothing_into_redis_for_those_who_can(redis_server):
     """As above, A still deaf when its load ends: B, which made the purge and hears everything, is given the old answer."""
-    plain = plain_redis.Redis(unix_socket_path=str(redis_server.socket))
-    a, b = await opened(redis_server), await opened(redis_server)
-    answers, others = Answers(a), Answers(b)
-    plain.client_kill_filter(_type="pubsub", skipme=True)
-    await eventually(lambda: not a.is_coherent)
-    source = Source(OLD)
-    source.go.clear()
-    asking = asyncio.create_task(answers.answer(K, 300, source, list))
-    await eventually(lambda: source.asked == 1)
+    a, b, answers, others = await deafened(redis_server)
+    source, asking = await begun(answers)
     await b.purge_study("1.2")
     source.go.set()
     await asking
@@ -192,10 +197,7 @@ async def test_a_purge_that_is_heard_after_the_answer_was_written_takes_it_back(
         await eventually(lambda: a.is_coherent)
         b = await opened(redis_server)
         answers, others = Answers(a), Answers(b)
-        source = Source(OLD)
-        source.go.clear()
-        asking = asyncio.create_task(answers.answer(K, 300, source, list))
-        await eventually(lambda: source.asked == 1)
+        source, asking = await begun(answers)
         await b.purge_study("1.2")
         source.go.set()
         await asking

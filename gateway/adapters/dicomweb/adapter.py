@@ -351,14 +351,14 @@ def _unseen(rows: list[Dataset], uid_tag: str, seen: set[tuple[str, ...]]) -> li
 
 
 def _announces_more(answer: JsonAnswer) -> bool:
-    return "warning" in answer.headers and bool(_MORE.search(answer.headers["warning"]))
+    return _MORE.search(answer.headers.get("warning", "")) is not None
 
 
 def _is_partial(answer: JsonAnswer) -> bool:
     """Whether the node itself says that something is missing: by 206, or by a Warning (299) that is none of those which say
     nothing of that kind."""
-    said = _WARNING.findall(answer.headers["warning"]) if "warning" in answer.headers else ()
-    return answer.status == 206 or not all(_HARMLESS.search(one) for one in said)
+    said = _WARNING.findall(answer.headers.get("warning", ""))
+    return answer.status == 206 or not all(map(_HARMLESS.search, said))
 
 
 def _make_absolute(dataset: Dataset, base: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urljoin
 
@@ -39,13 +39,15 @@ class Bundle:
         self.studies: list[Resource] = []
         self.others: list[tuple[str, Resource]] = []
         self.says_partial = False
-        own = _own_base((str(entry.get("fullUrl") or "") for entry in entries), base_url.rstrip("/") + "/")
+        full_urls = [str(entry.get("fullUrl") or "") for entry in entries]
+        bases = list(map(_base_of, full_urls))
+        own = _own_base(bases, base_url.rstrip("/") + "/")
         self._foreign: dict[int, str] = {}
-        for entry in entries:
-            resource, full_url = entry.get("resource"), str(entry.get("fullUrl") or "")
+        for entry, full_url, base in zip(entries, full_urls, bases, strict=True):
+            resource = entry.get("resource")
             if not _is_resource(resource):
                 raise NodeProtocolError(node, "answered a search with an entry that is no resource")
-            if (base := _base_of(full_url)) not in ("", own):
+            if base not in ("", own):
                 _make_absolute(resource, base)
                 self._foreign[id(resource)] = full_url
             if resource["resourceType"] == "ImagingStudy":
@@ -69,10 +71,9 @@ class Bundle:
         return found if isinstance(found, str) else ""
 
 
-def _own_base(full_urls: Iterable[str], configured: str) -> str:
+def _own_base(bases: Sequence[str], configured: str) -> str:
     """The address that the server has in its own entries: the one that it was asked at, else that of the first entry."""
-    bases = [base for base in map(_base_of, full_urls) if base]
-    return configured if configured in bases or not bases else bases[0]
+    return configured if configured in bases else next(filter(None, bases), configured)
 
 
 def _base_of(full_url: str) -> str:

@@ -16,7 +16,7 @@ from gateway.edge.fhir.periods import instant
 from gateway.edge.fhir.shown import SUBSETTED
 from gateway.model.anatomy import LATERALITIES, concept_of
 from gateway.model.answer import Found
-from gateway.model.dataset import Dataset, items, text, texts, values
+from gateway.model.dataset import Dataset, items, text, texts, values, whole_number
 from gateway.model.moments import parse_date, series_started, started
 from gateway.model.patient import PatientKey
 from gateway.model.vocabulary import (
@@ -39,7 +39,7 @@ Resource = dict[str, Any]
 DCM = "http://dicom.nema.org/resources/ontology/DCM"
 SCT = "http://snomed.info/sct"
 V2_0203 = "http://terminology.hl7.org/CodeSystem/v2-0203"
-_MOST_DIGITS, _MOST = 12, 2**31 - 1
+_MOST = 2**31 - 1
 _ABSENT = [{"url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason", "valueCode": "unknown"}]
 _SUBSETTED = {"tag": [SUBSETTED]}
 _STATUS = {
@@ -289,9 +289,8 @@ def display_name(attributes: Dataset, tag_: str) -> str:
 
 def _count(attributes: Dataset, tag_: str) -> int | None:
     """A whole number that FHIR's unsignedInt can hold, or None where there is none."""
-    found = text(attributes, tag_)
-    number = int(found) if found.isascii() and found.isdecimal() and len(found) <= _MOST_DIGITS else None
-    return number if number is not None and number <= _MOST else None
+    number = whole_number(attributes, tag_)
+    return number if number is not None and 0 <= number <= _MOST else None
 
 
 def _put(resource: Resource, name: str, value: Any) -> None:

@@ -47,8 +47,9 @@ async def search(asked: FhirRequest) -> Response:
     page = Page()
     if not criteria.impossible:
         reach = Reach(accepts=criteria.accepts if criteria.conditions else None)
-        asked_for_patients = {"resource": "Patient", "permission": "s"}
-        page = await context.pipeline.search(context.caller, criteria.query, context.nodes, reach, **asked_for_patients)
+        page = await context.pipeline.search(
+            context.caller, criteria.query, context.nodes, reach, resource="Patient", permission="s"
+        )
     issues = [*page.issues, *(Issue("", NotFound.code, text) for text in criteria.unknown)]
     patients = listing.paged(asked, asked_for, _patients(asked, page.items))
     studies = await _studies_of(asked, patients.items) if referring and patients.items else Page()

@@ -91,9 +91,9 @@ def span_of(text: str) -> Span | None:
         low = low.replace(microsecond=int((fraction or "0").ljust(6, "0")[:6]), tzinfo=_zone(zone))
         if day is None:
             days = monthrange(low.year, low.month)[1] if month else 366 if monthrange(low.year, 2)[1] == 29 else 365
-            high = _shift(low, timedelta(days=days))
+            high = _moved(low, timedelta(days=days))
         else:
-            high = _shift(low, _precision(hour, second, fraction))
+            high = _moved(low, _precision(hour, second, fraction))
         return Span(low.astimezone(UTC), high.astimezone(UTC), zone is None)
     except (ValueError, OverflowError):
         return None
@@ -130,7 +130,7 @@ def compare(moment: str, period: Period) -> bool:
     if value is None:
         return False
     if value.floating and not period.span.floating:
-        value = Span(_shift(value.low, -_EARLIEST), _shift(value.high, _LATEST), False)
+        value = Span(_moved(value.low, -_EARLIEST), _moved(value.high, _LATEST), False)
         return _overlapping(value, period)
     return _exactly(value, period)
 
@@ -146,7 +146,7 @@ def compare_span(start: str | None, end: str | None, period: Period) -> bool:
         return False
     if any(floating) and not period.span.floating:
         early, late = first is not None and first.floating, last is not None and last.floating
-        value = Span(_shift(low, -_EARLIEST) if early else low, _shift(high, _LATEST) if late else high, False)
+        value = Span(_moved(low, -_EARLIEST) if early else low, _moved(high, _LATEST) if late else high, False)
         return _overlapping(value, period)
     return _exactly(Span(low, high, period.span.floating), period)
 
@@ -186,10 +186,10 @@ def _overlapping(value: Span, period: Period) -> bool:
 
 def _approximately(value: Span, period: Period) -> bool:
     margin = timedelta(days=_margin(period.span))
-    return value.low < _shift(period.span.high, margin) and value.high > _shift(period.span.low, -margin)
+    return value.low < _moved(period.span.high, margin) and value.high > _moved(period.span.low, -margin)
 
 
-def _shift(moment: datetime, distance: timedelta) -> datetime:
+def _moved(moment: datetime, distance: timedelta) -> datetime:
     """Kept within the calendar."""
     try:
         return moment + distance
@@ -204,7 +204,7 @@ def _margin(span: Span) -> int:
 
 def _last_day(end: datetime) -> date:
     """The day of the moment just before an end; the first day that there is has none before it."""
-    return (end - timedelta(microseconds=1)).date() if end > _FIRST else _FIRST.date()
+    return _moved(end, -timedelta(microseconds=1)).date()
 
 
 def _shifted(day: date, days: int) -> date | None:
