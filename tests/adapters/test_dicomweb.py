@@ -75,6 +75,25 @@ def test_wildcards_commas_and_ranges_go_out_unescaped_and_carets_do_not():
     assert search.query == "StudyDescription=a%5E*?&StudyDate=20200101-&StudyInstanceUID=1.2,1.3"
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("1015", "1015-101559.999999"),
+        ("101530", "101530-101530.999999"),
+        ("101530.25", "101530.25-101530.259999"),
+        ("100000-105959", "10-105959.999999"),
+        ("000000-235959", "00-235959.999999"),
+        ("1015-", "1015-"),
+        ("-1015", "-101559.999999"),
+    ],
+)
+def test_a_time_goes_out_as_a_range_of_all_the_texts_that_mean_it(asked, sent):
+    """Orthanc compares texts: '101530.5' is not within '101500-101530', nor '10' within '100000-105959'."""
+    values = tuple(asked.split("-"))
+    operator = Operator.RANGE if len(values) > 1 else Operator.EXACT
+    assert built(NativeMatch("StudyTime", operator, values)).query == f"StudyTime={sent}"
+
+
 def test_a_node_that_does_not_decode_gets_raw_values_and_a_wildcard_for_what_cannot_go_raw():
     quirks = [qido.NO_PERCENT_DECODING]
     search = built(exact("StudyDescription", "Schädel & Hals^x"), exact("PatientID", "a^b"), quirks=quirks)
