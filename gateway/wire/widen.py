@@ -25,6 +25,11 @@ def widen_name(text: str, *, keep_ascii: bool, case_folded: bool = False) -> str
     return widened if any(char.isalnum() for char in widened) else None
 
 
+def without_oddities(text: str) -> str:
+    """A key with '*' for what nodes do not take alike: to some '?' is one byte, ',' ends a value, and '%' is a wildcard."""
+    return _WILDCARDS.sub("*", re.sub("[,?%]+", "*", text))
+
+
 def rarest_word(text: str, widened: Callable[[str], str | None]) -> str | None:
     """Of the words of a name that is looked for in any order the one that leaves most of itself when it is `widened`, as
     '*word*'; None where nothing is left of any.

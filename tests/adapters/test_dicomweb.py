@@ -68,11 +68,11 @@ def test_keywords_are_sent_where_there_are_any_and_private_tags_as_hex():
 
 def test_wildcards_commas_and_ranges_go_out_unescaped_and_carets_do_not():
     search = built(
-        NativeMatch("StudyDescription", Operator.WILDCARD, ("a^*?",)),
+        NativeMatch("StudyDescription", Operator.WILDCARD, ("a^*",)),
         NativeMatch("StudyDate", Operator.RANGE, ("20200101", "")),
         NativeMatch("StudyInstanceUID", Operator.LIST, ("1.2", "1.3")),
     )
-    assert search.query == "StudyDescription=a%5E*?&StudyDate=20200101-&StudyInstanceUID=1.2,1.3"
+    assert search.query == "StudyDescription=a%5E*&StudyDate=20200101-&StudyInstanceUID=1.2,1.3"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_time_goes_out_as_a_range_of_all_the_texts_that_mean_it(asked, sent):
 def test_a_node_that_does_not_decode_gets_raw_values_and_a_wildcard_for_what_cannot_go_raw():
     quirks = [qido.NO_PERCENT_DECODING]
     search = built(exact("StudyDescription", "Schädel & Hals^x"), exact("PatientID", "a^b"), quirks=quirks)
-    assert search.query == "StudyDescription=Sch*del***Hals^x&PatientID=a^b"
+    assert search.query == "StudyDescription=Sch*del*Hals^x&PatientID=a^b"
     assert search.matched == {"PatientID"}
     assert search.ignored == {"StudyDescription"}
 
@@ -106,6 +106,26 @@ def test_a_node_that_does_not_decode_is_not_asked_for_a_date_or_number_it_could_
     search = built(exact("SeriesNumber", "1 2"), quirks=[qido.NO_PERCENT_DECODING])
     assert search.query == ""
     assert search.ignored == {"SeriesNumber"}
+
+
+@pytest.mark.parametrize(("asked", "sent"), [("CT, thorax", "CT*%20thorax"), ("Sch?del", "Sch*del"), ("a?*%b", "a*b")])
+def test_what_nodes_take_in_different_ways_goes_out_as_a_wildcard_and_is_matched_here(asked, sent):
+    """To Orthanc ',' ends a value, '?' is one byte of UTF-8, and '%' a wildcard of its database."""
+    search = built(NativeMatch("StudyDescription", Operator.WILDCARD, (asked,)))
+    assert search.query == f"StudyDescription={sent}"
+    assert search.ignored == {"StudyDescription"}
+
+
+def test_what_leaves_nothing_but_wildcards_is_not_asked():
+    assert built(NativeMatch("StudyDescription", Operator.WILDCARD, ("*%?",))).query == ""
+    assert built(NativeMatch("StudyDescription", Operator.WILDCARD, ("*",))).query == "StudyDescription=*"
+
+
+def test_a_number_below_one_study_is_left_to_be_matched_here():
+    """A series number 1 may be held as '01'."""
+    number = exact("SeriesNumber", "1")
+    assert built(number, level=Level.SERIES, study="1.2").query == ""
+    assert built(number, level=Level.SERIES).query == "SeriesNumber=1"
 
 
 def test_a_list_of_anything_but_uids_is_left_to_be_matched_here():

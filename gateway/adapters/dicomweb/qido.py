@@ -12,7 +12,7 @@ from gateway.model.query import Operator
 from gateway.model.seam import NativeMatch, NativeQuery, Report, Shown
 from gateway.model.spans import span
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level, path, path_name, vr
-from gateway.wire.widen import rarest_word, widen_name
+from gateway.wire.widen import rarest_word, widen_name, without_oddities
 
 NO_PERCENT_DECODING = "no-percent-decoding"
 IGNORES_HEX_TAGS = "ignores-hex-tags"
@@ -79,7 +79,7 @@ def build(query: NativeQuery, quirks: frozenset[str]) -> Search:
     matched, unknown = set(), set()
     for match in (*_parents(query), *query.match):
         try:
-            key = _key(match, quirks)
+            key = _key(match, quirks, is_below=bool(query.study))
         except InvalidQuery:
             unknown.add(match.path)
             continue
@@ -119,11 +119,13 @@ def _parents(query: NativeQuery) -> Iterable[NativeMatch]:
         yield NativeMatch(path_name((SERIES_UID,)), Operator.EXACT, (query.series,))
 
 
-def _key(match: NativeMatch, quirks: frozenset[str]) -> _Key | None:
+def _key(match: NativeMatch, quirks: frozenset[str], is_below: bool) -> _Key | None:
     """None where the key cannot be asked of this node. Raises InvalidQuery for a path that is no DICOM attribute."""
     tags = path(match.path)
     name = path_name(tags)
     is_hex = any(step[:1].isdigit() for step in name.split("."))
+    if vr(tags[-1]) in ("DS", "IS") and is_below:
+        return None  # '1' may be '01' there, and what a study has of them is little
     text = _text(match, vr(tags[-1]))
     if text is None or (is_hex and IGNORES_HEX_TAGS in quirks):
         return None
@@ -168,7 +170,10 @@ def _widened(text: str, vr_: str, quirks: frozenset[str]) -> str | None:
     if asked is not None and NO_PERCENT_DECODING in quirks:
         # Not a '?' each: such nodes count bytes, and a letter may be several.
         asked = "".join(char if char in _UNDECODED else "*" for char in asked)
-    return asked if asked == text or vr_ in _TEXT_VRS else None
+    if asked is None or vr_ not in _TEXT_VRS:
+        return asked if asked == text else None
+    plain = without_oddities(asked)
+    return asked if plain == asked else (plain.strip("*") and plain) or None
 
 
 def _include(query: NativeQuery) -> list[str]:

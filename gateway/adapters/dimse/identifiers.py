@@ -37,7 +37,7 @@ from gateway.model.vocabulary import (
     vr,
 )
 from gateway.wire.charset import character_sets, codec_of, encode_key
-from gateway.wire.widen import rarest_word
+from gateway.wire.widen import rarest_word, without_oddities
 
 KEYS_NOT_SUPPORTED = 0xFF01
 _TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"})
@@ -75,10 +75,11 @@ class TextMatching:
     def text(self, key: str) -> tuple[str, bool]:
         """Any other text key, in the same way; padding does not count (PS3.5 6.2)."""
         key = key.strip(" ")
-        if self.exact or key.isascii():
+        if self.exact:
             return self._encoded(key)
-        kept = re.sub(r"[^\x00-\x7f]+|\\", "*", key)
-        return kept.strip("*") and kept, False
+        kept = re.sub(r"[^\x00-\x7f]+|\\", "*", key) if not key.isascii() else key
+        kept = without_oddities(kept) if set("*?") & set(kept) else kept
+        return self._encoded(key) if kept == key else (kept.strip("*") and kept, False)
 
     def _encoded(self, key: str) -> tuple[str, bool]:
         single = key.replace("\\", "?")  # a backslash would make two keys of one
