@@ -164,9 +164,13 @@ class Orthanc(DimsePeer):
 
 @contextmanager
 def orthanc(
-    paths: Sequence[Path] = (), *, default_encoding: str | None = "Utf8", destinations: Destinations | None = None
+    paths: Sequence[Path] = (),
+    *,
+    default_encoding: str | None = "Utf8",
+    destinations: Destinations | None = None,
+    most_found: int = 0,
 ) -> Iterator[Orthanc]:
-    """Orthanc with DIMSE and DICOMweb, holding the files.
+    """Orthanc with DIMSE and DICOMweb, holding the files. `most_found` is its LimitFindResults, 0 for none.
 
     `default_encoding` None leaves what Debian ships: Latin1, which drops every other letter from its answers.
     """
@@ -181,6 +185,7 @@ def orthanc(
             "DicomAet": peer.ae_title, "DicomPort": peer.port, "DicomCheckCalledAet": False, "SaveJobs": False,
             "DicomAlwaysAllowEcho": True, "DicomAlwaysAllowFind": True, "DicomAlwaysAllowGet": True,
             "DicomAlwaysAllowMove": True, "DicomAlwaysAllowStore": True, "Plugins": [str(DICOMWEB_PLUGIN)],
+            "LimitFindResults": most_found,
             "DicomModalities": {title: [title, *place] for title, place in (destinations or {}).items()},
         }  # fmt: skip
         if default_encoding:

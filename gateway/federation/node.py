@@ -23,7 +23,7 @@ from gateway.model.dataset import text
 from gateway.model.moments import parse_date
 from gateway.model.patient import PatientKey
 from gateway.model.query import Operator, Query, Ref
-from gateway.model.seam import Adapter, Finds, Locates, Location, NativeQuery, Report, Shown
+from gateway.model.seam import Adapter, Finds, FindsByTime, Locates, Location, NativeQuery, Report, Shown
 from gateway.model.study import Row, from_plain, to_plain
 from gateway.model.vocabulary import ALWAYS_RETURNED, STUDY_DATE, STUDY_UID, Level
 from gateway.telemetry import looking_up, node_operation, stage
@@ -83,6 +83,11 @@ class Node:
     def may(self, capability: str) -> bool:
         """A configuration narrows what an adapter can do, never widens it."""
         return self.config.capabilities is None or capability in self.config.capabilities
+
+    @property
+    def takes_times(self) -> bool:
+        """Whether its answer to a range of times is no more than that: it can be asked for a crowded day in parts."""
+        return isinstance(self.finder, FindsByTime) and self.finder.takes_times
 
     @property
     def moves_patient_id(self) -> bool:

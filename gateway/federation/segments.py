@@ -39,6 +39,7 @@ _CLOCKS = (6 * 3600, 3600, 600, 60)
 _ALL_DAY = ("000000", "235959")
 _LONGEST_PREFIX = 4
 _PREFIXES = sorted(set(string.printable) - set(string.whitespace) - set("*?\\"))
+_TAKEN_ALIKE = set(_PREFIXES) - set(",%")
 # DICOM CID 29 and 33, which every sane archive keeps to; what a node shows beside them is added.
 _MODALITIES = (
     "ANN", "AR", "ASMT", "AU", "BDUS", "BI", "BMD", "CR", "CT", "CTPROTOCOL", "DG", "DMS", "DOC", "DX", "ECG", "EEG",
@@ -231,15 +232,17 @@ class Cutter:
     today: date
     share: int = 0
 
-    def cut(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
-        """The parts of a segment; [] when it cannot be cut further. `rows` is what the node gave of it."""
+    def cut(self, segment: Segment, rows: Sequence[Row], *, takes_times: bool = True) -> list[Segment]:
+        """The parts of a segment; [] when it cannot be cut further. `rows` is what the node gave of it, which is asked by time
+        where it `takes_times`."""
         if segment.undated:
             return []
         if segment.is_everything or (segment.dated and not segment.is_day):
             parts = self.cut_range(segment, [moment_of(row.attributes, self.sort) for row in rows])
             if segment.is_everything or parts:
                 return parts
-        return self._by_clock(segment, rows) or self._by_modality(segment, rows) or self._by_prefix(segment, rows)
+        by_clock = self._by_clock(segment, rows) if takes_times else []
+        return by_clock or self._by_modality(segment, rows) or self._by_prefix(segment, rows)
 
     def can_cut_range(self, segment: Segment) -> bool:
         """Whether there are days in a range to cut it by."""
@@ -349,6 +352,8 @@ class Cutter:
         length = len(segment.prefix)
         ids = [row.patient.id for row in rows]
         if length >= _LONGEST_PREFIX or not all(len(each) > length for each in ids) or self._names_patients():
+            return []
+        if set(segment.prefix) - _TAKEN_ALIKE:  # this one was not asked of the node as it is
             return []
         letters = sorted({*_PREFIXES, *(each[length] for each in ids)} - set("*?\\"))
         return [segment.below(prefix=segment.prefix + letter) for letter in letters]

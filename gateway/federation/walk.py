@@ -14,6 +14,7 @@ from gateway.federation.page import Place, Sort, day_of, moment_at, timeless
 from gateway.federation.search import NodeSearch, shown
 from gateway.federation.segments import END, Cutter, Segment, can_be_cut, from_moment
 from gateway.model.answer import Issue
+from gateway.model.matching import decider
 from gateway.model.patient import PatientKey
 from gateway.model.query import Query
 from gateway.model.seam import Shown
@@ -22,7 +23,7 @@ from gateway.model.study import Row
 _STEPS, _STRIDE, _MOST_STEPS, _DEEP_PARTS = 2, 3, 8, 32
 MOST_DEEP_QUESTIONS = 400
 """Parts below a day that one walk may ask a node for; what they do not cover is declared incomplete."""
-_SUSPICIOUS_FROM = 200
+_SUSPICIOUS_FROM, _SHOWN = 200, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Walk:
     _pending: list[Segment] = field(init=False)
     _too_large: dict[Segment, _Sample] = field(default_factory=dict)
     _steps: int = _STEPS
+    _shown: dict[str, Sequence[Row]] = field(default_factory=dict)
     _deep_questions: int = 0
     _seen: str = ""
     _is_empty: bool = True
@@ -251,13 +253,29 @@ class Walk:
         too_large = search.truncated or self._is_suspicious(search.fetched)
         if too_large and is_sampled:
             return self._sampled(part, search.sample or [shown(row) for row in rows])
-        smaller = self.cutter.cut(part, rows) if too_large and self._may_cut() else []
+        smaller = self._cut(part, rows) if too_large and self._may_cut() else []
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
         self.is_whole = self.is_whole or (part.is_everything and not too_large)
-        if search.truncated and not smaller:
+        if (search.truncated and not smaller) or (not too_large and self._lacks_what_was_shown(part, rows)):
             self._declare(part)
         return smaller
+
+    def _cut(self, part: Segment, rows: Sequence[Row]) -> list[Segment]:
+        smaller = self.cutter.cut(part, rows, takes_times=self.node.takes_times)
+        if smaller and smaller[0].is_deep and part.is_day:
+            self._shown[part.low] = rows[:_SHOWN]
+        if smaller and smaller[0].prefix:  # of ids that begin otherwise, or end there, nothing tells
+            self._declare(part, "" if part.prefix else ", PatientID unknown")
+        return smaller
+
+    def _lacks_what_was_shown(self, part: Segment, rows: Sequence[Row]) -> bool:
+        """Whether the node now hides something of it that it showed of the whole day: it does not match as it should."""
+        shown = self._shown.get(part.low, ()) if part.is_deep else ()
+        if not shown:
+            return False
+        decide, found = decider(part.narrowed(self.query)), {row.study for row in rows}
+        return any(row.study not in found and decide(row)[0] for row in shown)
 
     def _may_cut(self) -> bool:
         return can_be_cut(self.query) and self._deep_questions < MOST_DEEP_QUESTIONS
@@ -294,8 +312,8 @@ class Walk:
     def _note(self, issues: Sequence[Issue]) -> None:
         self.issues += [issue for issue in issues if issue not in self.issues]
 
-    def _declare(self, part: Segment) -> None:
-        where = f"not all is shown of {part.name}" if part.name else "narrow the search to see the rest"
+    def _declare(self, part: Segment, rest: str = "") -> None:
+        where = f"not all is shown of {part.name}{rest}" if part.name else "narrow the search to see the rest"
         text = f"node {self.node.id}: stopped at its maximum number of results; {where}"
         self._note([Issue(self.node.id, "GW209", text)])
 

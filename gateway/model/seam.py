@@ -194,6 +194,13 @@ class Finds(Protocol):
 
 
 @runtime_checkable
+class FindsByTime(Protocol):
+    @property
+    def takes_times(self) -> bool:
+        """Whether the node itself is asked for a range of StudyTime, and its answer is no more than that."""
+
+
+@runtime_checkable
 class Resources(Protocol):
     def resources(self, query: ResourceQuery) -> AsyncIterator[NodeResource | Report]:
         """What the node has of the kind, possibly more than was asked for; the last item is the Report. A node that has

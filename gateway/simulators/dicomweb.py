@@ -54,7 +54,8 @@ class DicomwebOptions(PeerOptions):
 
     Seen in the field: `no_percent_decoding`, `da_without_value` and `parameters_inside_quotes` (Orthanc 1.10 with
     DICOMweb 1.7), `status_204_for_none` (PS3.18 before CP-2473, tiny-pacs), `ignores_keys` (keywords), `ignores_offset`
-    and `silent_maximum` (several), `no_metadata` and `no_frames` (tiny-pacs), `absolute_bulk_host` (behind a proxy).
+    and `silent_maximum` (several), `ends_at_maximum` (Orthanc: no offset leads behind it, and one row more than it comes),
+    `no_metadata` and `no_frames` (tiny-pacs), `absolute_bulk_host` (behind a proxy).
 
     `parameters_inside_quotes` puts the transfer syntax into the quoted type of the whole body and takes it off the
     parts. `wrong_vr` sends PatientID as PN, dates as numbers, UIDs and Rows as text. `foreign_study` answers with
@@ -69,6 +70,7 @@ class DicomwebOptions(PeerOptions):
     ignores_offset: bool = False
     max_results: int | None = None
     silent_maximum: bool = False
+    ends_at_maximum: bool = False
     no_metadata: bool = False
     no_frames: bool = False
     quirk_unquoted_type: bool = False
@@ -144,6 +146,8 @@ class DicomwebSimulator(Peer):
         except BadQuery as bad:
             return Response(str(bad), 400)
         found = [row for row in self._found(level, search, request) for _ in range(1 + options.duplicates)]
+        if options.ends_at_maximum and options.max_results is not None:
+            found, options = found[: options.max_results + 1], replace(options, max_results=None)
         start = 0 if options.ignores_offset else search.offset
         page = _page(options, found[start:], search.limit)
         headers = _warnings(self.url, options, search, level, len(found) - start - len(page))

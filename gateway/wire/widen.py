@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from gateway.model.folding import name_words
+from gateway.model.spans import span
 
 _WILDCARDS = re.compile(r"[*?]*\*[*?]*")
 # No European orthography puts a diacritic on these or folds a ligature into them; every other letter has a variant.
@@ -23,6 +24,16 @@ def widen_name(text: str, *, keep_ascii: bool, case_folded: bool = False) -> str
     widened = "".join(char if _stays(char, keep_ascii, case_folded) else "*" for char in text) + "*"
     widened = _WILDCARDS.sub("*", widened)
     return widened if any(char.isalnum() for char in widened) else None
+
+
+def widen_times(low: str, high: str) -> str:
+    """A range from one TM to another ('' for an open end) that nodes which compare texts take as it is meant: '1015', '101500' and
+    '101559.5' all lie between '1015' and '101559.999999'."""
+    first, last = span("TM", low), span("TM", high)
+    begins = f"{first[0]:%H%M%S.%f}".rstrip("0").rstrip(".") if first else low
+    while len(begins) in (4, 6) and begins.endswith("00"):
+        begins = begins[:-2]
+    return f"{begins}-{last[1]:%H%M%S.%f}" if last else f"{begins}-{high}"
 
 
 def without_oddities(text: str) -> str:

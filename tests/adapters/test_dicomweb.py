@@ -544,6 +544,53 @@ async def test_a_node_that_stops_at_its_own_maximum_is_asked_on(many, silent):
     assert not report.truncated
 
 
+@pytest.fixture(scope="session")
+def dated(tmp_path_factory):
+    """120 studies of two days, of which the node gives 101, as Orthanc does with LimitFindResults 100."""
+    folder = tmp_path_factory.mktemp("dated")
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    del dataset.PixelData
+    for number in range(120):
+        dataset.StudyDate, dataset.StudyTime = f"2020010{1 + number % 2}", f"{number % 24:02}3000.5"
+        dataset.StudyInstanceUID = f"1.2.8.{number}"
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.8.{number}.1"
+        dataset.save_as(folder / f"{number}.dcm")
+    with DicomwebSimulator(folder, DicomwebOptions(max_results=100, ends_at_maximum=True)) as simulator:
+        yield simulator
+
+
+DAYS = NativeMatch("StudyDate", Operator.RANGE, ("20200101", "20200102"))
+
+
+@pytest.mark.parametrize("keys", [(), (DAYS,)])
+async def test_a_node_that_hides_what_lies_behind_its_maximum_is_found_out(dated, keys):
+    async with adapter_on(dated.url, quirks=NONE) as adapter:
+        rows, report = await found(adapter, Level.STUDY, *keys)
+        part, whole = await found(adapter, Level.STUDY, exact("StudyDate", "20200101"))
+    assert (len(rows), report.truncated) == (101, True)
+    assert (len(part), whole.truncated) == (60, False)
+
+
+@pytest.mark.parametrize("day", ["20200101", "20200102"])
+async def test_a_round_number_of_studies_is_shown_to_be_all_by_its_halves_and_once(many, dated, day):
+    """50 of one day are told apart by their times, 100 of two days by their days."""
+    few = NativeMatch("StudyTime", Operator.RANGE, ("00", "1930"))
+    async with adapter_on(dated.url, quirks=NONE) as adapter:
+        rows, report = await found(adapter, Level.STUDY, exact("StudyDate", day), few)
+        dated.operations.clear()
+        again, same = await found(adapter, Level.STUDY, exact("StudyDate", day), few)
+    assert (len(rows), report.truncated, len(again), same.truncated) == (50, False, 50, False)
+    assert dated.operations.total() == 1
+
+
+async def test_a_round_number_of_studies_that_nothing_tells_apart_may_be_a_part(many):
+    """All 128 are of one moment."""
+    many.options = DicomwebOptions(max_results=127, ends_at_maximum=True)
+    async with adapter_on(many.url, quirks=NONE) as adapter:
+        rows, report = await found(adapter)
+    assert (len(rows), report.truncated) == (128, True)
+
+
 async def test_a_node_that_once_gave_more_has_not_stopped_at_fifty(many):
     many.options = DicomwebOptions()
     fifty = NativeMatch("StudyInstanceUID", Operator.LIST, tuple(f"1.2.7.{number}" for number in range(50)))

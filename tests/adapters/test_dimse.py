@@ -270,8 +270,10 @@ async def test_a_limit_stops_the_node_and_says_that_there_was_more(simulator):
         assert not report.truncated
 
 
-async def test_out_of_resources_is_a_truncated_answer(corpus):
-    with DimseSimulator(corpus, options=DimseOptions(max_results=2)) as simulator:
+@pytest.mark.parametrize("status", [0xA700, 0xFE00])
+async def test_out_of_resources_is_a_truncated_answer_and_so_is_a_cancel_that_nobody_asked_for(corpus, status):
+    """Orthanc ends with FE00 at its LimitFindResults."""
+    with DimseSimulator(corpus, options=DimseOptions(max_results=2, max_results_status=status)) as simulator:
         async with adapter_of(simulator) as adapter:
             rows, report = await rows_of(adapter, NativeQuery(Level.STUDY))
     assert (len(rows), report.truncated) == (2, True)
@@ -857,6 +859,26 @@ async def test_the_probe_tells_what_the_node_can_do_and_what_its_administrator_e
     assert ("ignores-modalities-in-study" in probe.quirks) == (peer.product == "dcmqrscp")
     assert ("matches-names-case-sensitively" in probe.quirks) == (peer.product == "dcmqrscp")
     assert 0 < probe.latency < 5
+
+
+@pytest.mark.parametrize("is_matched", [True, False])
+async def test_times_go_out_to_a_node_that_was_seen_to_find_by_them(corpus, is_matched):
+    options = DimseOptions(ignored_keys=frozenset() if is_matched else frozenset({"StudyTime"}))
+    with DimseSimulator(corpus, options=options) as simulator:
+        async with adapter_of(simulator) as adapter:
+            everything, _ = await rows_of(adapter, NativeQuery(Level.STUDY, return_=("StudyTime",)))
+            clock = next(filter(None, (row.value("StudyTime") for row in everything)))
+            query = NativeQuery(Level.STUDY, (NativeMatch("StudyTime", Operator.EXACT, (clock[:6],)),))
+            unknown, _ = await rows_of(adapter, query)
+            assert not simulator.requests[-1][1].StudyTime
+            assert ("does-not-match-times" in (await adapter.probe()).quirks) != is_matched
+            rows, report = await rows_of(adapter, query)
+            assert adapter.takes_times == is_matched
+            assert bool(simulator.requests[-1][1].StudyTime) == is_matched
+    assert report.ignored == {"StudyTime"}
+    assert clock in [row.value("StudyTime") for row in rows]
+    assert len(unknown) == len(everything)
+    assert (len(rows) < len(everything)) == is_matched
 
 
 async def test_the_probe_of_a_hierarchical_node_says_so(simulator):

@@ -369,3 +369,45 @@ def test_a_walk_whose_nodes_answer_alike_says_nothing_of_the_kind():
             assert "other nodes" not in page.text
             found += ids(page)
     assert sorted(found) == [f"1.2.3.{n}" for n in range(10, 20)]
+
+
+class Limited:
+    """Gives 60 of the 90 studies of its one day, says that there are more, and matches by `matches`, a test of a row and a query."""
+
+    def __init__(self, studies, matches):
+        self.studies, self.matches = studies, matches
+
+    def __call__(self, method, path, query, body, port):
+        low, _, high = query.get("StudyDate", ["-"])[0].partition("-")
+        is_day_asked = low <= "20240301" <= (high or low or "9")
+        found = [one for one in self.studies if is_day_asked and self.matches(one, query)]
+        more = {"Warning": f'299 n "There are {len(found) - 60} additional results that can be requested"'}
+        return given(found[:60], {"Content-Type": "application/dicom+json", **(more if len(found) > 60 else {})})
+
+
+def warned(node):
+    with server(node) as port, Gateway([dicomweb_node("n", port)], cache=False) as gateway:
+        answer = gateway.get("/dicom-web/studies?StudyDate=20240229-20240302")
+    return len(answer.json()), answer.headers["warning"]
+
+
+def test_a_node_that_does_not_find_by_its_times_what_it_has_shown_is_said_to_hide_it():
+    """To this one a range of times is one text, which no study has."""
+    count, said = warned(
+        Limited([study(n, time=f"1{n % 10}0000") for n in range(90)], lambda _, query: "StudyTime" not in query)
+    )
+    assert count == 60
+    assert "not all is shown of StudyDate 20240301, StudyTime 060000-115959" in said
+
+
+def test_of_a_day_asked_for_by_the_letters_of_patient_ids_those_without_one_may_be_missing():
+    """They are not among those that the node shows, so that nothing else tells of them."""
+
+    def matches(one, query):
+        wanted = query.get("PatientID", ["*"])[0].rstrip("*")
+        return query.get("ModalitiesInStudy", ["CT"]) == ["CT"] and one["00100020"]["Value"][0].startswith(wanted)
+
+    named = [study(n, patient=f"{'AB'[n % 2]}{n}") for n in range(80)]
+    count, said = warned(Limited([*named, *(study(n, patient="") for n in range(80, 90))], matches))
+    assert count == 80
+    assert "not all is shown of StudyDate 20240301, Modality CT, PatientID unknown" in said

@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import urljoin
 
+from gateway.adapters.dicomweb import maximum as maximum
 from gateway.adapters.dicomweb import qido as qido
 from gateway.adapters.dicomweb import stow as stow
 from gateway.adapters.dicomweb.quirks import DICOM_JSON, NO_ANY_SYNTAX, Learned, examine, learn
@@ -101,6 +102,11 @@ class DicomwebAdapter:
 
     # --- QIDO-RS
 
+    @property
+    def takes_times(self) -> bool:
+        quirks = self._configured or (self._learned.quirks if self._learned else frozenset())
+        return f"{qido.IGNORES_KEY}StudyTime" not in quirks
+
     async def find(self, query: NativeQuery) -> AsyncGenerator[Record | Report, None]:
         """Rows page by page, until the node has no more, the limit is reached or paging turns out not to work."""
         ends = time.monotonic() + self._http.timeouts.total
@@ -111,6 +117,7 @@ class DicomwebAdapter:
         above = Ref(query.study) if search.has_parent and query.study else None
         seen: set[tuple[str, ...]] = set()
         offset, truncated, has_more, is_whole = 0, False, True, True
+        first: list[Dataset] = []
         while has_more:
             left = None if query.limit is None else query.limit - len(seen)
             # One row more than wanted shows whether there is more.
@@ -128,12 +135,15 @@ class DicomwebAdapter:
                     check_asked(self.node, above, row)
                 yield DicomRecord(row)
             offset += len(rows)
+            first = first or rows
             truncated = query.limit is not None and len(seen) > query.limit
             has_more = (query.limit is None or len(seen) <= query.limit) and self._goes_on(answer, query.level)
             is_repetition = bool(rows) and not fresh
             is_withheld = not rows and _announces_more(answer)
             if is_repetition or is_withheld or (has_more and qido.IGNORES_OFFSET in quirks):
                 truncated, has_more = True, False
+            elif first and not rows and offset == len(first) and query.level is Level.STUDY:
+                truncated = not await self._gives_all(query, quirks, first, ends)
         yield search.report(truncated=truncated, gaps=() if is_whole else (NOT_WHOLE,))
 
     async def _page(self, search: qido.Search, offset: int, limit: int | None, ends: float) -> JsonAnswer:
@@ -146,6 +156,23 @@ class DicomwebAdapter:
             raise Unsupported(self.node, f"does not search {search.resource}")
         raise NodeProtocolError(self.node, f"answered a search with status {answer.status}")
 
+    async def _gives_all(
+        self, query: NativeQuery, quirks: frozenset[str], rows: Sequence[Dataset], ends: float
+    ) -> bool:
+        """Whether these rows, behind which an offset finds nothing, are all there are: their halves have no others."""
+        if maximum.names_as_many(query, len(rows)):
+            return True
+        halves = maximum.halves(query, rows)
+        known = {text(row, STUDY_UID) for row in rows}
+        for half in halves:
+            answer = await self._page(qido.build(half, quirks), 0, len(rows), ends)
+            found = [text(row, STUDY_UID) for row in self._rows(answer)]
+            if len(found) >= len(rows) or not known.issuperset(found):
+                return False
+        if halves:
+            self._note_most(query.level, len(rows) + 1)
+        return bool(halves)
+
     def _note_most(self, level: Level, count: int) -> None:
         self._most_at_once[level] = max(count, self._most_at_once.get(level, 0))
 
@@ -155,7 +182,7 @@ class DicomwebAdapter:
         count = len(answer.document or ())
         if _announces_more(answer):
             return count > 0
-        return count >= max(50, self._most_at_once[level]) and (count % 50 == 0 or count & (count - 1) == 0)
+        return count >= self._most_at_once[level] and maximum.smells(count)
 
     def _rows(self, answer: JsonAnswer) -> list[Dataset]:
         if answer.document is None:

@@ -10,9 +10,8 @@ from urllib.parse import quote
 from gateway.errors import InvalidQuery
 from gateway.model.query import Operator
 from gateway.model.seam import NativeMatch, NativeQuery, Report, Shown
-from gateway.model.spans import span
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level, path, path_name, vr
-from gateway.wire.widen import rarest_word, widen_name, without_oddities
+from gateway.wire.widen import rarest_word, widen_name, widen_times, without_oddities
 
 NO_PERCENT_DECODING = "no-percent-decoding"
 IGNORES_HEX_TAGS = "ignores-hex-tags"
@@ -144,22 +143,12 @@ def _key(match: NativeMatch, quirks: frozenset[str], is_below: bool) -> _Key | N
 def _text(match: NativeMatch, vr_: str) -> str | None:
     """The values in the syntax of PS3.18 8.3.4.1; None for what it has no syntax for, a list of anything but UIDs."""
     if vr_ == "TM" and match.operator in (Operator.EXACT, Operator.RANGE):
-        return _clocks(match.values[0], match.values[-1])
+        return widen_times(match.values[0], match.values[-1])
     if match.operator is Operator.RANGE:
         return "-".join(match.values)
     if match.operator is Operator.LIST and len(match.values) > 1:
         return ",".join(match.values) if vr_ == "UI" else None
     return match.values[0]
-
-
-def _clocks(low: str, high: str) -> str:
-    """The times from one TM to another ('' for an open end), also for nodes that compare texts: '1015', '101500' and '101559.5' all
-    lie between '1015' and '101559.999999'."""
-    first, last = span("TM", low), span("TM", high)
-    begins = f"{first[0]:%H%M%S.%f}".rstrip("0").rstrip(".") if first else low
-    while len(begins) in (4, 6) and begins.endswith("00"):
-        begins = begins[:-2]
-    return f"{begins}-{last[1]:%H%M%S.%f}" if last else f"{begins}-{high}"
 
 
 def _widened(text: str, vr_: str, quirks: frozenset[str]) -> str | None:

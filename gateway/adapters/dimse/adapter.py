@@ -30,7 +30,7 @@ __all__ = ["DimseAdapter", "StorageReceiver"]
 T = TypeVar("T")
 _ROWS_AHEAD = 256
 _BYTES_AHEAD = 1 << 20
-_OUT_OF_RESOURCES, _SOP_CLASS_NOT_SUPPORTED = 0xA700, 0x0122
+_OUT_OF_RESOURCES, _SOP_CLASS_NOT_SUPPORTED, _CANCELLED = 0xA700, 0x0122, 0xFE00
 
 
 class DimseAdapter:
@@ -159,7 +159,9 @@ class DimseAdapter:
             return False
         if status == _OUT_OF_RESOURCES and not rows:
             raise NodeBusy(self.node, "is out of resources for C-FIND")
-        if status == _OUT_OF_RESOURCES or status >> 12 == 0xB:
+        if (
+            status == _OUT_OF_RESOURCES or status >> 12 == 0xB or (status == _CANCELLED and rows)
+        ):  # nobody here has cancelled it
             return True
         lacks_parents = (query.level is not Level.STUDY and not query.study) or (
             query.level is Level.IMAGE and not query.series
@@ -218,11 +220,17 @@ class DimseAdapter:
 
     # Adapter
 
+    @property
+    def takes_times(self) -> bool:
+        return self._matching.takes_times
+
     async def probe(self) -> Probe:
         """C-ECHO, what is accepted, and how it matches; what it learns is used by later searches of this adapter."""
         probing = Probing(self._associations, self._models, self._matching.character_set)
         findings = await self._only(probing.run)
-        self._matching = replace(self._matching, ignores_case=findings.ignores_case is True)
+        self._matching = replace(
+            self._matching, ignores_case=findings.ignores_case is True, takes_times=findings.takes_times is True
+        )
         if findings.ignores_modalities:
             self._ignored_keys |= {MODALITIES_IN_STUDY}
         details = {

@@ -37,7 +37,7 @@ from gateway.model.vocabulary import (
     vr,
 )
 from gateway.wire.charset import character_sets, codec_of, encode_key
-from gateway.wire.widen import rarest_word, without_oddities
+from gateway.wire.widen import rarest_word, widen_times, without_oddities
 
 KEYS_NOT_SUPPORTED = 0xFF01
 _TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"})
@@ -53,11 +53,13 @@ _NEVER_ASKED = frozenset({RETRIEVE_URL, tag("QueryRetrieveLevel"), tag("Availabl
 class TextMatching:
     """How a node compares text. `exact`: as we do, so keys go out as they are given. Otherwise they go out wider.
 
-    `ignores_case` says that the node was seen to compare names without case; `character_set` is what it stores.
+    `ignores_case` says that the node was seen to compare names without case, `takes_times` that it was seen to find studies by
+    ranges of their times; `character_set` is what it stores.
     """
 
     exact: bool = False
     ignores_case: bool = False
+    takes_times: bool = False
     character_set: str = ""
 
     def name(self, key: str) -> tuple[str, bool]:
@@ -170,12 +172,15 @@ def _add_key(request: FindRequest, match: NativeMatch, matching: TextMatching) -
 def _pushed_value(match: NativeMatch, vr_: str, matching: TextMatching) -> tuple[str | list[str], bool]:
     """What goes out ('' for nothing), and whether it means what was asked.
 
-    Times and numbers never go out: nodes compare their text, and 10:15 has many ('1015', '101500.000').
+    Numbers never go out, and times as a range of all their texts, where the node was seen to take that: nodes compare texts, and
+    10:15 has many ('1015', '101500.000').
     """
     if vr_ == "UI" and match.operator in (Operator.EXACT, Operator.LIST):
         return list(match.values), True
     if vr_ == "DA" and match.operator in (Operator.EXACT, Operator.RANGE):
         return "-".join(match.values), True
+    if vr_ == "TM" and match.operator in (Operator.EXACT, Operator.RANGE):
+        return (widen_times(match.values[0], match.values[-1]) if matching.takes_times else ""), False
     if match.operator is Operator.FUZZY and vr_ == "PN":
         return matching.words(match.values[0])
     if len(match.values) != 1 or match.operator not in (Operator.EXACT, Operator.WILDCARD):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,10 +26,12 @@ from gateway.adapters.dimse.operations import Associations, Operation, find_cont
 from gateway.adapters.dimse.retrieving import Models
 from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.dataset import Dataset, text
-from gateway.model.vocabulary import PATIENT_NAME, STUDY_UID
+from gateway.model.spans import span
+from gateway.model.vocabulary import PATIENT_NAME, STUDY_DATE, STUDY_TIME, STUDY_UID
 from gateway.wire.dicomjson import to_json
+from gateway.wire.widen import widen_times
 
-_SAMPLE = 50
+_SAMPLE, _FORMS = 50, 3
 _RELATIONAL = b"\x01"  # PS3.4 Table C.5.1-1: byte 1 of the application information
 PATIENT_ROOT = Models(
     PatientRootQueryRetrieveInformationModelFind,
@@ -53,6 +56,7 @@ class Findings:
     negotiates_relational: bool = False
     ignores_modalities: bool | None = None
     ignores_case: bool | None = None
+    takes_times: bool | None = None
     character_sets: set[str] = field(default_factory=set)
 
     @property
@@ -60,6 +64,7 @@ class Findings:
         found = {
             "ignores-modalities-in-study": self.ignores_modalities is True,
             "matches-names-case-sensitively": self.ignores_case is False,
+            "does-not-match-times": self.takes_times is False,
             "not-relational": not self.is_relational,
             "series-without-study-but-not-negotiated": self.is_relational and not self.negotiates_relational,
         }
@@ -107,10 +112,12 @@ class Probing:
                 findings.capabilities.append(f"{name} (other root only)")
 
     def _learn(self, operation: Operation[Findings], findings: Findings) -> None:
-        rows = self._rows(operation, PatientName=None, ModalitiesInStudy=None, SpecificCharacterSet=None)
+        asked = ("PatientName", "ModalitiesInStudy", "SpecificCharacterSet", "StudyDate", "StudyTime")
+        rows = self._rows(operation, "STUDY", **dict.fromkeys(asked))
         findings.character_sets = self._character_sets - {""}
         self._learn_modalities(operation, findings, rows)
         self._learn_case(operation, findings, rows)
+        self._learn_times(operation, findings, rows)
         below = {text(row, STUDY_UID) for row in self._rows(operation, "SERIES", SeriesInstanceUID=None)}
         findings.is_relational = bool(below - {""}) and (len(below) > 1 or len(rows) == 1)
 
@@ -130,6 +137,17 @@ class Probing:
                     findings.ignores_case = bool(self._rows(operation, StudyInstanceUID=study, PatientName=turned))
                 return
 
+    def _learn_times(self, operation: Operation[Findings], findings: Findings, rows: list[Dataset]) -> None:
+        """Asks for a study of each form that times are written in by its second, and by the hours before and behind."""
+        forms = {re.sub("[0-9]", "0", text(row, STUDY_TIME)): row for row in rows if text(row, STUDY_DATE)}
+        for row in [row for row in forms.values() if span("TM", text(row, STUDY_TIME))][:_FORMS]:
+            study, day, clock = (text(row, tag_) for tag_ in (STUDY_UID, STUDY_DATE, STUDY_TIME))
+            ranges = (widen_times(clock, clock), *_others(clock))
+            found = [
+                bool(self._rows(operation, StudyInstanceUID=study, StudyDate=day, StudyTime=each)) for each in ranges
+            ]
+            findings.takes_times = findings.takes_times is not False and found == [True, *[False] * (len(ranges) - 1)]
+
     def _rows(self, operation: Operation[Findings], level: str = "STUDY", **keys: str | None) -> list[Dataset]:
         """A sample of rows; none where the node refuses the question. With more to come, the association is aborted."""
         rows: list[Dataset] = []
@@ -147,6 +165,15 @@ class Probing:
                     association.end()
                     break
         return rows
+
+
+def _others(clock: str) -> list[str]:
+    """Ranges of what is before the hour of a time, and of what is after."""
+    hour = int(clock[:2])
+    return [
+        *([widen_times("00", f"{hour - 1:02}")] if hour else []),
+        *([widen_times(f"{hour + 1:02}", "23")] if hour < 23 else []),
+    ]
 
 
 def _declared(row: Identifier) -> str:
