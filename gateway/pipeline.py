@@ -225,6 +225,7 @@ class Pipeline:
         ):
             record.issues = (*opened.silent, *opened.gaps)
             self.seen.note(view.digest, [opened.study], opened.silent)
+            self.audit.begun(record)
             async with aclosing_iterator(
                 self._outgoing(opened.instances, view, transfer_syntaxes, record)
             ) as instances:
@@ -252,6 +253,7 @@ class Pipeline:
             self.retrieval.frames(view_ref(view, ref), numbers, nodes) as opened,
         ):
             record.count, record.issues = len(numbers), opened.silent
+            self.audit.begun(record)
             recoded = self.pictures.recoded(view_ref(view, ref), nodes, opened.parts, choose)
             async with aclosing_iterator(recoded) as parts:
                 yield OutgoingParts(parts, view_issues(view, opened.silent))
@@ -264,6 +266,7 @@ class Pipeline:
             self.retrieval.bulkdata(view_ref(view, ref), tuple(path.split(".")), nodes) as opened,
         ):
             record.issues = opened.silent
+            self.audit.begun(record)
             yield OutgoingParts(opened.parts, view_issues(view, opened.silent))
 
     async def store(
@@ -281,6 +284,7 @@ class Pipeline:
             if not view.is_plain:
                 raise Forbidden("who sees studies changed cannot store: their identifiers are not those of the node")
             store = self.storing.begin(node, study, parts)
+            self.audit.begun(record)
             try:
                 await store.run()
             finally:
@@ -299,6 +303,7 @@ class Pipeline:
             self.pictures.open(view_ref(view, ref), nodes, view.dataset, asked, documents=view.is_plain) as opened,
         ):
             record.issues = (*opened.silent, *opened.gaps)
+            self.audit.begun(record)
             async with aclosing_iterator(view_pictures(view, opened.pictures, record)) as pictures:
                 yield OutgoingPictures(pictures, view_issues(view, record.issues), bool(opened.gaps), opened.notes)
 
@@ -389,7 +394,7 @@ class Pipeline:
         resource: str = "ImagingStudy",
         permission: str = "",
     ) -> AsyncIterator[tuple[list[Node], View, AuditRecord]]:
-        """Authorises and plans; writes one audit record whatever happens; lets no error out that has not passed the view.
+        """Authorises and plans; writes an audit record of its end whatever happens; lets no error out that has not passed the view.
 
         Gives the nodes the caller may ask and the view it asks through. Raises Forbidden, also when no node is left.
         """

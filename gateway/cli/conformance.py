@@ -193,4 +193,5 @@ def _character_sets() -> Iterator[str]:
 def _security() -> Iterator[str]:
     yield "\n## 7 Security\n"
     yield "TLS 1.2 and later, here or at a proxy. Bearer tokens of an OpenID Connect issuer with SMART scopes; without an"
-    yield "issuer the gateway answers on the loopback interface only. One audit record for each request."
+    yield "issuer the gateway answers on the loopback interface only. One audit record for each request, and one before its first"
+    yield "byte for what is streamed or stored."

@@ -1,5 +1,9 @@
 """Who asked for what, why, of whom, and what came of it: one JSON line per request, in a sink of its own.
 
+An answer that goes out piece by piece, and what is stored, has a line of its own before the first piece: the same but for
+`outcome` ("begun"), `count` and `seconds`, under the `request_id` of the line that tells its end. Where there is only that
+one the process did not live to its end: what the line names may have been shown.
+
 A record is never dropped. It is queued without waiting and written by a thread of its own, in order. While the sink
 refuses records, or too many wait for it, `begin` refuses new requests (AuditUnavailable) before any node is asked: what
 is not written down is not shown. Requests already under way finish; their records wait and are written when the sink
@@ -41,6 +45,7 @@ _BATCH = 500
 _GATHER_SECONDS = 0.005
 """How long the writing thread lets records gather: one that woke up for each would take the interpreter from the requests."""
 _STANDARD_ERROR = 2
+BEGUN = "begun"
 
 
 @dataclass(slots=True)
@@ -173,6 +178,12 @@ class Audit:
     def write(self, record: AuditRecord) -> None:
         """Queues the record as it is now; never waits, never fails for the sink's sake."""
         self._put(orjson.dumps(record.as_json()) + b"\n")
+
+    def begun(self, record: AuditRecord) -> None:
+        """Queues what is known of a request before its first piece passes. Raises AuditUnavailable when it could not be kept;
+        then nothing may."""
+        self._require_sink()
+        self._put(orjson.dumps({**record.as_json(), "outcome": BEGUN, "count": 0}) + b"\n")
 
     def again(self, caller: Caller, what: bytes, started: float) -> None:
         """Queues the record of a request that gets an answer again, `what` being that answer's `constant` part.

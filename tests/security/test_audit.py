@@ -190,6 +190,19 @@ async def test_what_the_file_refuses_to_the_end_goes_to_standard_error(tmp_path,
     assert orjson.loads(written[0])["action"] == "search"
 
 
+async def test_what_begins_while_the_sink_fails_is_refused_though_it_was_let_in_before(tmp_path):
+    path = tmp_path / "audit"
+    path.symlink_to("/dev/full")
+    audit = Audit(path, SECRET)
+    await audit.open()
+    record = audit.begin("retrieve", CALLER, ["berlin"], ref=Ref("1.2.3"))
+    audit.write(audit.begin("search", CALLER, ["berlin"]))
+    await until(lambda: refused(audit))
+    with pytest.raises(AuditUnavailable):
+        audit.begun(record)
+    await audit.close()
+
+
 async def test_a_sink_that_hangs_is_felt_as_refusal_not_as_a_stopped_event_loop(tmp_path):
     """A FIFO whose reader does not read: writing blocks in the audit's own thread only."""
     path = tmp_path / "audit"

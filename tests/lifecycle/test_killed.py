@@ -1,0 +1,39 @@
+"""SIGKILL: what was under way when a process was killed is in the audit, which nobody was there to end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+from tests.bench.processes import Server, gateway
+from tests.lifecycle.conftest import Hospitals, Stream
+
+
+def audited(served: Server) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (served.directory / "audit").read_text().splitlines()]
+
+
+def test_a_stream_that_is_killed_with_its_process_has_begun_in_the_audit(hospitals: Hospitals) -> None:
+    with gateway([hospitals.node("large", hospitals.large)]) as served:
+        stream = Stream(served, f"/dicom-web/studies/{hospitals.large_study}")
+        served.process.send_signal(signal.SIGKILL)
+        served.process.wait(30)
+        stream.close()
+        (record,) = audited(served)
+    assert (record["action"], record["outcome"], record["count"]) == ("retrieve", "begun", 0)
+    assert (record["nodes"], record["studies"]) == (["large"], [hospitals.large_study])
+    assert record["ref"] == f"studies/{hospitals.large_study}"
+    assert {"time", "subject", "client", "purpose"} < record.keys()
+
+
+def test_what_has_ended_refers_to_what_has_begun(hospitals: Hospitals) -> None:
+    with gateway([hospitals.node("large", hospitals.large)]) as served:
+        stream = Stream(served, f"/dicom-web/studies/{hospitals.large_study}")
+        stream.rest()
+        stream.close()
+        served.process.send_signal(signal.SIGTERM)
+        served.process.wait(30)
+        begun, ended = audited(served)
+    assert (begun["outcome"], ended["outcome"], ended["count"]) == ("begun", "success", 1)
+    assert begun["request_id"] == ended["request_id"]
