@@ -7,7 +7,8 @@ one the process did not live to its end: what the line names may have been shown
 A record is never dropped. It is queued without waiting and written by a thread of its own, in order. While the sink
 refuses records, or too many wait for it, `begin` refuses new requests (AuditUnavailable) before any node is asked: what
 is not written down is not shown. Requests already under way finish; their records wait and are written when the sink
-recovers. At the end, records that the file still refuses go to standard error.
+recovers. At the end, records that the file still refuses go to standard error. A line that is no JSON object is a record
+that a full disk cut short: it was written again, whole, behind that or to standard error.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,7 @@ _GATHER_SECONDS = 0.005
 """How long the writing thread lets records gather: one that woke up for each would take the interpreter from the requests."""
 _STANDARD_ERROR = 2
 BEGUN = "begun"
+_NEWLINE = 0x0A
 
 
 @dataclass(slots=True)
@@ -247,46 +249,65 @@ class Sink:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._descriptor = -1
+        self._descriptor = self._reader = -1
         self._identity: tuple[int, int] | None = None
-        self._is_stream = False
+        self._is_stream = self._was_cut = False
         self.failing = False
 
     def open(self) -> None:
         """Raises OSError."""
         if self._path is None:
             self._descriptor = os.dup(_STANDARD_ERROR)
-            self._is_stream = not stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-            return
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._descriptor = os.open(self._path, flags, 0o600)
+        else:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, 0o600)
         status = os.fstat(self._descriptor)
         self._identity, self._is_stream = _identity(status), not stat.S_ISREG(status.st_mode)
+        if not self._is_stream:
+            with suppress(OSError):  # who may only append to it knows no more than what this process did itself
+                self._reader = os.open(f"/dev/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
     def write(self, lines: memoryview) -> int:
-        """How many bytes were written, perhaps not all. Raises OSError; the next call tries anew."""
+        """How many bytes of whole records were written, perhaps none; the rest is to be given again. Raises OSError when nothing
+        was written; the next call tries anew."""
         try:
             self._follow()
-            # Several workers may write here. One write appends to a file as a whole; a pipe takes only so much in one piece.
-            written = self._write_whole(_piece(lines)) if self._is_stream else os.write(self._descriptor, lines)
+            # Several workers may write here. A pipe takes only so much in one piece, a full disk only a part of it.
+            with _alone(self._descriptor):
+                piece = _piece(lines) if self._is_stream else lines
+                whole = self._write_whole(piece)
         except OSError:
             self.failing = True
             raise
-        self.failing = False
-        return written
+        self.failing = whole < len(piece)
+        return whole
 
     def _write_whole(self, piece: memoryview) -> int:
-        """All of it, with the other workers' records kept out until it is done: a record may exceed what is atomic."""
-        with _alone(self._descriptor):
-            rest = piece
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-        return len(piece)
+        """A record behind one that was cut begins on a line of its own, so that the cut one is a line that is no JSON object."""
+        before = b"\n" if self._is_cut() else b""
+        data = memoryview(before + piece)
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(self._descriptor, data[done:])
+        except OSError:
+            if not done:
+                raise
+        self._was_cut = data[done - 1] != _NEWLINE
+        return max(0, bytes(data[:done]).rfind(b"\n") + 1 - len(before))
+
+    def _is_cut(self) -> bool:
+        """Whether the file ends in the middle of a record, this process's or another's."""
+        if self._reader < 0:
+            return self._was_cut
+        size = os.fstat(self._reader).st_size
+        return size > 0 and os.pread(self._reader, 1, size - 1) != b"\n"
 
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        for descriptor in (self._descriptor, self._reader):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._reader = -1
 
     def _follow(self) -> None:
         """Opens the file anew when another has its name now: a log was rotated."""

@@ -176,6 +176,75 @@ async def until(condition, seconds=10.0):
         await asyncio.sleep(0.02)
 
 
+CUT_SHORT = """
+import asyncio, resource, sys
+from pathlib import Path
+from gateway.security.audit import Audit
+from gateway.security.caller import Caller
+
+async def main():
+    audit = Audit(Path(sys.argv[1]), b"secret")
+    await audit.open()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), unlimited[1]))
+    records = [audit.begin("search", Caller("dr-a", "viewer", frozenset(), "TREAT"), ["berlin"]) for _ in range(4)]
+    for number, record in enumerate(records):
+        record.count = number
+        audit.write(record)
+    while not audit._sink.failing:
+        await asyncio.sleep(0.02)
+    if "recovers" in sys.argv:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    while "recovers" in sys.argv and audit._sink.failing:
+        await asyncio.sleep(0.02)
+    await audit.close()
+
+asyncio.run(main())
+"""
+
+
+def cut_short(path, size, *more):
+    """What a process says on standard error that writes four records where its file takes no more than `size` bytes."""
+    asked = [sys.executable, "-c", CUT_SHORT, str(path), str(size), *more]
+    return subprocess.run(asked, check=True, capture_output=True).stderr.splitlines()
+
+
+def whole_and_broken(path):
+    whole, broken = [], []
+    for line in path.read_bytes().splitlines():
+        try:
+            whole.append(orjson.loads(line)["count"])
+        except orjson.JSONDecodeError:
+            broken.append(line)
+    return whole, broken
+
+
+@pytest.mark.parametrize("size", [1, 100, 600])
+async def test_a_record_that_is_cut_short_is_a_line_of_its_own_and_is_written_again(tmp_path, size):
+    path = tmp_path / "audit"
+    await asyncio.to_thread(cut_short, path, size, "recovers")
+    whole, broken = whole_and_broken(path)
+    assert whole == [0, 1, 2, 3]
+    assert [line[:1] for line in broken] == [b"{"]
+
+
+async def test_a_record_behind_one_that_another_process_could_not_end_is_a_line_of_its_own(tmp_path):
+    path = tmp_path / "audit"
+    told = await asyncio.to_thread(cut_short, path, 600)
+    assert not path.read_bytes().endswith(b"\n")
+    audit = Audit(path, SECRET)
+    await audit.open()
+    record = audit.begin("search", CALLER, ["berlin"])
+    record.count = 9
+    audit.write(record)
+    await audit.close()
+    whole, broken = whole_and_broken(path)
+    assert whole[-1] == 9
+    assert len(broken) == 1
+    refused = [orjson.loads(line)["count"] for line in told if b"subject" in line]
+    assert [*whole[:-1], *refused] == [0, 1, 2, 3]
+
+
 async def test_what_the_file_refuses_to_the_end_goes_to_standard_error(tmp_path, capfd):
     path = tmp_path / "audit"
     path.symlink_to("/dev/full")
