@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     spool_seconds: float = Field(600.0, ge=0, description="seconds an instance stays in the spool after its last use")
 
     store_instance_bytes: int = Field(
-        4 * 1024**3, gt=0, description="bytes that one instance sent for storing may have"
+        4 * 1024**3, gt=0, description="bytes that one instance sent for storing may have, also inflated"
     )
     store_request_bytes: int = Field(64 * 1024**3, gt=0, description="bytes that one request to store may have")
     store_idle: float = Field(

@@ -20,6 +20,7 @@ from gateway.model.patient import can_be_read
 from gateway.model.query import Ref, check_uid
 from gateway.model.seam import Part, StoreOutcome
 from gateway.model.vocabulary import INSTANCE_UID, ISSUER, PATIENT_ID, SERIES_UID, SOP_CLASS_UID, STUDY_UID
+from gateway.wire.elements import Part10TooLarge
 from gateway.wire.multipart import MultipartPart
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, Part10Stream, identify, open_part10
 from gateway.wire.threads import run
@@ -30,6 +31,8 @@ OUT_OF_RESOURCES, CANNOT_UNDERSTAND, FAILED = 0xA700, 0xC000, 0x0110
 OTHER_STUDY, OTHER_PATIENT = 0xA900, 0xA901
 COERCED = 0xB000
 _AT_ONCE = 1 << 20
+_MOST_BEFORE_UIDS = 16 << 20
+"""What stands before the UIDs is held in memory: as a rule a few kB."""
 _IDENTIFYING = (SOP_CLASS_UID, STUDY_UID, SERIES_UID, INSTANCE_UID, PATIENT_ID, ISSUER)
 
 
@@ -92,8 +95,8 @@ class _Refused(Exception):
 class Intake:
     """The parts of one request. `results` has one for each part that has begun, in order.
 
-    `study` is the only one that is taken, if it is given; `most` the bytes that an instance may have. `broken` is why the
-    sender's body ended before its end, if it did: what was read of the last instance has gone.
+    `study` is the only one that is taken, if it is given; `most` the bytes that an instance may have, also inflated. `broken` is
+    why the sender's body ended before its end, if it did: what was read of the last instance has gone.
     """
 
     parts: AsyncIterator[MultipartPart]
@@ -117,7 +120,7 @@ class Intake:
                 return await self._arrived(part, self.results[-1])
             except _Refused as refusal:
                 self.results[-1].failure = refusal.reason
-            except _TooLarge:
+            except (_TooLarge, Part10TooLarge):
                 self.results[-1].failure = OUT_OF_RESOURCES
             except Part10Error:
                 self.results[-1].failure = CANNOT_UNDERSTAND
@@ -139,7 +142,9 @@ class Intake:
     async def _arrived(self, part: MultipartPart, result: Result) -> Arrived:
         if "content-type" in part.headers and part.media_type.essence != DICOM:
             raise _Refused(CANNOT_UNDERSTAND)
-        stream = await open_part10(_up_to(part.body, self.most), until=AFTER_UIDS, strict=True)
+        stream = await open_part10(
+            _up_to(part.body, self.most), until=AFTER_UIDS, limit=_MOST_BEFORE_UIDS, strict=True, inflated=self.most
+        )
         try:
             found = identify(stream)
             result.sop_class, result.ref = text(found, SOP_CLASS_UID), _ref_of(found)

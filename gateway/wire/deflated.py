@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Protocol
 
-from gateway.wire.elements import Part10Error
+from gateway.wire.elements import Part10Error, Part10TooLarge
 
 _INFLATED = 256 << 10
 
@@ -30,19 +30,28 @@ class Plain:
 
 
 class Deflated:
-    """PS3.5 A.5: the data set as a raw deflate stream. Pieces are bounded however well a chunk is compressed."""
+    """PS3.5 A.5: the data set as a raw deflate stream. Pieces are bounded however well a chunk is compressed; `most` is what all
+    of them may have, if that is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._most, self._size = most, 0
 
     def decode(self, chunk: bytes) -> Iterator[bytes]:
+        yield (piece := self._piece(chunk))
+        # A full piece may have left output behind even when all of the input was taken.
+        while not self._inflate.eof and (self._inflate.unconsumed_tail or len(piece) == _INFLATED):
+            yield (piece := self._piece(self._inflate.unconsumed_tail))
+
+    def _piece(self, data: bytes) -> bytes:
         try:
-            yield (piece := self._inflate.decompress(chunk, _INFLATED))
-            # A full piece may have left output behind even when all of the input was taken.
-            while not self._inflate.eof and (self._inflate.unconsumed_tail or len(piece) == _INFLATED):
-                yield (piece := self._inflate.decompress(self._inflate.unconsumed_tail, _INFLATED))
+            piece = self._inflate.decompress(data, _INFLATED)
         except zlib.error:
             raise Part10Error("the deflated data set is damaged") from None
+        self._size += len(piece)
+        if self._most is not None and self._size > self._most:
+            raise Part10TooLarge(f"the data set inflates to more than {self._most} bytes")
+        return piece
 
     def finish(self) -> None:
         if not self._inflate.eof:

@@ -29,6 +29,10 @@ class Part10Error(ValueError):
     """The bytes are no DICOM file, or not all of it. The text names tags and lengths, never a value."""
 
 
+class Part10TooLarge(Part10Error):
+    """There is more than is taken here."""
+
+
 class Encoding(NamedTuple):
     """How the elements of a data set are encoded."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from gateway.wire.elements import (
     ElementWalker,
     Encoding,
     Part10Error,
+    Part10TooLarge,
     encoding_found,
     plain_values,
 )
@@ -93,6 +95,7 @@ class Part10Stream:
         offset: int,
         *,
         strict: bool = False,
+        inflated: int | None = None,
     ) -> None:
         self._meta = meta
         self.before = received[:offset]
@@ -106,7 +109,8 @@ class Part10Stream:
         self.is_as_declared = self.encoding == declared
         self._chunks = chunks
         self._originals: deque[bytes] | None = deque([received])
-        self._decoder: Decoder = Deflated() if transfer_syntax == DeflatedExplicitVRLittleEndian else Plain()
+        self._is_deflated = transfer_syntax == DeflatedExplicitVRLittleEndian
+        self._decoder: Decoder = Deflated(inflated) if self._is_deflated else Plain()
         self._pieces = self._decoded(received[offset:])
         self._walker = ElementWalker(self.encoding, strict=strict)
         self._pending = b""
@@ -139,13 +143,13 @@ class Part10Stream:
     async def read_head(self, until: int = PIXEL_DATA, limit: int = MAX_HEAD) -> bytes:
         """Extends `head` to the first top-level element with a tag of `until` or more, and gives it back.
 
-        Raises Part10Error when it would pass `limit` bytes or the file is truncated in it.
+        Raises Part10TooLarge when it would pass `limit` bytes, Part10Error when the file is truncated in it.
         """
         found, size = [self._head], len(self._head)
         async for piece in self._up_to(until):
             size += len(piece)
             if size > limit:
-                raise Part10Error(f"more than {limit} bytes before the pixel data")
+                raise Part10TooLarge(f"more than {limit} bytes before the pixel data")
             found.append(piece)
         if len(found) > 1:
             self._head, self._dataset = b"".join(found), None
@@ -230,30 +234,37 @@ class Part10Stream:
         self._walker.finish(self._pending)
 
     async def _decoded(self, first: bytes) -> AsyncGenerator[bytes, None]:
-        for piece in self._decoder.decode(first):
-            yield piece
-        async for chunk in self._chunks:
-            if self._originals is not None:
-                self._originals.append(chunk)
+        chunk: bytes | None = first
+        while chunk is not None:
             for piece in self._decoder.decode(chunk):
                 yield piece
+                if self._is_deflated:  # others have their turn: a chunk may inflate to a thousand times as much
+                    await asyncio.sleep(0)
+            chunk = await anext(self._chunks, None)
+            if chunk is not None and self._originals is not None:
+                self._originals.append(chunk)
 
 
 async def open_part10(
-    chunks: AsyncIterator[bytes], *, until: int = PIXEL_DATA, limit: int = MAX_HEAD, strict: bool = False
+    chunks: AsyncIterator[bytes],
+    *,
+    until: int = PIXEL_DATA,
+    limit: int = MAX_HEAD,
+    strict: bool = False,
+    inflated: int | None = None,
 ) -> Part10Stream:
     """Reads a DICOM file up to its first top-level element with a tag of `until` or more; the rest waits in the stream.
 
     A small `until` (AFTER_UIDS) lets the first byte go on early and holds little; `read_head` goes on from there. A
     missing preamble, and a data set without any File Meta Information that begins with group 0008, are read as well.
-    With `strict` all of it is read as a `strict` ElementWalker does.
-    Raises Part10Error for anything else, for a head above `limit` bytes and for a file truncated so far; `chunks` is
-    then closed.
+    With `strict` all of it is read as a `strict` ElementWalker does. `inflated` is what a deflated data set may inflate to.
+    Raises Part10Error for anything else and for a file truncated so far, Part10TooLarge for a head above `limit` bytes; `chunks`
+    is then closed.
     """
     try:
         received, offset, end = await read_file_meta(chunks)
         meta = received[offset:end]
-        stream = Part10Stream(chunks, meta, _declared_syntax(meta), received, end, strict=strict)
+        stream = Part10Stream(chunks, meta, _declared_syntax(meta), received, end, strict=strict, inflated=inflated)
         await stream.read_head(until, limit)
     except BaseException:
         if isinstance(chunks, AsyncGenerator):

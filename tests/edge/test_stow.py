@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 from pydicom import dcmread
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from tests import sending
 from tests.running import Gateway, files_node
@@ -162,6 +167,25 @@ def test_an_instance_beyond_its_ceiling_fails_and_the_rest_is_stored(directory):
     with Gateway(nodes, store_instance_bytes=50_000) as gateway:
         answer = send(gateway.client, large, small)
     assert (answer.status, answer.failed, answer.stored) == (202, {large.SOPInstanceUID: 0xA700}, uids([small]))
+
+
+def test_an_instance_that_inflates_beyond_its_ceiling_fails_and_the_rest_is_stored(directory, tmp_path):
+    nodes = [files_node("disk", directory, store=True, patient_id_issuer="HOSPITAL")]
+    bomb, small = (instance(syntax=DeflatedExplicitVRLittleEndian, PixelData=bytes(size)) for size in (9_000_000, 90))
+    assert len(encoded(bomb)) < 50_000
+    with Gateway(nodes, store_instance_bytes=1_000_000, spool=tmp_path / "spool") as gateway:
+        answer = send(gateway.client, bomb, small)
+        assert nothing_is_left(tmp_path)
+    assert (answer.status, answer.failed, answer.stored) == (202, {bomb.SOPInstanceUID: 0xA700}, uids([small]))
+    assert len(files_in(directory)) == 1
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_an_instance_with_very_much_before_its_identifiers_fails_and_the_rest_is_stored(gateway, syntax):
+    odd, small = instance(syntax=syntax), instance()
+    odd.private_block(0x0009, "SOMEBODY", create=True).add_new(1, "OB", bytes(17 << 20))
+    answer = send(gateway.client, odd, small)
+    assert (answer.status, answer.others, answer.stored) == (202, [0xA700], uids([small]))
 
 
 @pytest.mark.parametrize("chunked", [False, True])

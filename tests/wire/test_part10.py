@@ -1,3 +1,4 @@
+import asyncio
 import functools
 import time
 import tracemalloc
@@ -17,6 +18,7 @@ from pydicom.sequence import Sequence
 
 from gateway.model.patient import PatientKey, patient_of
 from gateway.wire import part10
+from gateway.wire.elements import Part10TooLarge
 from gateway.wire.filemeta import IMPLEMENTATION_CLASS_UID
 from gateway.wire.part10 import AFTER_UIDS, PIXEL_DATA, Part10Error, file_meta, identify, open_part10
 from gateway.wire.transfer import explicit_little_endian, must_become_explicit, rewrite
@@ -392,6 +394,40 @@ async def test_a_deflated_data_set_comes_out_whole_wherever_its_pieces_end(size)
         deflated = deflate.compress(data_set) + deflate.flush()
         stream = await opened(file_meta("1.2", "1.3", DEFLATED) + deflated, size)
         assert stream.head + await joined(stream.tail) == data_set
+
+
+def inflating(size):
+    """A deflated file whose pixel data of so many bytes take little."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    data_set = pack("<HH2sH", 8, 0x18, b"UI", 4) + b"1.3\0" + pack("<HH2sHL", 0x7FE0, 0x10, b"OW", 0, size)
+    deflated = deflate.compress(data_set) + deflate.compress(bytes(size)) + deflate.flush()
+    return file_meta("1.2", "1.3", DEFLATED) + deflated
+
+
+@pytest.mark.parametrize("use", [lambda stream: stream.raw(), lambda stream: stream.tail])
+async def test_others_have_their_turn_while_one_chunk_inflates_to_very_much(use):
+    turns = 0
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    waiting = asyncio.create_task(others())
+    stream = await opened(inflating(32 << 20), 1 << 20)
+    async for _ in use(stream):
+        pass
+    waiting.cancel()
+    assert turns >= 32
+
+
+async def test_a_data_set_that_inflates_beyond_what_it_may_is_refused():
+    data = inflating(1 << 20)
+    assert await joined((await opened(data, inflated=2 << 20)).raw()) == data
+    stream = await opened(data, inflated=1 << 20)
+    with pytest.raises(Part10TooLarge):
+        await joined(stream.raw())
 
 
 async def test_the_first_byte_goes_on_before_the_rest_is_asked_for():
