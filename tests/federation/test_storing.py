@@ -28,7 +28,7 @@ from tests.bench import processes
 from tests.faults.proxy import Fault, FaultProxy
 from tests.running import Gateway, files_node
 from tests.security.conftest import TestIssuer, issuer_beside
-from tests.sending import DICOM, body, encoded, instance, read, send, uids
+from tests.sending import DICOM, STORED, body, encoded, instance, read, send, uids
 
 AE_TITLE = "SIMULATOR"
 
@@ -56,6 +56,31 @@ def test_the_default_node_takes_what_is_stored_at_the_federated_root(places: tup
         assert send(gateway.client, instance(), at="/dicom-web/studies?node=one").status == 200
         assert (count(one), count(two)) == (2, 1)
         assert send(gateway.client, instance(), at="/nodes/three/dicom-web/studies").status == 404
+
+
+@pytest.mark.parametrize("at", ["/dicom-web/studies", "/dicom-web/studies/1.2.3", "/dicom-web/studies?node=two"])
+def test_what_is_stored_is_had_where_it_is_told_also_when_another_node_has_that_study_of_another_patient(
+    places: tuple[Path, Path], at: str
+) -> None:
+    one, two = places
+    (one / "there.dcm").write_bytes(encoded(instance("1.2.3", patient="another")))
+    made = instance("1.2.3")
+    accept = {"Accept": "application/dicom; transfer-syntax=*"}
+    with Gateway([files_node("one", one), files_node("two", two, store=True)]) as gateway:
+        answer = send(gateway.client, made, at=at)
+        assert answer.status == 200
+        (item,) = answer.body[STORED]["Value"]
+        got = gateway.get(item["00081190"]["Value"][0], headers=accept)
+        assert (got.status_code, got.content) == (200, encoded(made))
+        assert gateway.get(answer.body["00081190"]["Value"][0]).status_code == 200
+
+
+def test_what_a_node_only_takes_is_told_to_be_where_others_may_give_it(places: tuple[Path, Path]) -> None:
+    one, two = places
+    router = files_node("two", two, store=True, capabilities=["store"])
+    with Gateway([files_node("one", one), router]) as gateway:
+        answer = send(gateway.client, instance("1.2.3"))
+        assert answer.body["00081190"]["Value"] == [f"{gateway.url}/dicom-web/studies/1.2.3"]
 
 
 def test_without_a_default_the_answer_says_what_to_configure(places: tuple[Path, Path]) -> None:

@@ -15,7 +15,7 @@ from gateway.edge.dicomweb.representations import Representation
 from gateway.edge.negotiation import DICOM, MULTIPART
 from gateway.errors import InvalidQuery, UnsupportedMediaType
 from gateway.federation.incoming import Result
-from gateway.federation.node import aclosing_iterator
+from gateway.federation.node import Node, aclosing_iterator
 from gateway.model.dataset import Attribute, Dataset, attribute
 from gateway.model.query import check_uid
 from gateway.model.vocabulary import tag
@@ -49,7 +49,7 @@ async def store(request: Request) -> Response:
             return Response(status_code=_GONE)
     if not stored.results:
         raise InvalidQuery("the body has no part: there is nothing to store")
-    told, media_type = _written(_told(stored.results, study, context), form)
+    told, media_type = _written(_told(stored.results, study, _root(context, stored.node)), form)
     response = Response(told, media_type=media_type)
     response.status_code = _status(stored.results)
     response.headers["Cache-Control"] = "no-store"
@@ -83,11 +83,16 @@ def _status(results: Sequence[Result]) -> int:
     return 202 if len(kept) < len(results) or any(result.warning for result in kept) else 200
 
 
-def _told(results: list[Result], study: str | None, context: Context) -> Dataset:
+def _root(context: Context, node: Node) -> str:
+    """Where the caller can have what was stored: a study of that UID at another node may be another patient's."""
+    is_only = context.pipeline.nodes_of(context.caller, ()) == (node.id,)
+    return context.root if is_only or not node.may("retrieve") else f"{context.base}/nodes/{node.id}/dicom-web"
+
+
+def _told(results: list[Result], study: str | None, root: str) -> Dataset:
     """The Store Instances Response Module (PS3.18 Table I.1-1)."""
     kept = [result for result in results if result.is_stored and result.ref]
     studies = {result.ref.study for result in kept if result.ref} or ({study} if study else set())
-    root = context.root
     response: Dataset = {
         _RETRIEVE_URL: attribute(
             _RETRIEVE_URL, [f"{root}/studies/{one}" for one in studies] if len(studies) == 1 else []
