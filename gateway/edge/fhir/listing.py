@@ -118,6 +118,7 @@ def respond(
         included,
         outcome_of(issues, listing.ignored),
         None if issues or listing.total == "none" else page.total,
+        listing.cursor,
         page.next,
     ).bundle(asked)
     return asked.respond(bundle, complete=not issues and not listing.ignored)

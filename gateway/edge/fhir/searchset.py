@@ -32,7 +32,8 @@ NOT_OF_THE_SEARCH = frozenset(
 
 @dataclass(slots=True)
 class Searchset:
-    """One page of a search for `kind`. `total` None leaves it out; `next` is the cursor behind the page, '' for none.
+    """One page of a search for `kind`. `total` None leaves it out; `cursor` is the one that the page was asked for with, `next`
+    the one behind it, '' for none.
 
     `updated` is the moment (ms since the epoch) before which everything that the search finds had been recorded.
     `included` are by reference; `used` are the parameters that the links repeat.
@@ -44,6 +45,7 @@ class Searchset:
     included: Mapping[str, Resource] = field(default_factory=dict)
     outcome: Sequence[Mapping[str, object]] = ()
     total: int | None = None
+    cursor: str = ""
     next: str = ""
     updated: int | None = None
 
@@ -54,10 +56,9 @@ class Searchset:
             bundle["meta"] = {"lastUpdated": instant(self.updated)}
         if self.total is not None:
             bundle["total"] = self.total
-        bundle["link"] = [{"relation": "self", "url": self._url(asked, self.used)}]
+        bundle["link"] = [{"relation": "self", "url": self._url(asked, self.cursor)}]
         if self.next:
-            onward = self._url(asked, [*self.used, ("_cursor", self.next)])
-            bundle["link"].append({"relation": "next", "url": onward})
+            bundle["link"].append({"relation": "next", "url": self._url(asked, self.next)})
         entries = [_entry(asked, f"{self.kind}/{one['id']}", one, "match") for one in self.matches]
         entries += [_entry(asked, reference, one, "include") for reference, one in self.included.items()]
         if self.outcome:
@@ -67,7 +68,8 @@ class Searchset:
             bundle["entry"] = entries
         return bundle
 
-    def _url(self, asked: FhirRequest, pairs: Iterable[tuple[str, str]]) -> str:
+    def _url(self, asked: FhirRequest, cursor: str) -> str:
+        pairs = [*self.used, ("_cursor", cursor)] if cursor else self.used
         query = "&".join(f"{quote(name, safe=':.')}={quote(value, safe=':|,/.-_')}" for name, value in pairs)
         return f"{asked.root}/{self.kind}" + (f"?{query}" if query else "")
 

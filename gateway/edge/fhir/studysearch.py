@@ -113,6 +113,7 @@ def _searchset(asked: FhirRequest, search: StudySearch, page: Page, issues: Sequ
         included(asked, search.includes, items),
         outcome,
         len(page.items) + page.beyond if is_estimate else _total(search, page, issues),
+        search.cursor,
         _onward(asked, search, page, items) if items and more else "",
     )
 
