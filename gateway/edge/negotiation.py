@@ -41,9 +41,9 @@ def ranges(request: Request, *, strict: bool) -> list[MediaType]:
     """The ranges of all Accept headers, best first, also those refused (q=0). Raises NotAcceptable when strict.
 
     The `accept` query parameter wins over the headers (PS3.18 8.3.3.1). It takes no wildcards: those in it are as if they
-    were not there. A plus sign in it that was not encoded has become a space.
+    were not there.
     """
-    asked = _PLUS.sub("+", ",".join(request.query_params.getlist("accept")))
+    asked = with_plus(",".join(request.query_params.getlist("accept")))
     named = [range_ for range_ in parse_accept(asked) if "*" not in range_.essence]
     if named:
         return named
@@ -53,6 +53,11 @@ def ranges(request: Request, *, strict: bool) -> list[MediaType]:
     if strict:
         raise NotAcceptable("an Accept header is required (PS3.18 8.7.5)", parameter="Accept")
     return [parse_media_type("*/*")]
+
+
+def with_plus(text: str) -> str:
+    """A media type of a query string whose plus sign was not percent-encoded, and became a space."""
+    return _PLUS.sub("+", text)
 
 
 def check_charset(request: Request) -> None:

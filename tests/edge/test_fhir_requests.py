@@ -46,3 +46,69 @@ def test_each_page_s_own_link_is_its_own(gateway: Gateway, search: str) -> None:
     for page in pages:
         again = gateway.get(link(page, "self")).json()
         assert again["entry"] == page["entry"]
+
+
+# --- formats and versions
+
+JSON4, JSON5, XML4 = (
+    f"application/fhir+{form}; fhirVersion={version}"
+    for form, version in (("json", "4.0"), ("json", "5.0"), ("xml", "4.0"))
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "given"),
+    [
+        ("application/fhir+json;q=0, */*", XML4),
+        ("application/json;q=0, application/*;q=0.5", XML4),
+        ("*/*, application/fhir+xml;q=0", JSON4),
+        ("*/*;q=0, application/fhir+xml", XML4),
+        ("application/json;q=0, application/fhir+json", JSON4),
+        ("application/fhir+json; fhirVersion=4.0; q=0, application/fhir+json", JSON5),
+        ("application/fhir+json; fhirVersion=3.0, application/fhir+json; fhirVersion=5.0; q=0.5", JSON5),
+        ("application/fhir+json; fhirVersion=3.0, application/fhir+xml", XML4),
+        ("application/fhir+json; fhirVersion=4.0.1", JSON4),
+        ("application/fhir+json; fhirVersion=3.0", ""),
+        ("application/fhir+json; fhirVersion=4.01", ""),
+        ("application/fhir+json; fhirVersion=4.3", ""),
+        ("application/fhir+json;q=0", ""),
+        ("application/json, application/fhir+json;q=0", ""),
+        ("*/*, application/*;q=0", ""),
+    ],
+)
+def test_what_is_refused_is_not_sent_and_what_is_not_had_is_passed_over(
+    gateway: Gateway, accept: str, given: str
+) -> None:
+    answer = gateway.get("/fhir/ImagingStudy?_count=1", headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["content-type"] if given else "") == (200 if given else 406, given)
+
+
+@pytest.mark.parametrize(
+    ("accept", "given"),
+    [
+        ("application/fhir+json; fhirVersion=4.0", ""),
+        ("application/fhir+json; fhirVersion=5.0; q=0, */*; q=0.1", XML4.replace("4.0", "5.0")),
+        ("application/fhir+json; fhirVersion=5.0; q=0, application/fhir+json", ""),
+    ],
+)
+def test_a_root_of_one_version_gives_no_other(gateway: Gateway, accept: str, given: str) -> None:
+    answer = gateway.get("/fhir/r5/ImagingStudy?_count=1", headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["content-type"] if given else "") == (200 if given else 406, given)
+
+
+@pytest.mark.parametrize(
+    ("form", "given"),
+    [
+        ("application/fhir+json; fhirVersion=3.0", ""),
+        ("application/fhir+json; fhirVersion=5.0", JSON5),
+        ("application/fhir json; fhirVersion=5.0", JSON5),
+        ("application/fhir+xml;fhirVersion=4.0", XML4),
+        ("xml", XML4),
+    ],
+)
+def test_format_names_a_version_too(gateway: Gateway, form: str, given: str) -> None:
+    answer = gateway.get("/fhir/ImagingStudy", params={"_format": form})
+    if given:
+        assert (answer.status_code, answer.headers["content-type"]) == (200, given)
+    else:
+        assert (answer.status_code, answer.json()["issue"][0]["expression"]) == (406, ["http._format"])

@@ -8,14 +8,16 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 
-from gateway.edge.negotiation import accepted
+from gateway.edge.negotiation import ranges, with_plus
 from gateway.errors import NotAcceptable
 from gateway.wire import fhirxml
 from gateway.wire.media import MediaType, parse_media_type
 
 _JSON = frozenset({"json", "application/fhir+json", "application/json", "application/json+fhir", "text/json"})
 _XML = frozenset({"xml", "application/fhir+xml", "application/xml", "application/xml+fhir", "text/xml"})
-_ANY = frozenset({"*/*", "application/*"})
+_WILDCARDS = {"*/*": 1, "application/*": 2}
+VERSIONS = ("4.0", "5.0")
+"""Of FHIR, the one that is given where none is asked for first."""
 FORMATS = ("json", "xml")
 """What `_format` takes, as the CapabilityStatement says it."""
 
@@ -48,33 +50,39 @@ class FhirFormat:
 
 def negotiated(request: Request, path_version: str | None) -> FhirFormat:
     """The path's own version, else fhirVersion in `_format` or Accept, else 4.0; JSON where either may be. `_format` wins over
-    Accept. Raises NotAcceptable for another version or format."""
-    asked = request.query_params.get("_format", "").replace(" ", "+")  # a '+' that was not percent-encoded
-    ranges = [parse_media_type(asked)] if asked else accepted(request, strict=False)
-    for range_ in ranges:
-        is_xml = _is_xml(range_)
-        if is_xml is not None:
-            return FhirFormat(_version(range_, path_version), is_xml, request.query_params.get("_pretty") == "true")
+    Accept. Raises NotAcceptable where nothing is left that is served and not refused (q=0)."""
+    asked = with_plus(request.query_params.get("_format", ""))
+    listed = [parse_media_type(asked)] if asked else ranges(request, strict=False)
+    versions = (path_version,) if path_version else VERSIONS
+    offers = [(version, is_xml) for version in versions for is_xml in (False, True)]
+    for range_ in (one for one in listed if one.quality > 0):
+        for version, is_xml in offers:
+            if _closeness(range_, version, is_xml) and not _is_refused(listed, range_, version, is_xml):
+                return FhirFormat(version, is_xml, request.query_params.get("_pretty") == "true")
     raise NotAcceptable(
-        "FHIR resources are available as application/fhir+json and application/fhir+xml",
+        "FHIR resources are available as application/fhir+json and application/fhir+xml, in fhirVersion 4.0 and 5.0, each of "
+        "which has a path of its own too",
         parameter="_format" if asked else "Accept",
     )
 
 
-def _is_xml(range_: MediaType) -> bool | None:
-    name = range_.essence.rstrip("/")
-    if name in _JSON or name in _ANY:
-        return False
-    return True if name in _XML else None
+def _closeness(range_: MediaType, version: str, is_xml: bool) -> int:
+    """How closely a range describes a format: 0 not at all, more for its own name than for another of its names or a wildcard,
+    and more with a version than without."""
+    asked, name = range_.parameters.get("fhirversion", ""), range_.essence.rstrip("/")
+    if asked and asked != version and not asked.startswith(f"{version}."):
+        return 0
+    if name == FhirFormat(version, is_xml).essence:
+        level = 4
+    else:
+        level = 3 if name in (_XML if is_xml else _JSON) else _WILDCARDS.get(name, 0)
+    return level and 2 * level + bool(asked)
 
 
-def _version(range_: MediaType, path_version: str | None) -> str:
-    asked = range_.parameters.get("fhirversion", "")[:3]
-    if not asked:
-        return path_version or "4.0"
-    if asked not in ("4.0", "5.0") or (path_version and asked != path_version):
-        raise NotAcceptable("fhirVersion 4.0 and 5.0 are served, each under its own path too", parameter="Accept")
-    return asked
+def _is_refused(listed: list[MediaType], by: MediaType, version: str, is_xml: bool) -> bool:
+    """Whether another range refuses the format in words as close as those of the one that it is asked for by."""
+    asked = _closeness(by, version, is_xml)
+    return any(one.quality <= 0 and _closeness(one, version, is_xml) >= asked for one in listed)
 
 
 def of_error(request: Request) -> FhirFormat:
