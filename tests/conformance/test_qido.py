@@ -108,6 +108,25 @@ def test_includefield_takes_lists_repetition_and_all(hospital: Small, node: str)
     assert row[described]["Value"] == ["Thorax"]
 
 
+@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("value", ["", "*", '""'])
+def test_a_key_that_matches_everything_is_returned(hospital: Small, node: str, value: str) -> None:
+    """PS3.4 C.2.2.2.3: universal matching asks for the attribute and nothing else."""
+    (row,) = hospital.rows(f"studies?StudyInstanceUID={uid(MULLER)}&StudyDescription={value}&PatientAge={value}", node)
+    assert row[tag("StudyDescription")]["Value"] == ["Thorax"]
+    assert tag("PatientAge") not in row  # it has no value
+    (row,) = hospital.rows(f"studies/{uid(MULLER)}/series?StudyDescription={value}&Rows={value}", node)
+    assert row[tag("StudyDescription")]["Value"] == ["Thorax"]
+    assert tag("Rows") not in row  # it is one of instances
+    assert len(hospital.rows(f"studies?StudyDescription={value}", node)) == 3
+
+
+@pytest.mark.parametrize("value", ["", "*"])
+def test_an_offset_that_matches_everything_is_returned(hospital: Small, value: str) -> None:
+    (row,) = hospital.rows(f"studies?StudyInstanceUID={uid(MULLER)}&TimezoneOffsetFromUTC={value}")
+    assert row[tag("TimezoneOffsetFromUTC")]["Value"] == ["+0100"]
+
+
 def test_private_attributes_come_with_their_creator(hospital: Small) -> None:
     """Also where the request does not name the creator (PS3.18 10.6.3.3)."""
     (row,) = hospital.rows(f"studies/{uid(MULLER)}/instances?InstanceNumber=1&includefield=00091001")

@@ -77,17 +77,23 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
         elif plain not in _ELSEWHERE:
             path_ = path(name)
             _add(keys, path_, value, path_name(path_), name)
-    offset = zoned.offset_of(keys[_ZONE]) if keys.get(_ZONE) else ""
-    if keys.pop(_ZONE, "") and not offset:
-        raise InvalidQuery("TimezoneOffsetFromUTC is not an offset such as +0100", parameter="TimezoneOffsetFromUTC")
     returned, everything = _returned(included)
+    offset = ""
+    if keys.get(_ZONE, "*") not in ("", "*"):
+        offset = zoned.offset_of(keys.pop(_ZONE))
+        if not offset:
+            raise InvalidQuery(
+                "TimezoneOffsetFromUTC is not an offset such as +0100", parameter="TimezoneOffsetFromUTC"
+            )
     matches = _matches(keys, Matching(**{SWITCHES[name]: _switch(options, name) for name in SWITCHES}))
+    matched = {match.path for match in matches}
+    universal = (path_ for path_ in keys if path_ not in matched)
     query = Query(
         level,
         _without_parents(matches, {(STUDY_UID,): study, (SERIES_UID,): series}),
         study=study and check_uid(study, "StudyInstanceUID"),
         series=series and check_uid(series, "SeriesInstanceUID"),
-        return_=returned,
+        return_=tuple(dict.fromkeys([*returned, *universal])),
         all_attributes=everything,
         combined_datetime=True,
     )
