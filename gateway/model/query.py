@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from gateway.errors import InvalidQuery
 from gateway.model.folding import name_words
+from gateway.model.moments import parse_offset
 from gateway.model.spans import span
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level, has_several_values, path_name, vr
 
@@ -21,6 +22,7 @@ _FORMS = {
 }
 EMPTY_VALUE = '""'
 """The key that means an attribute without a value, where that is asked for (PS3.4 C.2.2.2.7)."""
+_DASH = re.compile(r"-([0-9]{4}(?=-|$))?")
 _ROW_OF_STARS = re.compile(r"\*{2,}")
 _MULTIPLE_VRS = frozenset({"AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"})  # PS3.4 C.2.2.2.8
 _WILDCARD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
@@ -184,14 +186,17 @@ def _temporal(path: tuple[str, ...], name: str, vr_: str, raw: str) -> Match:
         raise InvalidQuery(f"{name}: a range needs at least one end", parameter=name)
     if low and high and low > high and vr_ == "DA":
         raise InvalidQuery(f"{name}: the range ends before it begins", parameter=name)
+    if vr_ == "DT" and len(high) == 4:
+        high += "1231"  # a node may take '-2025' for an offset
     return Match(path, Operator.RANGE, (low, high))
 
 
 def _split_range(vr_: str, raw: str) -> tuple[str, str, str]:
-    """(low, '-' or '', high). A DT may carry a negative offset, so only a dash that is not an offset separates."""
+    """(low, '-' or '', high). A DT may carry a negative offset, so only a dash that is not an offset separates: '-0500' is one,
+    '-2025' is the year that a range ends with."""
     if vr_ != "DT":
         return raw.partition("-")
-    separators = [m.start() for m in re.finditer("-", raw) if not re.match(r"-\d{4}(-|$)", raw[m.start() :])]
+    separators = [found.start() for found in _DASH.finditer(raw) if not found[1] or not parse_offset(f"-{found[1]}")]
     if not separators:
         return raw, "", ""
     return raw[: separators[0]], "-", raw[separators[0] + 1 :]
