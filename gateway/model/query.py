@@ -15,10 +15,11 @@ from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level,
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 # IS and DS (PS3.5 6.2), where Python would take 'nan', '1_000' and the digits of every script.
 _NUMBER = re.compile(r" *[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)? *")
+_SECONDS = r"([0-5][0-9]|60)(\.[0-9]{1,6})?"  # 60 is a leap second
 _FORMS = {
     "DA": re.compile(r"[0-9]{8}"),
-    "TM": re.compile(r"[0-9]{2}([0-9]{2}([0-9]{2}(\.[0-9]{1,6})?)?)?"),
-    "DT": re.compile(r"[0-9]{4,14}(\.[0-9]{1,6})?([+-][0-9]{4})?"),
+    "TM": re.compile(rf"[0-9]{{2}}([0-9]{{2}}({_SECONDS})?)?"),
+    "DT": re.compile(rf"[0-9]{{4}}([0-9]{{2}}){{0,4}}([+-][0-9]{{4}})?|[0-9]{{12}}{_SECONDS}([+-][0-9]{{4}})?"),
 }
 EMPTY_VALUE = '""'
 """The key that means an attribute without a value, where that is asked for (PS3.4 C.2.2.2.7)."""
@@ -203,8 +204,13 @@ def _split_range(vr_: str, raw: str) -> tuple[str, str, str]:
 
 
 def _check_moment(vr_: str, value: str, name: str) -> None:
-    """Refuses what has not the form of the VR, and a day or a time that there is not: it would match nothing at all."""
-    if not _FORMS[vr_].fullmatch(value) or span(vr_, value) is None:
+    """Refuses what has not the form of the VR, and a day, a time or an offset that there is not: it would match nothing at all."""
+    has_offset = vr_ == "DT" and value[-5:-4] in ("+", "-")
+    if (
+        not _FORMS[vr_].fullmatch(value)
+        or span(vr_, value) is None
+        or (has_offset and parse_offset(value[-5:]) is None)
+    ):
         form = {"DA": "YYYYMMDD", "TM": "HHMMSS", "DT": "YYYYMMDDHHMMSS"}[vr_]
         raise InvalidQuery(f"{name} is not a {form} value or range", parameter=name)
 

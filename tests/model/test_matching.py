@@ -62,6 +62,7 @@ def study(**values: object):
         ("StudyTime", "1015-1020", {"StudyTime": "102059.5"}, True),
         ("StudyTime", "1015-", {"StudyTime": "10"}, False),
         ("StudyTime", "101530", {"StudyTime": "101530.250"}, True),
+        ("StudyTime", "235960", {"StudyTime": "235960"}, True),
         ("AcquisitionDateTime", "2026", {"AcquisitionDateTime": "20261231235959"}, True),
         ("AcquisitionDateTime", "202602", {"AcquisitionDateTime": "20260228235959.5"}, True),
         ("AcquisitionDateTime", "202602", {"AcquisitionDateTime": "20260301"}, False),
