@@ -112,3 +112,19 @@ def test_format_names_a_version_too(gateway: Gateway, form: str, given: str) -> 
         assert (answer.status_code, answer.headers["content-type"]) == (200, given)
     else:
         assert (answer.status_code, answer.json()["issue"][0]["expression"]) == (406, ["http._format"])
+
+
+# --- how much
+
+
+@pytest.mark.parametrize("search", ["ImagingStudy?", "Patient?name=Doe&", "Endpoint?"])
+@pytest.mark.parametrize("total", ["none", "estimate", "accurate"])
+def test_who_asks_for_the_count_alone_is_given_it(gateway: Gateway, search: str, total: str) -> None:
+    """Whatever _total says: `none` only means that there is no need to count."""
+    bundle = gateway.get(f"/fhir/{search}_summary=count&_total={total}").json()
+    assert (bundle["total"], "entry" in bundle) == (1 if search == "Endpoint?" else 5, False)
+
+
+@pytest.mark.parametrize("search", ["ImagingStudy?", "Patient?name=Doe&", "Endpoint?"])
+def test_who_needs_no_total_is_given_none(gateway: Gateway, search: str) -> None:
+    assert "total" not in gateway.get(f"/fhir/{search}_total=none").json()

@@ -117,7 +117,7 @@ def respond(
         [listing.shown.of(one) for one in page.items],
         included,
         outcome_of(issues, listing.ignored),
-        None if issues or listing.total == "none" else page.total,
+        page.total if listing.shown.needs_total(listing.total) and not issues else None,
         listing.cursor,
         page.next,
     ).bundle(asked)

@@ -58,6 +58,10 @@ class Shown:
     summary: str = "false"
     elements: frozenset[str] = frozenset()
 
+    def needs_total(self, total: str) -> bool:
+        """Whether how many there are is to be said, `total` being what _total says: a count alone is nothing without it."""
+        return self.summary == "count" or total != "none"
+
     def check(self) -> None:
         """Raises InvalidQuery when both are asked for: they contradict each other."""
         if self.elements and self.summary != "false":

@@ -119,7 +119,7 @@ def _searchset(asked: FhirRequest, search: StudySearch, page: Page, issues: Sequ
 
 
 def _total(search: StudySearch, page: Page, issues: Sequence[Issue]) -> int | None:
-    return page.total if search.total != "none" and not issues else None
+    return page.total if search.shown.needs_total(search.total) and not issues else None
 
 
 def _estimated() -> Mapping[str, object]:
