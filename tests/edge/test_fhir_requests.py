@@ -128,3 +128,23 @@ def test_who_asks_for_the_count_alone_is_given_it(gateway: Gateway, search: str,
 @pytest.mark.parametrize("search", ["ImagingStudy?", "Patient?name=Doe&", "Endpoint?"])
 def test_who_needs_no_total_is_given_none(gateway: Gateway, search: str) -> None:
     assert "total" not in gateway.get(f"/fhir/{search}_total=none").json()
+
+
+@pytest.mark.parametrize(
+    ("included", "kinds"),
+    [
+        ("_include:iterate=Endpoint:organization", ()),
+        ("_include:iterate=Endpoint:organization:Organization&_include=ImagingStudy:patient", ("Patient",)),
+        ("_include=ImagingStudy:endpoint&_include:iterate=Endpoint:organization", ("Endpoint", "Organization")),
+        ("_include:iterate=Endpoint:organization&_include=ImagingStudy:endpoint", ("Endpoint", "Organization")),
+        ("_include:iterate=ImagingStudy:endpoint&_include:iterate=Endpoint:organization", ("Endpoint", "Organization")),
+        ("_include=*&_include:iterate=Endpoint:organization", ("Endpoint", "Organization", "Patient")),
+    ],
+)
+def test_what_included_resources_refer_to_comes_with_those_that_refer_to_it(
+    gateway: Gateway, included: str, kinds: tuple[str, ...]
+) -> None:
+    bundle = gateway.get(f"/fhir/ImagingStudy?{included}").json()
+    everything = ("Endpoint", "Organization", "Patient")
+    assert tuple(kind for kind in everything if of_kind(bundle, kind)) == kinds
+    assert len(of_kind(bundle, "ImagingStudy")) == 5

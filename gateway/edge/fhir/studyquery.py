@@ -75,6 +75,8 @@ async def parse(
                 raise
             search.ignored.append(text)
     search.used = [(name, raw) for name, raw in search.used if name != "_cursor"]
+    if "Endpoint" not in search.includes:  # nothing that is there refers to what they refer to
+        search.includes -= set(ITERATED.values())
     search.shown.check()
     search.check_repeated(studykeys.BELOW)
     return search
