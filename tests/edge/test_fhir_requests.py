@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
 from tests.running import Gateway, files_node
-from tests.specimens import specimen
+from tests.specimens import specimen, uid
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +151,32 @@ def test_what_included_resources_refer_to_comes_with_those_that_refer_to_it(
     everything = ("Endpoint", "Organization", "Patient")
     assert tuple(kind for kind in everything if of_kind(bundle, kind)) == kinds
     assert len(of_kind(bundle, "ImagingStudy")) == 5
+
+
+# --- accession numbers
+
+
+@pytest.mark.parametrize(
+    "said", [{"LocalNamespaceEntityID": "RIS"}, {"UniversalEntityID": "1.2.3.4", "UniversalEntityIDType": "ISO"}]
+)
+@pytest.mark.parametrize("key", ["identifier", "based-on:identifier", "basedon:identifier"])
+def test_an_accession_number_is_found_under_every_name_of_its_issuer(
+    tmp_path: Path, said: dict[str, str], key: str
+) -> None:
+    item = Dataset()
+    for keyword, value in said.items():
+        setattr(item, keyword, value)
+    specimen(tmp_path, "P", "s", AccessionNumber="ACC", IssuerOfAccessionNumberSequence=Sequence([item]))
+    names = [{"issuer": "RIS", "oid": "1.2.3.4", "uri": "https://ris.example/accession"}]
+    with Gateway([files_node("disk", tmp_path, patient_id_issuer="I", issuers=names)]) as gateway:
+        for system in ("https://ris.example/accession", "urn:oid:1.2.3.4"):
+            assert of_kind(found(gateway, key, f"{system}|ACC"), "ImagingStudy") == [uid("s")], system
+        for system in ("https://other.example", "urn:oid:1.2.3.5", ""):
+            assert of_kind(found(gateway, key, f"{system}|ACC"), "ImagingStudy") == [], system
+
+
+def found(gateway: Gateway, key: str, value: str) -> dict[str, Any]:
+    answer = gateway.get("/fhir/ImagingStudy", params={key: value})
+    assert answer.status_code == 200, answer.text
+    bundle: dict[str, Any] = answer.json()
+    return bundle

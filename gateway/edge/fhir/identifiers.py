@@ -104,6 +104,10 @@ class Issuers:
             found.append(unquote(system.removeprefix(_ISSUER_PREFIX)))
         return tuple(dict.fromkeys(filter(None, found)))
 
+    def are_same(self, one: str, other: str) -> bool:
+        """Whether two systems mean the same authority; '' is none."""
+        return one == other or not set(self.issuers(one)).isdisjoint(self.issuers(other))
+
 
 def declared(pairs: Iterable[tuple[str, str]]) -> Issuers:
     """Issuers from (issuer, system) pairs; the first system of an issuer is the one shown."""

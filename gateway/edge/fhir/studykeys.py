@@ -80,11 +80,13 @@ def _add_typed_identifiers(criteria: Criteria, values: list[str]) -> None:
 
 
 def _has_identifier(renderer: Renderer, found: Found, wanted: set[tuple[str | None, str]]) -> bool:
-    for identifier in renderer.identifiers(found):
-        pairs = {(identifier.get("system", ""), identifier["value"]), (None, identifier["value"])}
-        if pairs & wanted:
-            return True
-    return False
+    """An issuer is known by each of its names, whichever the study has."""
+    same = renderer.issuers.are_same
+    return any(
+        value == held["value"] and (system is None or same(system, held.get("system", "")))
+        for held in renderer.identifiers(found)
+        for system, value in wanted
+    )
 
 
 async def _order(criteria: Criteria, values: list[str], modifier: str, parameter: str) -> None:
