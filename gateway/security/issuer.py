@@ -152,6 +152,10 @@ class Issuer:
             return
         finally:
             self._tried = self._clock()
+        if not keys:
+            log().warning(
+                "issuer", operation="keys", outcome="empty", reason="the issuer has no keys: every token is refused"
+            )
         if self._keys is None or (raw, metadata) != self._raw:
             self._keys, self._raw = IssuerKeys(keys, metadata), (raw, metadata)
         self._fetched, self._failing = self._clock(), False
@@ -204,12 +208,13 @@ def _may_be_fetched(url: object, issuer: str) -> bool:
 
 
 def _usable(raw: Any) -> tuple[RSAKey | ECKey | OKPKey, ...]:
-    """The public keys of a JWK Set that may verify; the others are passed over, one by one (RFC 7517 5)."""
+    """The public keys of a JWK Set that may verify; the others are passed over, one by one (RFC 7517 5). An empty set is one: the
+    issuer has withdrawn its keys. One in which no key is of use is rather a mistake, and is not believed."""
     listed = raw.get("keys") if isinstance(raw, dict) else None
     if not isinstance(listed, list):
         raise _UntrustedError("the answer is not a JWK Set")
     keys = tuple(key for key in map(_imported, listed) if key is not None)
-    if not keys:
+    if listed and not keys:
         raise _UntrustedError("the JWK Set has no key that verifies signatures")
     return keys
 

@@ -393,6 +393,28 @@ async def test_a_key_set_without_usable_keys_does_not_replace_one_that_has(issue
         assert (await identity.caller(issuer.bearer(sub="dr-b"))).subject == "dr-b"
 
 
+async def test_an_empty_key_set_is_an_answer_no_token_is_verified_until_there_are_keys_again(issuer):
+    """RFC 7517 5: an issuer may have no keys. One that withdraws all of them is believed at once."""
+    clock = Clock()
+    async with identity_of(issuer, clock=clock) as identity:
+        assert (await identity.caller(issuer.bearer())).subject == "dr-a"
+        known = issuer.bearer()
+        await identity.caller(known)
+        issuer.jwks = {"keys": []}
+        clock.seconds += 601
+        for token in (known, issuer.bearer(sub="dr-b")):
+            await refusal(identity, token)
+        issuer.jwks = None
+        clock.seconds += 31
+        assert (await identity.caller(known)).subject == "dr-a"
+
+
+async def test_an_issuer_without_keys_from_the_start_refuses_tokens_and_is_there(issuer):
+    issuer.jwks = {"keys": []}
+    async with identity_of(issuer) as identity:
+        await refusal(identity, issuer.bearer())
+
+
 async def test_a_redirect_of_the_issuer_is_not_followed(issuer):
     issuer.status = 302
     async with identity_of(issuer) as identity:
