@@ -19,6 +19,7 @@ JSON = "application/json"
 OCTETS = "application/octet-stream"
 MULTIPART = "multipart/related"
 IMAGE_TYPES = ("image/jpeg", "image/jls", "image/jp2", "image/jpx", "image/jphc", "image/jxl", "image/dicom-rle")
+_ALONE, _IN_PARTS = MediaType("application", "dicom"), MediaType("multipart", "related", {"type": DICOM})
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "*"})
 _PLUS = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
 FRAME_TYPES = (OCTETS, *IMAGE_TYPES, "video/mpeg", "video/mp4", "video/mpeg2")
@@ -72,9 +73,13 @@ def instances(request: Request, *, strict: bool, one_instance: bool) -> DicomAcc
     """How a study, series or instance goes out. Raises NotAcceptable; single part is for one instance only (PS3.18 10.4.4)."""
     single_part: bool | None = None
     syntaxes: list[str] = []
-    for range_ in accepted(request, strict=strict):
-        is_single = range_.essence == DICOM and one_instance
-        if is_single or _takes_dicom_parts(range_):
+    listed = ranges(request, strict=strict)
+    refused = [one for one in listed if one.quality <= 0 and "transfer-syntax" not in one.parameters]
+    for range_ in (one for one in listed if one.quality > 0):
+        takes_any = range_.essence == "*/*" and _is_refused(_IN_PARTS, range_, refused)
+        is_single = one_instance and (range_.essence == DICOM or takes_any)
+        is_taken = is_single or _takes_dicom_parts(range_)
+        if is_taken and not _is_refused(_ALONE if is_single else _IN_PARTS, range_, refused):
             single_part = is_single if single_part is None else single_part
             if is_single == single_part:
                 syntaxes.append(_transfer_syntax(range_))
@@ -82,6 +87,12 @@ def instances(request: Request, *, strict: bool, one_instance: bool) -> DicomAcc
         return DicomAccept(single_part, tuple(dict.fromkeys(syntaxes)))
     offer = f'{MULTIPART}; type="{DICOM}"' + (f" or {DICOM}" if one_instance else "")
     raise NotAcceptable(f"this resource is available as {offer}", parameter="Accept")
+
+
+def _is_refused(offer: MediaType, by: MediaType, refused: list[MediaType]) -> bool:
+    """Whether one of these describes the offer as closely as the range that takes it (RFC 9110 12.5.1)."""
+    closeness = by.takes(offer) or 1
+    return any(one.takes(offer) >= closeness for one in refused)
 
 
 def _takes_dicom_parts(range_: MediaType) -> bool:

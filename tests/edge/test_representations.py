@@ -138,3 +138,32 @@ def test_whatever_is_asked_is_answered_or_refused(
             assert ask()
         except (NotAcceptable, InvalidQuery):
             continue
+
+
+PARTS, ALONE = 'multipart/related; type="application/dicom"', "application/dicom"
+
+
+@pytest.mark.parametrize(
+    ("accept", "of_one", "of_many"),
+    [
+        ("multipart/related;q=0, */*", ALONE, None),
+        (f"{PARTS};q=0, */*", ALONE, None),
+        ("multipart/*;q=0, multipart/related", PARTS, PARTS),
+        (f"*/*;q=0, {PARTS}", PARTS, PARTS),
+        (f"{PARTS};q=0, multipart/related", None, None),
+        (f"{PARTS};q=0, {ALONE}", ALONE, None),
+        (f"{ALONE};q=0, */*", PARTS, PARTS),
+        (f"{PARTS};q=0, {ALONE};q=0, */*", None, None),
+        (f"{PARTS}; transfer-syntax=1.2.840.10008.1.2.4.90; q=0, {PARTS}", PARTS, PARTS),
+        ('multipart/related; type="application/octet-stream"; q=0, */*', PARTS, PARTS),
+    ],
+)
+def test_instances_do_not_go_out_as_what_is_refused(accept: str, of_one: str | None, of_many: str | None) -> None:
+    scope = {"type": "http", "query_string": b"", "headers": [(b"accept", accept.encode())]}
+    for one_instance, form in ((True, of_one), (False, of_many)):
+        if form is None:
+            with pytest.raises(NotAcceptable):
+                negotiation.instances(Request(scope), strict=False, one_instance=one_instance)
+        else:
+            found = negotiation.instances(Request(scope), strict=False, one_instance=one_instance)
+            assert found.single_part is (form == ALONE)
