@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 from tests.bench.processes import Server, gateway
-from tests.lifecycle.conftest import Hospitals, Stream
+from tests.lifecycle.conftest import Hospitals, Stream, eventually
 
 
 def audited(served: Server) -> list[dict[str, Any]]:
@@ -17,6 +17,7 @@ def audited(served: Server) -> list[dict[str, Any]]:
 def test_a_stream_that_is_killed_with_its_process_has_begun_in_the_audit(hospitals: Hospitals) -> None:
     with gateway([hospitals.node("large", hospitals.large)]) as served:
         stream = Stream(served, f"/dicom-web/studies/{hospitals.large_study}")
+        eventually(lambda: audited(served))
         served.process.send_signal(signal.SIGKILL)
         served.process.wait(30)
         stream.close()
