@@ -363,6 +363,25 @@ async def test_broken_and_foreign_files_are_counted_and_skipped(empty):
     assert (await node.probe()).details == {"files held": "1", "files skipped": "4"}
 
 
+async def test_a_name_that_is_no_utf8_hides_nothing(empty):
+    node, directory = empty
+    (directory / "a.dcm").write_bytes(instance(uid="1.1"))
+    named = Path(os.fsdecode(os.fsencode(directory) + b"/M\xfcller.dcm"))
+    named.write_bytes(whole := instance(uid="1.2"))
+    broken = Path(os.fsdecode(os.fsencode(directory) + b"/M\xfcll.dcm"))
+    broken.write_bytes(whole[:-50])
+    os.utime(broken, (1, 1))
+    assert len((await find(node, Level.IMAGE))[0]) == 2
+    assert [await collected(part) async for part in node.retrieve(Ref("1.2.3", None, "1.2"))] == [whole]
+    assert (await node.probe()).details == {"files held": "2", "files skipped": "1"}
+    assert [told.failure async for told in node.store(parts_of(whole, instance(uid="1.2", PatientName="Other")))] == [
+        0,
+        0x0111,
+    ]
+    named.unlink()
+    assert len((await find(node, Level.IMAGE))[0]) == 1
+
+
 async def test_a_file_that_is_half_written_now_is_found_when_it_is_whole(empty):
     node, directory = empty
     whole = instance(PixelData=b"\0" * 5000)

@@ -32,11 +32,11 @@ from gateway.model.vocabulary import (
 )
 from gateway.model.vocabulary import path as path_of
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE held (
-    path TEXT PRIMARY KEY, mtime INTEGER, size INTEGER, study TEXT, series TEXT, instance TEXT, patient TEXT,
+    path BLOB PRIMARY KEY, mtime INTEGER, size INTEGER, study TEXT, series TEXT, instance TEXT, patient TEXT,
     issuer TEXT, study_date TEXT, modality TEXT, sop_class TEXT, transfer_syntax TEXT, attributes BLOB
 );
 CREATE INDEX held_order ON held (study, issuer, patient, series, instance, path);
@@ -44,7 +44,7 @@ CREATE INDEX held_patient ON held (patient);
 CREATE INDEX held_date ON held (study_date);
 CREATE INDEX held_series ON held (series);
 CREATE INDEX held_instance ON held (instance);
-CREATE TABLE skipped (path TEXT PRIMARY KEY, mtime INTEGER, size INTEGER);
+CREATE TABLE skipped (path BLOB PRIMARY KEY, mtime INTEGER, size INTEGER);
 """
 _COLUMNS = (
     "path, mtime, size, study, series, instance, patient, issuer, study_date, modality, sop_class, transfer_syntax"
@@ -56,7 +56,10 @@ _FEW = 200
 
 
 class Index:
-    """One SQLite file. Everything blocks; each call opens a connection of its own, so any thread may call."""
+    """One SQLite file. Everything blocks; each call opens a connection of its own, so any thread may call.
+
+    Paths are kept as the bytes that they are: a name need not be UTF-8, and then is no text for SQLite.
+    """
 
     def __init__(self, file: Path, settings: dict[str, str]) -> None:
         """`settings` are what the content depends on: an index made under others is thrown away."""
@@ -99,7 +102,7 @@ class Index:
             rows = connection.execute(
                 "SELECT path, mtime, size FROM held UNION ALL SELECT path, mtime, size FROM skipped"
             )
-            return {path: (mtime, size) for path, mtime, size in rows}
+            return {os.fsdecode(path): (mtime, size) for path, mtime, size in rows}
 
     def update(self, read: Iterable[Held], refused: Iterable[tuple[str, Stamp]], gone: Iterable[str]) -> None:
         """Takes in what a scan found, all or nothing."""
@@ -108,7 +111,7 @@ class Index:
                 _forget(connection, path)
             for path, stamp in refused:
                 _forget(connection, path)
-                connection.execute("INSERT INTO skipped VALUES (?, ?, ?)", (path, *stamp))
+                connection.execute("INSERT INTO skipped VALUES (?, ?, ?)", (os.fsencode(path), *stamp))
             for held in read:
                 _forget(connection, held.path)
                 connection.execute(f"INSERT INTO held VALUES ({', '.join('?' * 13)})", _row_of(held))  # noqa: S608
@@ -116,7 +119,7 @@ class Index:
     def holds(self, path: str) -> bool:
         """Whether an instance is known to be in this file."""
         with closing(self._connect()) as connection:
-            return connection.execute("SELECT 1 FROM held WHERE path = ?", (path,)).fetchone() is not None
+            return connection.execute("SELECT 1 FROM held WHERE path = ?", (os.fsencode(path),)).fetchone() is not None
 
     def counts(self) -> tuple[int, int]:
         """(files held, files skipped)."""
@@ -143,7 +146,7 @@ class Index:
         """The file that holds a SOP Instance UID, whoever's it is."""
         with closing(self._connect()) as connection:
             row = connection.execute("SELECT min(path) FROM held WHERE instance = ?", (uid,)).fetchone()
-            return Path(row[0]) if row[0] else None
+            return Path(os.fsdecode(row[0])) if row[0] else None
 
     def rows(self, query: NativeQuery, found: Conditions) -> Generator[list[Dataset], None, None]:
         """The rows of the query's level, a few at a time, one more than the limit when there are more."""
@@ -160,20 +163,21 @@ class Index:
 
 
 def _forget(connection: sqlite3.Connection, path: str) -> None:
-    connection.execute("DELETE FROM held WHERE path = ?", (path,))
-    connection.execute("DELETE FROM skipped WHERE path = ?", (path,))
+    name = os.fsencode(path)
+    connection.execute("DELETE FROM held WHERE path = ?", (name,))
+    connection.execute("DELETE FROM skipped WHERE path = ?", (name,))
 
 
 def _row_of(held: Held) -> tuple[Any, ...]:
     return (
-        held.path, *held.stamp, held.study, held.series, held.instance, held.patient, held.issuer, held.study_date,
+        os.fsencode(held.path), *held.stamp, held.study, held.series, held.instance, held.patient, held.issuer, held.study_date,
         held.modality, held.sop_class, held.transfer_syntax, held.attributes,
     )  # fmt: skip
 
 
 def _held_of(row: tuple[Any, ...]) -> Held:
     path, mtime, size, *others = row
-    return Held(path, (mtime, size), *others)
+    return Held(os.fsdecode(path), (mtime, size), *others)
 
 
 @dataclass(frozen=True, slots=True)
