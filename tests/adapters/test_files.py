@@ -382,6 +382,14 @@ async def test_a_name_that_is_no_utf8_hides_nothing(empty):
     assert len((await find(node, Level.IMAGE))[0]) == 1
 
 
+async def test_what_is_no_regular_file_is_not_waited_for(empty):
+    node, directory = empty
+    (directory / "a.dcm").write_bytes(instance())
+    os.mkfifo(directory / "pipe.dcm")
+    async with asyncio.timeout(5):
+        assert len((await find(node, Level.IMAGE))[0]) == 1
+
+
 async def test_a_file_that_is_half_written_now_is_found_when_it_is_whole(empty):
     node, directory = empty
     whole = instance(PixelData=b"\0" * 5000)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 import orjson
 
@@ -60,7 +61,8 @@ class Listing:
 
 
 def listing(directory: Path) -> Listing:
-    """Every file that may be a DICOM instance. Hidden files and DICOMDIR are none. Raises OSError for the root only."""
+    """Every file that may be a DICOM instance. Hidden files and DICOMDIR are none, nor are pipes, sockets and devices, which
+    would be waited for without an end. Raises OSError for the root only."""
     found = Listing({}, [])
     root = directory.stat()
     seen = {(root.st_dev, root.st_ino)}
@@ -85,9 +87,9 @@ def _list_one(directory: str, files: dict[str, Stamp], seen: set[tuple[int, int]
                 continue
             try:
                 status = entry.stat()
-                if not entry.is_dir():
+                if S_ISREG(status.st_mode):
                     files[entry.path] = (status.st_mtime_ns, status.st_size)
-                elif (status.st_dev, status.st_ino) not in seen:
+                elif entry.is_dir() and (status.st_dev, status.st_ino) not in seen:
                     seen.add((status.st_dev, status.st_ino))
                     subdirectories.append(entry.path)
             except OSError:
