@@ -12,6 +12,7 @@ from typing import Any, cast
 import pydicom
 from pydicom import config
 from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.errors import BytesLengthException
 from pydicom.sequence import Sequence as Items
 from pydicom.valuerep import DSfloat
 from pydicom.values import convert_SQ
@@ -35,10 +36,11 @@ LONG_VALUE = 64 * 1024
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _PIXEL_REPRESENTATION = 0x00280103
 _PIXELS = frozenset({PIXEL_DATA, "7FE00008", "7FE00009"})
-_BROKEN = (
+BROKEN = (
     ValueError, OSError, EOFError, struct.error, LookupError, TypeError, AttributeError, ArithmeticError,
-    NotImplementedError, RecursionError,
+    NotImplementedError, RecursionError, BytesLengthException,
 )  # fmt: skip
+"""What pydicom makes of broken bytes."""
 
 
 def to_json(
@@ -132,7 +134,7 @@ class _Writer:
                 continue
             try:
                 written[tag] = self._attribute(scope, tag, element)
-            except _BROKEN:
+            except BROKEN:
                 written[tag] = self._damaged(scope, tag, element)
         return written
 

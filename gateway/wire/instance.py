@@ -19,7 +19,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 
 from gateway.model.dataset import Dataset
 from gateway.wire import valuefields
-from gateway.wire.dicomjson import LONG_VALUE, element_at, sequence_items, to_json
+from gateway.wire.dicomjson import BROKEN, LONG_VALUE, element_at, sequence_items, to_json
 from gateway.wire.elements import UNDEFINED, Encoding, Part10Error, read_header
 from gateway.wire.filemeta import guessed_syntax
 from gateway.wire.frames import (
@@ -42,10 +42,7 @@ _GROUPS = (b"\2\0", b"\x08\0", b"\0\x08")
 _END_OF_SEQUENCE = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _IN_MEMORY = 8 << 20
 MAX_INFLATED = 4 << 30
-_BROKEN = (
-    ValueError, OSError, EOFError, struct.error, zlib.error, LookupError, TypeError, AttributeError, ArithmeticError,
-    NotImplementedError, RecursionError,
-)  # fmt: skip
+_BROKEN = (*BROKEN, zlib.error)
 
 
 class BulkValue(NamedTuple):

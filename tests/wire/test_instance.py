@@ -323,3 +323,15 @@ def test_a_damaged_file_is_read_or_refused_but_never_anything_else(seed, name):
                 frame(instance, number)
     except Part10Error:
         return
+
+
+def test_a_character_set_that_is_no_text_breaks_its_file_or_its_sequence_and_nothing_else():
+    """pydicom looks at (0008,0005) while it reads, and has an exception of its own for a length that does not fit."""
+    no_text = b"\x08\0\x05\0FD\x06\0ISO_IR"
+    with pytest.raises(Part10Error):
+        open_instance(io.BytesIO(bytes(128) + b"DICM" + no_text))
+    item = b"\xfe\xff\0\xe0\x0e\0\0\0" + no_text
+    sequence = b"\x08\0\x15\x11SQ\0\0" + len(item).to_bytes(4, "little") + item
+    study = b"\x20\0\x0d\0UI\x04\0" + b"1.2\0"
+    with open_instance(io.BytesIO(bytes(128) + b"DICM" + sequence + study)) as instance:
+        assert instance.metadata(str)["0020000D"]["Value"] == ["1.2"]
