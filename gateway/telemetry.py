@@ -64,7 +64,8 @@ def place_of(error: BaseException) -> str:
 
 
 class Lines:
-    """A file for lines: what one turn of the event loop writes leaves at its end, in one call; outside a loop at once.
+    """A file for lines: what one turn of the event loop writes leaves at its end, in one call; outside a loop at once. What the
+    file does not take is lost, and nobody who logs hears of it.
 
     Each call hands the interpreter to another thread for a while, which a line per request would wait for.
     """
@@ -97,8 +98,11 @@ class Lines:
             while self._waiting:
                 lines.append(self._waiting.popleft())
         if lines:
-            self._file.write(b"".join(lines))
-            self._file.flush()
+            with suppress(
+                OSError, ValueError
+            ):  # a full disk, or nobody who reads: to tell of it would be one more line
+                self._file.write(b"".join(lines))
+                self._file.flush()
 
 
 def configure(level: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
 import io
 import json
 import os
@@ -223,6 +224,29 @@ async def test_the_lines_of_one_turn_of_the_loop_leave_together_and_those_of_a_t
 
     await asyncio.to_thread(in_a_thread)
     assert written == [b"1\n2\n", b"3\n"]
+
+
+async def test_lines_that_cannot_be_written_are_lost_and_make_no_more_of_them() -> None:
+    """asyncio logs what a callback raises, and to write that is such a callback again."""
+    tried: list[bytes] = []
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            tried.append(bytes(data))
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    lines_ = telemetry.Lines(Full())
+
+    def another_line(*_: Any) -> None:
+        lines_.write(b"an exception in a callback\n")
+        lines_.flush()
+
+    asyncio.get_running_loop().set_exception_handler(another_line)
+    another_line()
+    await asyncio.sleep(0.05)
+    assert len(tried) == 1
+    await asyncio.to_thread(another_line)
+    assert len(tried) == 2
 
 
 def test_a_line_is_written_though_the_loop_that_was_to_write_it_has_ended() -> None:
