@@ -77,6 +77,7 @@ class Telemetry:
             return
         scope["query_string"] = in_ascii(scope["query_string"])
         exchange = Exchange(sent(scope, b"traceparent"))
+        is_head = scope["method"] == "HEAD"
         freshness.begin()
 
         async def observe(message: Message) -> None:
@@ -84,7 +85,10 @@ class Telemetry:
                 told = exchange.begins(message["status"], route_name(scope))
                 message = {**message, "headers": [*message.get("headers", ()), *told, *self._headers]}
             elif message["type"] == "http.response.body":
-                exchange.sends(len(message.get("body", b"")), is_last=not message.get("more_body"))
+                size = (
+                    0 if is_head else len(message.get("body", b""))
+                )  # the server keeps the body of an answer to HEAD back
+                exchange.sends(size, is_last=not message.get("more_body"))
             await send(message)
 
         try:

@@ -129,6 +129,18 @@ def test_what_a_node_gives_and_what_a_caller_gets_is_counted_in_bytes(
     assert more[key("gateway_response_bytes_total", route="retrieve")] > size
 
 
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "made anew"])
+def test_an_answer_to_head_counts_no_byte_of_the_body_that_it_does_not_have(gateway: Gateway, is_kept: bool) -> None:
+    path, headers = "/dicom-web/studies?node=m-disk&PatientSex=F", {"Accept-Encoding": "identity"}
+    gateway.get(path)
+    headers |= {} if is_kept else {"Cache-Control": "no-cache"}
+    bytes_sent = key("gateway_response_bytes_total", route="search")
+    before = samples(gateway)[bytes_sent]
+    answer = gateway.client.head(path, headers=headers)
+    assert int(answer.headers["content-length"]) > 0
+    assert samples(gateway)[bytes_sent] == before
+
+
 def test_no_caller_can_make_a_label(gateway: Gateway) -> None:
     """Unknown nodes, paths, methods and ids: whatever is sent, only names that are known here come out."""
     for path in (
