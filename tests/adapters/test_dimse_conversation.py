@@ -7,12 +7,26 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from pydicom.dataset import Dataset
 from pynetdicom.presentation import build_context
 
+from gateway.adapters.dimse.associations import Response
 from gateway.adapters.dimse.channel import Left
 from gateway.adapters.dimse.connection import Connection, Late, Lost
 from gateway.adapters.dimse.conversation import MAX_COMMAND, Aborted, Conversation
-from gateway.adapters.dimse.messages import COMMAND, LAST, BadMessage, Service, command_of, pdu, pdus, request
+from gateway.adapters.dimse.messages import (
+    COMMAND,
+    EXPLICIT,
+    IMPLICIT,
+    LAST,
+    BadMessage,
+    Service,
+    command_of,
+    encoded_identifier,
+    pdu,
+    pdus,
+    request,
+)
 from gateway.adapters.dimse.negotiation import Accepted
 from gateway.adapters.dimse.receiving import SUCCESS, Sink
 
@@ -202,3 +216,15 @@ def test_what_came_is_acknowledged_before_more_is_waited_for():
                 connection.fill(time.monotonic() + 0.01)
             assert is_prompt()
         connection.close(0)
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
+def test_a_row_that_is_cut_short_is_no_row_and_nobody_else_s(syntax):
+    named = Dataset()
+    named.PatientID = "47114712"
+    whole = encoded_identifier(named, syntax)
+    for padding in (b"", b"\0\0"):
+        assert Response(0xFF00, 0, whole + padding, syntax).identifier() == named
+    named.StudyID = "1"
+    for cut in (whole[:-4], encoded_identifier(named, syntax)[: len(whole) + 5]):
+        assert Response(0xFF00, 0, cut, syntax).identifier() is None

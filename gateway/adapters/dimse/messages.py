@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from io import BytesIO
 
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
+
+from gateway.wire.elements import UNDEFINED
 
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 P_DATA, A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 0x04, 0x05, 0x06, 0x07
@@ -169,8 +172,15 @@ def pdu(context_id: int, control: int, piece: bytes) -> bytes:
 
 
 def identifier_of(data_set: bytes, transfer_syntax: str) -> Dataset:
-    """An identifier from its bytes. Raises whatever broken ones provoke in pydicom."""
-    return read_dataset(BytesIO(data_set), transfer_syntax == IMPLICIT, True)
+    """An identifier from its bytes. Raises BadMessage for one that is cut short, and whatever broken ones provoke in pydicom."""
+    identifier = read_dataset(BytesIO(data_set), transfer_syntax == IMPLICIT, True)
+    last = next(reversed(list(identifier.values())), None)
+    # pydicom takes what is left for the last value, and half of an id may be another patient's.
+    if isinstance(last, RawDataElement) and last.length != UNDEFINED:
+        end = last.value_tell + last.length
+        if end > len(data_set) or data_set[end:].strip(b"\0"):
+            raise BadMessage("an identifier that is cut short")
+    return identifier
 
 
 def encoded_identifier(identifier: Dataset, transfer_syntax: str) -> bytes:
