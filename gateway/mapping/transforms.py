@@ -102,10 +102,13 @@ _REPRESENTATION = (
 
 
 def _patient_name(record: Record) -> str | None:
-    """The official name of a Patient, else the first; all component groups where names are marked so (ISO 21090)."""
+    """The official name of a Patient, else the first that is not an old one; all component groups where names are marked so
+    (ISO 21090)."""
     names = list(record.children("name"))
-    official = [name for name in names if name.value("use") == "official"]
-    groups = {_group(name): _human_name(name) or "" for name in reversed(official or names)}
+    uses = [name.value("use") for name in names]
+    official = [name for name, use in zip(names, uses, strict=True) if use == "official"]
+    current = [name for name, use in zip(names, uses, strict=True) if use not in ("old", "maiden")]
+    groups = {_group(name): _human_name(name) or "" for name in reversed(official or current or names)}
     ordered = "=".join(groups.get(kind, "") for kind in ("ABC", "IDE", "SYL")).rstrip("=")
     return ordered or groups.get(None)
 

@@ -71,6 +71,11 @@ def written(family: str, code: str) -> dict:
     [
         ([{"family": "Old"}, {"use": "official", "family": "New"}], "New"),
         ([{"family": "First"}, {"family": "Second"}], "First"),
+        (
+            [{"use": "maiden", "family": "Born"}, {"use": "old", "family": "Old"}, {"use": "usual", "family": "New"}],
+            "New",
+        ),
+        ([{"use": "old", "family": "Old"}], "Old"),
         ([written("Yamada", "ABC"), written("山田", "IDE"), written("やまだ", "SYL")], "Yamada=山田=やまだ"),
         ([written("山田", "IDE")], "=山田"),
         ([], None),
