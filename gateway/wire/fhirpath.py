@@ -1,4 +1,4 @@
-"""The part of FHIRPath that mappings live on, as plain functions: navigation, where, exists, first, resolve, |, =.
+"""The part of FHIRPath that mappings live on, as plain functions: navigation, where, exists, empty, first, resolve, |, =.
 
 fhirpathpy interprets the same at fifty times the cost, and is asked for everything else. Unions keep their order here.
 """
@@ -78,6 +78,7 @@ def _function(node: _Node) -> Function:
         return _where(_expression(parameters[0]))
     simple: dict[str, Function] = {
         "exists": lambda items, resolve: [bool(items)],
+        "empty": lambda items, resolve: [not items],
         "first": lambda items, resolve: items[:1],
         "resolve": lambda items, resolve: resolve(items),
     }

@@ -185,6 +185,23 @@ def test_the_patients_id_and_its_issuer_come_from_the_same_identifier():
     assert fhir().row(given, Level.STUDY).patient == PatientKey("HOSPITAL", "8")
 
 
+@pytest.mark.parametrize("format_", ["fhir-r4", "fhir-r5", "fhir-stu3", "mii-bildgebung"])
+def test_a_number_that_a_patient_no_longer_has_does_not_name_them(format_):
+    """FHIR's `old`: no longer valid, or never was. After two records were put together, the number that is gone is one."""
+    number = {"type": {"coding": [{"code": "MR"}]}, "system": "urn:x:mr"}
+    patient = {"resourceType": "Patient", "identifier": [
+        {**number, "use": "old", "value": "1"}, {**number, "use": "usual", "value": "2"}
+    ]}  # fmt: skip
+    subject = "patient" if format_ == "fhir-stu3" else "subject"
+    given = {**study().resource, "uid": "urn:oid:2.25.1", subject: {"reference": "Patient/1"}}
+    reader = Reader(SHIPPED[format_], "n", "HOSPITAL")
+    row = reader.row(FhirRecord(given, {"Patient/1": patient}.get), Level.STUDY)
+    assert row.patient == PatientKey("urn:x:mr", "2")
+    assert row.linked == {PatientKey("urn:x:mr", "1")}
+    del patient["identifier"][1]
+    assert not reader.row(FhirRecord(given, {"Patient/1": patient}.get), Level.STUDY).patient.is_named
+
+
 @pytest.mark.parametrize("elements", [{"identifier": []}, {"series": [{"number": 1}]}])
 def test_a_record_without_a_uid_is_unmappable_and_its_content_is_not_told(elements):
     with pytest.raises(Unmappable) as caught:
