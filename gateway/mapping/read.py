@@ -9,16 +9,18 @@ from typing import Any
 from gateway.errors import Unmappable
 from gateway.mapping.schema import Code, Entry, Mapping
 from gateway.mapping.transforms import TRANSFORMS, read_all
-from gateway.model.dataset import Attribute, Dataset, as_text, attribute, items
+from gateway.model.dataset import Attribute, Dataset, as_text, attribute, items, text
+from gateway.model.moments import parse_offset
 from gateway.model.patient import PatientKey, issuer_of, other_keys, patient_of
 from gateway.model.seam import Record
 from gateway.model.study import Row, row_of
-from gateway.model.vocabulary import ISSUER, OTHER_PATIENT_IDS, PATIENT_ID, STUDY_UID, Level, tag, vr
+from gateway.model.vocabulary import ISSUER, OTHER_PATIENT_IDS, PATIENT_ID, STUDY_UID, TIMEZONE_OFFSET, Level, tag, vr
 from gateway.model.vocabulary import path as path_of
+from gateway.model.zoned import moved
 
 _ReadAttribute = Callable[[Record], Attribute | None]
 _CODE = {"code": tag("CodeValue"), "system": tag("CodingSchemeDesignator"), "display": tag("CodeMeaning")}
-_OF_A_CHILD = (STUDY_UID, PATIENT_ID, ISSUER)
+_OF_A_CHILD = (STUDY_UID, PATIENT_ID, ISSUER, TIMEZONE_OFFSET)
 _OF_A_PATIENT = (PATIENT_ID, ISSUER, OTHER_PATIENT_IDS)
 
 
@@ -107,7 +109,7 @@ class Reader:
     def _below(self, record: Record, above: Dataset, level: Level, wanted: str) -> Iterable[Row]:
         paths = self.mapping.children
         for child in record.children(paths.series) if paths else ():
-            row = self._row(Level.SERIES, {**above, **_read(self._series, child)})
+            row = self._row(Level.SERIES, _under(above, _read(self._series, child)))
             if wanted and row.series != wanted:
                 continue
             if level is Level.SERIES:
@@ -137,6 +139,14 @@ class Reader:
 def _read(entries: Table[str, _ReadAttribute], record: Record) -> Dataset:
     found = ((tag_, read(record)) for tag_, read in entries.items())
     return {tag_: value for tag_, value in found if value is not None}
+
+
+def _under(above: Dataset, own: Dataset) -> Dataset:
+    """What a series says, with what is said above it. A row has one offset: a series of another is put at that of its study."""
+    zone, offset = parse_offset(text(above, TIMEZONE_OFFSET)), text(own, TIMEZONE_OFFSET)
+    if zone is None or offset in ("", text(above, TIMEZONE_OFFSET)):
+        return {**above, **own}
+    return {**above, **own, **moved(own, zone, None), TIMEZONE_OFFSET: above[TIMEZONE_OFFSET]}
 
 
 def _prepare(mapping: Mapping, entries: Table[str, Entry], *, defaults: bool = True) -> dict[str, _ReadAttribute]:

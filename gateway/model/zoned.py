@@ -51,10 +51,10 @@ def condition(query: Query, time_zones: Mapping[str, str]) -> Callable[[Found], 
 
     def answers(found: Found) -> bool:
         row = found.rows[0]
-        moved = _moved(found.attributes, zone, time_zones.get(found.origin))
-        known = tuple(match for match in query.zoned if _pair(match)[0] in moved)
+        there = moved(found.attributes, zone, time_zones.get(found.origin))
+        known = tuple(match for match in query.zoned if _pair(match)[0] in there)
         asked = Query(query.level, known, combined_datetime=query.combined_datetime)
-        return decider(asked)(replace(row, attributes={**found.attributes, **moved}))[0] is not False
+        return decider(asked)(replace(row, attributes={**found.attributes, **there}))[0] is not False
 
     return answers
 
@@ -89,15 +89,15 @@ def _with_offset(match: Match, offset: str) -> Match:
     return replace(match, values=tuple(v if not v or v[-5:-4] in ("+", "-") else v + offset for v in match.values))
 
 
-def _moved(attributes: Dataset, zone: timezone, time_zone: str | None) -> Dataset:
+def moved(attributes: Dataset, zone: timezone, time_zone: str | None) -> Dataset:
     """The dates and times at `zone`, of each pair of which both and the offset are known."""
     own = zone_of(attributes, time_zone)
-    moved: Dataset = {}
+    found: Dataset = {}
     for day_tag, clock_tag in _PAIRS.items() if own else ():
         day, clock = parse_date(text(attributes, day_tag)), parse_time(text(attributes, clock_tag))
         if day and clock:
-            moved |= _at(day_tag, clock_tag, datetime.combine(day, clock, own), zone)
-    return moved
+            found |= _at(day_tag, clock_tag, datetime.combine(day, clock, own), zone)
+    return found
 
 
 def _at(day_tag: str, clock_tag: str, moment: datetime, zone: timezone) -> Dataset:

@@ -11,6 +11,7 @@ from gateway.mapping.read import Reader
 from gateway.mapping.schema import Issuer
 from gateway.model.dataset import attribute, items, text, texts
 from gateway.model.matching import decider
+from gateway.model.moments import series_started, started
 from gateway.model.patient import PatientKey
 from gateway.model.query import Query, parse_match
 from gateway.model.vocabulary import ISSUER, Level, path, tag
@@ -183,6 +184,27 @@ def test_the_patients_id_and_its_issuer_come_from_the_same_identifier():
     assert fhir().row(given, Level.STUDY).patient == PatientKey("urn:x:mr", "7")
     del patient["identifier"][2]
     assert fhir().row(given, Level.STUDY).patient == PatientKey("HOSPITAL", "8")
+
+
+@pytest.mark.parametrize(
+    ("of_study", "of_series", "expected"),
+    [
+        ("2026-07-01T23:30:00+02:00", "2026-07-01T22:31:00Z", "2026-07-02T00:31:00+02:00"),
+        ("2026-07-01T23:30:00+02:00", "2026-07-01T23:31:00+02:00", "2026-07-01T23:31:00+02:00"),
+        ("2026-07-01T23:30:00+02:00", "2026-07-02", "2026-07-02"),
+        ("2026-07-01", "2026-07-01T22:31:00Z", "2026-07-01T22:31:00+00:00"),
+    ],
+)
+@pytest.mark.parametrize("format_", ["fhir-r4", "fhir-r5", "fhir-stu3", "mii-bildgebung"])
+def test_a_series_begins_when_it_says_at_whatever_offset(format_, of_study, of_series, expected):
+    given = {**study().resource, "uid": "urn:oid:2.25.1", "started": of_study}
+    given["series"] = [{**given["series"][0], "started": of_series}]
+    reader = Reader(SHIPPED[format_], "n", "HOSPITAL")
+    (child,) = reader.row(FhirRecord(given), Level.STUDY).children
+    for row in (child, reader.row(FhirRecord(given), Level.SERIES)):
+        assert series_started(row.attributes) == expected
+    if "T" in of_study:
+        assert started(row.attributes) == of_study
 
 
 @pytest.mark.parametrize("format_", ["fhir-r4", "fhir-r5", "fhir-stu3", "mii-bildgebung"])
