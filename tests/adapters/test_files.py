@@ -4,8 +4,10 @@ import asyncio
 import io
 import os
 import shutil
+import threading
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from gateway.adapters.files import FilesAdapter
+from gateway.adapters.files.incoming import accept
 from gateway.errors import InvalidQuery, NodeError, NodeProtocolError, NodeUnreachable, NotFound
 from gateway.model.dataset import as_text, text, texts, values
 from gateway.model.query import Operator, Ref
@@ -567,6 +570,24 @@ async def test_an_instance_that_is_here_with_other_bytes_is_a_duplicate_and_stay
     (outcome,) = [told async for told in node.store(parts_of(instance(uid="1.5", patient="B")))]
     assert outcome.failure == 0x0111
     assert [await collected(p) async for p in node.retrieve(Ref("1.2.3"))] == [first]
+
+
+async def test_of_two_that_store_an_instance_at_once_with_other_bytes_one_is_told_that_it_is_a_duplicate(tmp_path):
+    both = threading.Barrier(2)
+
+    def seen_by_both(uid):
+        both.wait(10)
+
+    with ThreadPoolExecutor(2) as executor:
+        for number in range(150):  # one in fifteen went wrong
+            directory = tmp_path / str(number)
+            directory.mkdir()
+            parts = [Part("1.5", ExplicitVRLittleEndian, chunks_of(instance(uid="1.5", patient=p))) for p in "AB"]
+            found = await asyncio.gather(*(accept(executor, directory, one, seen_by_both, "") for one in parts))
+            assert sorted(one.outcome.failure for one in found) == [0, 0x0111]
+            (kept,) = [one.held.patient for one in found if one.held]
+            (place,) = [path for path in directory.rglob("*") if path.is_file()]
+            assert pydicom.dcmread(place).PatientID == kept
 
 
 async def test_what_cannot_be_read_is_not_stored(empty):

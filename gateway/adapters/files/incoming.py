@@ -1,4 +1,4 @@
-"""Takes an instance into a directory: written beside, read back, then renamed into its place, or not at all."""
+"""Takes an instance into a directory: written beside, read back, then put into its place, or not at all."""
 
 from __future__ import annotations
 
@@ -75,9 +75,21 @@ def _place(
     if uid and uid != held.instance:
         return Accepted(StoreOutcome(held.sop_class, uid, CANNOT_UNDERSTAND))
     place = place_of(held.instance) or directory / held.study / held.series / f"{held.instance}.dcm"
-    if place.exists():
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not _is_put(incoming, place):
         is_same = filecmp.cmp(incoming, place, shallow=False)
         return Accepted(StoreOutcome(held.sop_class, held.instance, 0 if is_same else DUPLICATE))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    incoming.replace(place)
     return Accepted(StoreOutcome(held.sop_class, held.instance), replace(held, path=str(place)))
+
+
+def _is_put(incoming: Path, place: Path) -> bool:
+    """Puts a file into its place unless there is one: of two that come at once, the first."""
+    try:
+        place.hardlink_to(incoming)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if place.exists():
+            return False
+        incoming.replace(place)
+    return True
