@@ -23,7 +23,8 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformationModelGet
 
 from gateway.adapters.dimse import DimseAdapter, StorageReceiver
-from gateway.adapters.dimse.identifiers import TextMatching
+from gateway.adapters.dimse.identifiers import TextMatching, request_of
+from gateway.adapters.dimse.messages import EXPLICIT, encoded_identifier, identifier_of
 from gateway.errors import (
     NodeBusy,
     NodeError,
@@ -380,8 +381,17 @@ def test_a_latin_2_name_keeps_the_letters_that_have_no_accented_kin():
 
 
 def test_other_text_is_pushed_as_it_is_unless_it_is_not_ascii():
-    assert TextMatching().text(" CT*HEAD ") == ("CT*HEAD", True)
-    assert TextMatching().text("Kręgosłup szyjny") == ("Kr*gos*up szyjny", False)
+    assert TextMatching().text(" CT*HEAD ", "LO") == ("CT*HEAD", True)
+    assert TextMatching().text("Kręgosłup szyjny", "LO") == ("Kr*gos*up szyjny", False)
+
+
+@pytest.mark.parametrize(("value", "sent"), [("Müll", "M*ll"), ("山MR", "*MR"), ("山", None)])
+def test_what_no_character_set_is_for_is_asked_in_ascii_also_where_keys_go_out_as_they_are(value, sent):
+    matching = TextMatching(exact=True, character_set="ISO_IR 192")
+    request = request_of(NativeQuery(Level.SERIES, (key("Modality", value),), study=CT), matching)
+    asked = identifier_of(encoded_identifier(request.identifier, EXPLICIT), EXPLICIT)
+    assert (asked.Modality or None) == sent
+    assert not request.report(truncated=False).matched
 
 
 # Retrieves

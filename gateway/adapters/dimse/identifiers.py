@@ -41,6 +41,7 @@ from gateway.wire.widen import rarest_word, widen_times, without_oddities
 
 KEYS_NOT_SUPPORTED = 0xFF01
 _TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"})
+_ASCII_VRS = frozenset({"AE", "CS", "UR"})  # (0008,0005) says nothing of them (PS3.5 6.1.2.2)
 _UNIQUE = frozenset({STUDY_UID, SERIES_UID, INSTANCE_UID})
 _WANTED_OF_IMAGES = tuple(
     map(tag, ("ImageType", "ContentDate", "ContentTime", "AcquisitionDate", "AcquisitionTime", "AcquisitionNumber"))
@@ -74,10 +75,10 @@ class TextMatching:
         """A name that is looked for by the beginnings of its words in any order: one of them, anywhere in the name."""
         return rarest_word(key, lambda word: self.name(word)[0] or None) or "", False
 
-    def text(self, key: str) -> tuple[str, bool]:
+    def text(self, key: str, vr_: str) -> tuple[str, bool]:
         """Any other text key, in the same way; padding does not count (PS3.5 6.2)."""
         key = key.strip(" ")
-        if self.exact:
+        if self.exact and (key.isascii() or vr_ not in _ASCII_VRS):
             return self._encoded(key)
         kept = re.sub(r"[^\x00-\x7f]+|\\", "*", key) if not key.isascii() else key
         kept = without_oddities(kept) if set("*?") & set(kept) else kept
@@ -187,7 +188,7 @@ def _pushed_value(match: NativeMatch, vr_: str, matching: TextMatching) -> tuple
         return "", False
     if vr_ == "PN":
         return matching.name(match.values[0])
-    return matching.text(match.values[0]) if vr_ in _TEXT_VRS else ("", False)
+    return matching.text(match.values[0], vr_) if vr_ in _TEXT_VRS else ("", False)
 
 
 def _return_keys(query: NativeQuery, request: FindRequest) -> Iterable[tuple[str, ...]]:
