@@ -84,6 +84,8 @@ def path(name: str) -> tuple[str, ...]:
         raise InvalidQuery(
             f"'{name}' is not an attribute: give a DICOM keyword or an 8-digit hexadecimal tag", parameter=name
         ) from None
+    if any(step.startswith(("0000", "FFFE")) for step in found):
+        raise InvalidQuery(f"'{name}' is of commands or of items, and no attribute", parameter=name)
     if any(vr(step) not in ("SQ", "UN") for step in found[:-1]):
         raise InvalidQuery(f"'{name}' leads into what is no sequence", parameter=name)
     return found

@@ -58,6 +58,8 @@ REFUSED = [
     ("studies?StudyInstanceUID=1.2,", "StudyInstanceUID"),
     ("studies?StudyInstanceUID=1.2.*", "StudyInstanceUID"),
     ("studies?includefield=NoSuchKeyword", "NoSuchKeyword"),
+    ("studies?includefield=FFFEE000", "FFFEE000"),
+    ("studies?00000002=1.2", "00000002"),
     ("studies?includefield=all&includefield=PatientName", "includefield"),
     ("studies?fuzzymatching=perhaps", "fuzzymatching"),
     ("studies?emptyvaluematching=1", "emptyvaluematching"),
