@@ -130,7 +130,8 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
 
 
 _CORS_HEADERS = (
-    "Accept", "Authorization", "Content-Type", "If-None-Match", "If-Range", "Prefer", "Range", "traceparent",
+    "Accept", "Authorization", "Cache-Control", "Content-Type", "If-None-Match", "If-Range", "Prefer", "Range",
+    "traceparent",
 )  # fmt: skip
 
 

@@ -38,11 +38,11 @@ def test_a_fault_of_ours_is_told_to_a_listed_origin_with_its_request_id(gateway,
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
 
 
-def test_a_viewer_may_send_a_token_and_an_accept_header(gateway):
+def test_a_viewer_may_send_a_token_what_it_accepts_and_that_it_wants_no_kept_answer(gateway):
     asked = {
         "Origin": VIEWER,
         "Access-Control-Request-Method": "GET",
-        "Access-Control-Request-Headers": "accept,authorization",
+        "Access-Control-Request-Headers": "accept,authorization,cache-control",
     }
     answer = gateway.client.options("/dicom-web/studies", headers=asked)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, VIEWER)
