@@ -129,12 +129,17 @@ class Asker:
         if match.path[-1] == ISSUER:
             asked = self._issuer(match) if source else None
         elif source is None:
-            asked = (match.operator, match.values) if self.mapping.protocol == "dicom" else None
+            asked = (match.operator, match.values) if self._is_as_sent(match.path) else None
         else:
             asked = self._through(match, source.entry)
         if asked is None:
             return None
         return NativeMatch(source.path if source else match.name, *asked, of=match.path)
+
+    def _is_as_sent(self, path: tuple[str, ...]) -> bool:
+        """Whether the node itself has what no entry is for: not within a sequence that the mapping makes of something else."""
+        made = any(path[:depth] in self._sources for depth in range(1, len(path)))
+        return self.mapping.protocol == "dicom" and not made
 
     def _is_plain(self, source: _Source | None) -> bool:
         """Whether a name is what DICOM says, so that its words can be looked for anywhere in it: FHIR's search strings are

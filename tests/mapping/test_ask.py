@@ -96,6 +96,16 @@ def test_a_wildcard_cannot_go_through_a_table_nor_a_key_through_a_one_way_transf
     assert "PatientID" in asker.ask(query(PatientID="ab")).return_
 
 
+def test_what_a_table_puts_into_a_sequence_is_not_looked_for_in_the_nodes_own(mapping):
+    table = '[codes.parts]\nMAMMA = { system = "SCT", code = "76752008" }\n'
+    entry = '[series.AnatomicRegionSequence]\npath = "BodyPartExamined"\ncodes = "parts"\n'
+    asker = Asker(mapping(_text(table + entry)), "HOSPITAL")
+    keys = {"AnatomicRegionSequence__CodeValue": "76752008"}
+    assert sent(asker, **keys) == {}
+    assert here(asker, **keys) == ["AnatomicRegionSequence.CodeValue"]
+    assert "BodyPartExamined" in asker.ask(query(Level.SERIES, **keys)).return_
+
+
 def test_a_key_that_a_default_answers_is_not_sent(asker):
     assert here(asker, PatientSex="O") == ["PatientSex"]
     assert sent(asker, PatientSex="F") == {"PatientSex": (Operator.EXACT, ("F",))}
