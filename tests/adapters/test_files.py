@@ -223,6 +223,21 @@ async def test_two_patients_under_one_study_uid_are_two_studies(empty):
     assert len(parts) == 4
 
 
+async def test_pixels_of_an_instance_that_two_patients_have_are_nobody_s(empty):
+    node, directory = empty
+    image = {"uid": "1.5", "Rows": 1, "Columns": 2, "SamplesPerPixel": 1, "PixelData": b"\1\2"}
+    ref = Ref("1.2.3", "1.2.3.1", "1.5")
+    for name, patient, issuer in (("a", "1", ""), ("b", "1", "X"), ("c", "2", "X")):
+        (directory / name).write_bytes(instance(patient=patient, IssuerOfPatientID=issuer, **image))
+        await find(node, Level.STUDY)
+        if patient == "1":  # one who is named with and without an issuer
+            assert [frame.number async for frame in node.frames(ref, [1])] == [1]
+            assert [part.number async for part in node.bulkdata(ref, "1.5/7FE00010")] == [0]
+    for pixels in (node.frames(ref, [1]), node.bulkdata(ref, "1.5/7FE00010")):
+        with pytest.raises(NodeProtocolError):
+            [part async for part in pixels]
+
+
 @pytest.mark.parametrize(
     ("character_set", "declared", "name"),
     [("", "ISO_IR 101", "Wałęsa^Łukasz"), ("", "ISO_IR 126", "Παπαδόπουλος^Γιώργος"), ("", "ISO_IR 144", "Люкceмбypг"),

@@ -13,7 +13,7 @@ from gateway.adapters.files.catalogue import Catalogue
 from gateway.adapters.files.conditions import Conditions, conditions
 from gateway.adapters.files.incoming import accept
 from gateway.adapters.files.scan import Held
-from gateway.errors import NotFound
+from gateway.errors import NodeProtocolError, NotFound
 from gateway.model.dataset import Dataset
 from gateway.model.query import Ref
 from gateway.model.seam import FramePart, NativeQuery, Part, Probe, Record, Report, StoreOutcome
@@ -101,7 +101,7 @@ class FilesAdapter:
 
     async def frames(self, ref: Ref, numbers: Sequence[int]) -> AsyncGenerator[FramePart, None]:
         """Nothing when the instance is not here. Frames that cannot be told apart are a NodeProtocolError."""
-        for held in (await self._catalogue.held(ref))[:1]:
+        for held in await self._one(ref):
             async with aclosing(frames_of(self._catalogue.threads, Path(held.path), numbers)) as frames:
                 async for frame in frames:
                     yield frame
@@ -111,10 +111,18 @@ class FilesAdapter:
         uid, _, path = address.partition("/")
         if ref.instance not in (None, uid):
             raise NotFound("the instance has no such bulk data")
-        for held in (await self._catalogue.held(Ref(ref.study, ref.series, uid)))[:1]:
+        for held in await self._one(Ref(ref.study, ref.series, uid)):
             async with aclosing(bulk_value_of(self._catalogue.threads, Path(held.path), path)) as parts:
                 async for part in parts:
                     yield part
+
+    async def _one(self, ref: Ref) -> Sequence[Held]:
+        """The file of an instance, if there is one. Raises NodeProtocolError where two patients have it: pixels do not say whose
+        they are."""
+        found = await self._catalogue.held(ref)
+        if len({held.patient for held in found}) > 1 or len({held.issuer for held in found if held.issuer}) > 1:
+            raise NodeProtocolError(self.node, "has this instance of two patients")
+        return found[:1]
 
     async def store(self, parts: AsyncIterator[Part]) -> AsyncGenerator[StoreOutcome, None]:
         """What is stored is found at once. An instance that is here with other bytes is refused as a duplicate."""
