@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 import warnings
+from types import TracebackType
 from typing import Any, TextIO
 
 from gateway.telemetry import log, place_of
@@ -32,13 +33,15 @@ def of_error(error: BaseException) -> dict[str, Any]:
 
 
 def restrain() -> None:
-    """From here on nothing else writes to standard error for them: root logger, warnings, threads, unraisable errors."""
+    """From here on nothing else writes to standard error for them: root logger, warnings, threads, unraisable errors, and
+    what ends the process."""
     root = logging.getLogger()
     root.handlers[:] = [Told(logging.WARNING)]
     root.setLevel(logging.WARNING)
     warnings.showwarning = _warned
     threading.excepthook = _thread_died
     sys.unraisablehook = _unraisable
+    sys.excepthook = _ended
 
 
 def _warned(
@@ -58,6 +61,10 @@ def _thread_died(args: threading.ExceptHookArgs) -> None:
 
 def _unraisable(args: sys.UnraisableHookArgs) -> None:
     _died("unraisable", args.exc_value, args.exc_type)
+
+
+def _ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    _died("process", error, kind)
 
 
 def _died(where: str, error: BaseException | None, kind: type[BaseException]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -405,3 +406,16 @@ def test_a_fault_of_ours_and_the_noise_of_libraries_name_no_patient(
     assert [record["reason"].split(":")[0] for record in never_retrieved] == ["sabotaged.py"]
     assert {record["kind"] for record in told if record["event"] == "fault"} >= {"ValueError"}
     assert 500 in sabotaged.statuses
+
+
+def test_what_ends_the_process_is_told_by_its_kind_and_place() -> None:
+    """Typer puts a hook of its own in before, which prints what the exception says."""
+    ends = (
+        "import sys, typer; from gateway import telemetry; from gateway.cli.libraries import restrain\n"
+        "def serve():\n telemetry.configure('INFO'); restrain(); {}['ZIZKA']\n"
+        "app = typer.Typer(pretty_exceptions_enable=False); app.command()(serve); app([])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", ends], capture_output=True, text=True, timeout=60, check=False)
+    (told,) = map(json.loads, ended.stderr.splitlines())
+    assert (ended.returncode, told["logger"], told["kind"], told["reason"]) == (1, "process", "KeyError", "<string>:3")
+    assert "ZIZKA" not in ended.stderr
