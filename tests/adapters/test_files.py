@@ -470,6 +470,24 @@ async def test_a_damaged_index_is_made_anew(tmp_path):
         await node.close()
 
 
+@pytest.mark.parametrize("is_tidied_away", [True, False], ids=["with its directory", "alone"])
+async def test_an_index_that_is_deleted_while_it_is_used_is_made_anew(tmp_path, is_tidied_away):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.dcm").write_bytes(instance())
+    index = tmp_path / "index" / "index.sqlite"
+    node = FilesAdapter("n", directory=tmp_path / "files", index=index, rescan=0)
+    await node.open()
+    try:
+        assert len((await find(node, Level.STUDY))[0]) == 1
+        if is_tidied_away:
+            shutil.rmtree(index.parent)
+        else:
+            index.unlink()
+        assert len((await find(node, Level.STUDY))[0]) == 1
+    finally:
+        await node.close()
+
+
 async def test_searches_that_run_while_the_directory_is_indexed_see_all_of_it(archive):
     node = FilesAdapter("n", directory=archive, rescan=0)
     await node.open()

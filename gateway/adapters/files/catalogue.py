@@ -109,6 +109,7 @@ class Catalogue:
 
     def _look_through(self) -> None:
         """In batches, so that a stopped scan has not worked in vain."""
+        self.index.restore()
         now, known = listing(self.directory), self.index.stamps()
         gone = [path for path in known if path not in now.files and not now.hides(path)]
         self.index.update([], [], gone)

@@ -78,6 +78,11 @@ class Index:
             pass
         self._start_anew()
 
+    def restore(self) -> None:
+        """Makes it anew where somebody has deleted it, as those do who tidy up; SQLite leaves an empty file in its place."""
+        if not self.file.exists() or not self.file.stat().st_size:
+            self.open()
+
     def _is_current(self, connection: sqlite3.Connection) -> bool:
         tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'setting'").fetchone()[0]
         return bool(tables) and dict(connection.execute("SELECT name, value FROM setting")) == self._settings
