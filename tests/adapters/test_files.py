@@ -359,6 +359,22 @@ async def test_a_file_that_was_held_and_is_broken_now_is_missed_and_not_forgotte
     assert len((await find(node, Level.IMAGE))[0]) == 1
 
 
+async def test_a_file_that_cannot_be_looked_at_now_is_missed_and_not_forgotten(empty):
+    """As on a file server that has lost its disk for a while: its study must not pass for whole, nor for deleted."""
+    node, directory = empty
+    (directory / "a").write_bytes(instance(uid="1.1"))
+    (directory / "b").write_bytes(whole := instance(uid="1.2"))
+    assert len((await find(node, Level.IMAGE))[0]) == 2
+    (directory / "b").unlink()
+    (directory / "b").symlink_to(directory / "b")  # ELOOP
+    assert len((await find(node, Level.IMAGE))[0]) == 2
+    with pytest.raises(NodeUnreachable):
+        [await collected(part) async for part in node.retrieve(Ref("1.2.3"))]
+    (directory / "b").unlink()
+    (directory / "b").write_bytes(whole)
+    assert whole in [await collected(part) async for part in node.retrieve(Ref("1.2.3"))]
+
+
 async def test_broken_and_foreign_files_are_counted_and_skipped(empty):
     node, directory = empty
     good = instance(PixelData=b"\0" * 100)

@@ -50,14 +50,14 @@ class Held:
 
 @dataclass(slots=True)
 class Listing:
-    """The files below a directory; `unread` are the subdirectories that could not be listed."""
+    """The files below a directory; `unread` are the subdirectories that could not be listed, and what could not be looked at."""
 
     files: dict[str, Stamp]
     unread: list[str]
 
     def hides(self, path: str) -> bool:
         """Whether a file that is missing from the listing may still be there."""
-        return any(path.startswith(directory + os.sep) for directory in self.unread)
+        return any(path == unread or path.startswith(unread + os.sep) for unread in self.unread)
 
 
 def listing(directory: Path) -> Listing:
@@ -70,7 +70,7 @@ def listing(directory: Path) -> Listing:
     while pending:
         current = pending.pop()
         try:
-            pending.extend(_list_one(current, found.files, seen))
+            pending.extend(_list_one(current, found, seen))
         except OSError:
             if current == str(directory):
                 raise
@@ -78,8 +78,8 @@ def listing(directory: Path) -> Listing:
     return found
 
 
-def _list_one(directory: str, files: dict[str, Stamp], seen: set[tuple[int, int]]) -> Iterator[str]:
-    """Puts the files of one directory into `files`; its subdirectories come out, each once whatever links there are."""
+def _list_one(directory: str, found: Listing, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Adds the files of one directory; its subdirectories come out, each once whatever links there are."""
     subdirectories = []
     with os.scandir(directory) as entries:
         for entry in entries:
@@ -88,12 +88,14 @@ def _list_one(directory: str, files: dict[str, Stamp], seen: set[tuple[int, int]
             try:
                 status = entry.stat()
                 if S_ISREG(status.st_mode):
-                    files[entry.path] = (status.st_mtime_ns, status.st_size)
+                    found.files[entry.path] = (status.st_mtime_ns, status.st_size)
                 elif entry.is_dir() and (status.st_dev, status.st_ino) not in seen:
                     seen.add((status.st_dev, status.st_ino))
                     subdirectories.append(entry.path)
-            except OSError:
+            except FileNotFoundError:
                 continue
+            except OSError:
+                found.unread.append(entry.path)
     return iter(subdirectories)
 
 
