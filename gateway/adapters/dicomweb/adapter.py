@@ -18,7 +18,9 @@ from gateway.adapters.dicomweb.wado import (
     DICOM,
     OCTETS,
     answer_parts,
+    ascending,
     check_asked,
+    check_number,
     frame_part,
     instance_part,
 )
@@ -266,6 +268,19 @@ class DicomwebAdapter:
             yield dataset
 
     async def frames(self, ref: Ref, numbers: Sequence[int]) -> AsyncGenerator[FramePart, None]:
+        """In the order asked for, which a node need not keep to: it is asked for what ascends."""
+        given = 0
+        for run in ascending(numbers):
+            async with aclosing(self._frames(ref, run)) as frames:
+                async for frame in frames:
+                    yield frame
+                    given += 1
+            if not given:
+                return
+        if given < len(numbers):
+            raise NodeProtocolError(self.node, "sent fewer frames than asked for")
+
+    async def _frames(self, ref: Ref, numbers: Sequence[int]) -> AsyncGenerator[FramePart, None]:
         listed = ",".join(map(str, numbers))
         url = self._url(self._wado, f"{ref.path}/frames/{listed}")
         async with self._http.stream("GET", url, headers={"Accept": _FRAMES}, expect=_NO) as answer:
@@ -275,6 +290,7 @@ class DicomwebAdapter:
                     async for part in parts:
                         if given == len(numbers):
                             raise NodeProtocolError(self.node, "sent more frames than asked for")
+                        check_number(self.node, numbers[given], part)
                         yield frame_part(self.node, numbers[given], part)
                         given += 1
         if status in _NO:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 
 from gateway.adapters.http.client import Answer
 from gateway.errors import NodeProtocolError
@@ -18,6 +19,7 @@ from gateway.wire.part10 import AFTER_UIDS, Part10Stream, identify, open_part10
 
 DICOM, OCTETS = "application/dicom", "application/octet-stream"
 _MOST_DIGITS = 18
+_FRAME_PLACE = re.compile(r"/frames/([0-9]{1,18})/?(?:[?#].*)?$")
 
 # What a part is in when it does not say: PS3.18 Tables 8.7.3-2 to 8.7.3-5.
 _DEFAULT_SYNTAX = {
@@ -99,6 +101,23 @@ def check_asked(node: str, ref: Ref, found: Dataset) -> None:
     for tag_, wanted in ((STUDY_UID, ref.study), (SERIES_UID, ref.series), (INSTANCE_UID, ref.instance)):
         if wanted and text(found, tag_) not in ("", wanted):
             raise NodeProtocolError(node, "sent another study, series or instance than the one asked for")
+
+
+def ascending(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """The numbers in runs, each of which ascends: what comes for one is in order whether the node takes it for a list or for a
+    set (PS3.18 10.4.1.1.6 has no number twice)."""
+    start = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or numbers[at] <= numbers[at - 1]:
+            yield numbers[start:at]
+            start = at
+
+
+def check_number(node: str, number: int, part: MultipartPart) -> None:
+    """Raises NodeProtocolError where the node itself says that a frame is another one than that whose turn it is."""
+    said = _FRAME_PLACE.search(part.headers.get("content-location", ""))
+    if said and int(said[1]) != number:
+        raise NodeProtocolError(node, "sent another frame than the one asked for")
 
 
 def frame_part(node: str, number: int, part: MultipartPart) -> FramePart:

@@ -1,0 +1,70 @@
+"""What DICOMweb servers do to those who retrieve: frames in their own order, types that are none, instances that are broken."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from tests.handmade import Given, Respond, archive, dicomweb_node, server
+from tests.running import Gateway
+
+PLACE = "/dicom-web/studies/1.2.3/series/1.2.3.4/instances/1.2.3.4.5"
+ANY_FRAMES = {"Accept": 'multipart/related; type="application/octet-stream"; transfer-syntax=*'}
+OCTETS = "Content-Type: application/octet-stream"
+
+
+def parts(kind: str, *given: tuple[str, bytes]) -> Given:
+    """A multipart answer of (header lines, body) each."""
+    body = b"".join(b"--b\r\n" + head.encode() + b"\r\n\r\n" + data + b"\r\n" for head, data in given)
+    return 200, {"Content-Type": f'multipart/related; type="{kind}"; boundary=b'}, body + b"--b--\r\n"
+
+
+def one_instance(answers: Mapping[str, Given]) -> Respond:
+    """An archive of one instance that answers paths with these ends so."""
+    of_it = archive()
+
+    def respond(method: str, path: str, *rest: object) -> Given:
+        return next((given for end, given in answers.items() if path.endswith(end)), None) or of_it(method, path)
+
+    return respond
+
+
+# --- frames
+
+
+def in_its_own_order(*, says_which: bool) -> Respond:
+    """A server that takes a list of frames for a set, as one does that reads a file from its beginning to its end."""
+    of_it = archive()
+
+    def respond(method: str, path: str, *rest: object) -> Given:
+        if "/frames/" not in path:
+            return of_it(method, path)
+        numbers = sorted({int(number) for number in path.rpartition("/")[2].split(",")})
+        return parts(
+            "application/octet-stream", *((_headed(number, says_which), b"F%d" % number) for number in numbers)
+        )
+
+    return respond
+
+
+def _headed(number: int, says_which: bool) -> str:
+    return f"{OCTETS}\r\nContent-Location: /frames/{number}" if says_which else OCTETS
+
+
+def frames(body: bytes) -> list[tuple[bytes, bytes]]:
+    return re.findall(rb"frames/(\d+)\r\n\r\n(F\d+)", body)
+
+
+def test_each_frame_is_the_one_that_it_is_called_though_the_node_sends_them_in_its_own_order():
+    for says_which in (True, False):
+        with server(in_its_own_order(says_which=says_which)) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+            for listed in ("3,1", "1,1", "1,3", "2,3,3,1,2"):
+                answer = gateway.get(f"{PLACE}/frames/{listed}", headers=ANY_FRAMES)
+                assert frames(answer.content) == [(n.encode(), b"F" + n.encode()) for n in listed.split(",")]
+
+
+def test_a_frame_that_the_node_itself_calls_another_one_is_not_passed_on():
+    other = parts("application/octet-stream", (f"{OCTETS}\r\nContent-Location: /frames/7?x=1", b"F7"))
+    with server(one_instance({"/frames/1": other})) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = gateway.get(f"{PLACE}/frames/1", headers=ANY_FRAMES)
+    assert (answer.status_code, answer.json()["code"]) == (502, "GW205")
