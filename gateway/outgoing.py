@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from gateway.errors import NodeProtocolError, NotAcceptable, NotFound
 from gateway.federation.federate import absent
+from gateway.federation.node import aclosing_iterator
 from gateway.federation.page import Reach, ordered
 from gateway.federation.pictures import Picture
 from gateway.federation.retrieve import OpenedInstance
@@ -127,15 +128,33 @@ async def outgoing(one: OpenedInstance, view: View, wanted: Sequence[str], imagi
     asked = available if available in wanted else next((one for one in wanted if _fits(stored, one)), None)
     if asked is None:
         raise _not_available(available)
+    syntax, body = await _given(one, view, available, asked, imaging)
+    return OutgoingInstance(ref, syntax, _readable(one.node, body))
+
+
+async def _given(
+    one: OpenedInstance, view: View, available: str, asked: str, imaging: Imaging
+) -> tuple[str, AsyncIterator[bytes]]:
+    stored = one.stream.transfer_syntax
     if not view.is_plain and asked in ("", "*", available):
-        return OutgoingInstance(ref, available, rewrite(one.stream, view.instance))
+        return available, rewrite(one.stream, view.instance)
     if asked in ("*", stored) or (not asked and stored not in FORBIDDEN_ON_THE_WEB):
-        return OutgoingInstance(ref, stored, one.stream.raw())
+        return stored, one.stream.raw()
     if stored in FORBIDDEN_ON_THE_WEB and asked in ("", EXPLICIT):
-        return OutgoingInstance(ref, EXPLICIT, explicit_little_endian(one.stream))
+        return EXPLICIT, explicit_little_endian(one.stream)
     if stored in NATIVE_SYNTAXES and (asked == EXPLICIT or not await _has_pixels(one)):
-        return OutgoingInstance(ref, EXPLICIT, rewrite(one.stream, view.instance))
-    return OutgoingInstance(ref, asked, transcoded(one.stream, asked, imaging, view.instance))
+        return EXPLICIT, rewrite(one.stream, view.instance)
+    return asked, transcoded(one.stream, asked, imaging, view.instance)
+
+
+async def _readable(node: str, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same chunks; what cannot be read is what the node sent, which before the first chunk can still be said."""
+    try:
+        async with aclosing_iterator(body) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    except Part10Error:
+        raise NodeProtocolError(node, "sent an instance that cannot be read") from None
 
 
 def _fits(stored: str, asked: str) -> bool:

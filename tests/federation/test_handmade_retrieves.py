@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from struct import pack
+
+import httpx
+import pytest
+from pydicom.uid import ImplicitVRLittleEndian
 
 from tests.handmade import Given, Respond, archive, dicomweb_node, server
 from tests.running import Gateway
+from tests.specimens import specimen
 
 PLACE = "/dicom-web/studies/1.2.3/series/1.2.3.4/instances/1.2.3.4.5"
 ANY_FRAMES = {"Accept": 'multipart/related; type="application/octet-stream"; transfer-syntax=*'}
@@ -67,4 +75,33 @@ def test_a_frame_that_the_node_itself_calls_another_one_is_not_passed_on():
     other = parts("application/octet-stream", (f"{OCTETS}\r\nContent-Location: /frames/7?x=1", b"F7"))
     with server(one_instance({"/frames/1": other})) as port, Gateway([dicomweb_node("n", port)]) as gateway:
         answer = gateway.get(f"{PLACE}/frames/1", headers=ANY_FRAMES)
+    assert (answer.status_code, answer.json()["code"]) == (502, "GW205")
+
+
+# --- instances
+
+
+def stored(directory: Path, **more: object) -> bytes:
+    """An instance of the archive, in Implicit VR."""
+    uids = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "SOPInstanceUID": "1.2.3.4.5"}
+    dataset = specimen(directory, "P", "s", **uids, **more)
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True, implicit_vr=True, little_endian=True)
+    return file.getvalue()
+
+
+def retrieved(gateway: Gateway, syntax: str = "", multipart: bool = False) -> httpx.Response:
+    kind = 'multipart/related; type="application/dicom"' if multipart else "application/dicom"
+    return gateway.get(PLACE, headers={"Accept": f"{kind}; transfer-syntax={syntax}" if syntax else kind})
+
+
+@pytest.mark.parametrize("multipart", [False, True])
+def test_an_instance_that_is_broken_before_its_pixels_is_the_nodes_fault_and_no_answer_begins(tmp_path, multipart):
+    file = stored(tmp_path)
+    rows = file.index(pack("<HHL", 0x28, 0x10, 2))
+    broken = file[:rows] + pack("<HHL", 0x28, 0x10, 1 << 20) + b"12"
+    answers = {"/instances/1.2.3.4.5": parts("application/dicom", ("Content-Type: application/dicom", broken))}
+    with server(one_instance(answers)) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = retrieved(gateway, multipart=multipart)
     assert (answer.status_code, answer.json()["code"]) == (502, "GW205")
