@@ -30,6 +30,7 @@ from gateway.wire.elements import (
     Part10Error,
     Part10TooLarge,
     encoding_found,
+    is_uid,
     plain_values,
 )
 from gateway.wire.filemeta import file_meta, guessed_syntax, read_file_meta
@@ -276,9 +277,13 @@ async def open_part10(
 def _declared_syntax(meta: bytes) -> str:
     plain = plain_values(meta, EXPLICIT_LITTLE, frozenset({_TRANSFER_SYNTAX}))
     if plain is not None:
-        return plain.get(_TRANSFER_SYNTAX, "")
-    with guarded():
-        return str(decode(meta, EXPLICIT_LITTLE).get("TransferSyntaxUID", "") or "")
+        declared = plain.get(_TRANSFER_SYNTAX, "")
+    else:
+        with guarded():
+            declared = str(decode(meta, EXPLICIT_LITTLE).get("TransferSyntaxUID", "") or "").strip(" \0")
+    if declared and not is_uid(declared):
+        raise Part10Error("the Transfer Syntax UID is none")
+    return declared
 
 
 def identify(stream: Part10Stream) -> model.Dataset:

@@ -78,6 +78,33 @@ def test_a_frame_that_the_node_itself_calls_another_one_is_not_passed_on():
     assert (answer.status_code, answer.json()["code"]) == (502, "GW205")
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/octet-stream; transfer-syntax=€",
+        'application/octet-stream; transfer-syntax="1.2; a=b"',
+        "€/x",
+        'image/jpeg"; boundary=another; x="; transfer-syntax=1.2.840.10008.1.2.4.50',
+        "text/html",
+    ],
+)
+@pytest.mark.parametrize("single", [False, True])
+def test_a_frame_in_a_type_that_is_none_is_the_nodes_fault(kind, single):
+    odd = parts("application/octet-stream", (f"Content-Type: {kind}", b"abcd"))
+    accept = {"Accept": "application/octet-stream; transfer-syntax=*"} if single else ANY_FRAMES
+    with server(one_instance({"/frames/1": odd})) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = gateway.get(f"{PLACE}/frames/1", headers=accept)
+    assert (answer.status_code, answer.json()["code"]) == (502, "GW205")
+
+
+def test_a_value_that_the_node_calls_a_page_is_not_one_here():
+    page = 200, {"Content-Type": "text/html"}, b"<script>alert(1)</script>"
+    with server(archive(bulk=page)) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = gateway.get(f"{PLACE}/bulkdata/7FE00010?accept=application/octet-stream;transfer-syntax=*")
+    assert answer.content == page[2]
+    assert answer.headers["content-type"].startswith("application/octet-stream")
+
+
 # --- instances
 
 
@@ -105,3 +132,14 @@ def test_an_instance_that_is_broken_before_its_pixels_is_the_nodes_fault_and_no_
     with server(one_instance(answers)) as port, Gateway([dicomweb_node("n", port)]) as gateway:
         answer = retrieved(gateway, multipart=multipart)
     assert (answer.status_code, answer.json()["code"]) == (502, "GW205")
+
+
+@pytest.mark.parametrize("syntax", [b"1.2\r\nX-Evil: 1", b'1.2"; x="y', b"1.2 \xe4", b"none"])
+def test_an_instance_in_a_syntax_that_is_none_is_the_nodes_fault(tmp_path, syntax):
+    file, own = stored(tmp_path), b"1.2.840.10008.1.2\0"
+    odd = file.replace(pack("<H", len(own)) + own, pack("<H", len(own)) + syntax.ljust(len(own), b"\0"), 1)
+    answers = {"/instances/1.2.3.4.5": parts("application/dicom", ("Content-Type: application/dicom", odd))}
+    with server(one_instance(answers)) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        for multipart in (False, True):
+            answer = retrieved(gateway, multipart=multipart)
+            assert (answer.status_code, answer.json()["code"]) == (502, "GW205")

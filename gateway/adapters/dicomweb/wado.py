@@ -12,13 +12,15 @@ from gateway.model.query import Ref
 from gateway.model.seam import FramePart, Part
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID
 from gateway.wire import multipart
-from gateway.wire.elements import Part10Error
+from gateway.wire.elements import Part10Error, is_uid
 from gateway.wire.media import MediaType, parse_media_type
 from gateway.wire.multipart import MultipartError, MultipartPart
 from gateway.wire.part10 import AFTER_UIDS, Part10Stream, identify, open_part10
 
 DICOM, OCTETS = "application/dicom", "application/octet-stream"
 _MOST_DIGITS = 18
+# What a value may be called here: nothing that a browser would run.
+_MEDIA = re.compile(r"application/(?:octet-stream|pdf)|(?:audio|image|model|video)/[a-z0-9.-]{1,64}")
 _FRAME_PLACE = re.compile(r"/frames/([0-9]{1,18})/?(?:[?#].*)?$")
 
 # What a part is in when it does not say: PS3.18 Tables 8.7.3-2 to 8.7.3-5.
@@ -121,10 +123,17 @@ def check_number(node: str, number: int, part: MultipartPart) -> None:
 
 
 def frame_part(node: str, number: int, part: MultipartPart) -> FramePart:
-    """Raw bytes in the media type and transfer syntax that the part names, else in the default one of its type."""
+    """Raw bytes in the media type and transfer syntax that the part names, else in the default one of its type. Both go out
+    again, so that neither is repeated unless it is one: raises NodeProtocolError."""
     kind = part.media_type
-    syntax = kind.parameters.get("transfer-syntax") or _DEFAULT_SYNTAX.get(kind.essence, "")
-    return FramePart(number, kind.essence, syntax, honest(node, part.body), _length(part.headers))
+    essence = kind.essence if kind.type else OCTETS
+    is_known = _MEDIA.fullmatch(essence) is not None
+    syntax = kind.parameters.get("transfer-syntax", "*")
+    if (number and not is_known) or not (syntax in ("*", "") or is_uid(syntax)):
+        raise NodeProtocolError(node, "sent pixels in a media type or transfer syntax that is none")
+    if syntax in ("*", ""):
+        syntax = _DEFAULT_SYNTAX.get(essence, "")
+    return FramePart(number, essence if is_known else OCTETS, syntax, honest(node, part.body), _length(part.headers))
 
 
 def _length(headers: Mapping[str, str]) -> int | None:
