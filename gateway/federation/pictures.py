@@ -31,6 +31,7 @@ PDF = "application/pdf"
 RENDERED_TYPES = (JPEG, PNG, GIF)
 _KEYWORD, _MOST_NAMED = re.compile("[A-Za-z0-9]{1,64}"), 20
 _MOST_INSTANCES = 200
+_MOST_FRAMES = 10_000
 _MOST_TRIED = 4
 _SIDE = 200
 _DOCUMENT, _DOCUMENT_TYPE = tag("EncapsulatedDocument"), tag("MIMETypeOfEncapsulatedDocument")
@@ -282,7 +283,7 @@ class Pictures:
 def _jobs(
     ref: Ref, datasets: Sequence[Dataset], asked: Asked, *, documents: bool
 ) -> tuple[list[_Job], tuple[str, ...]]:
-    """What is to be made, and what has to be said about it. Raises NotAcceptable where nothing can be made."""
+    """What is to be made, and what has to be said about it. Raises NotAcceptable where nothing can be made, TooLarge."""
     jobs: list[_Job] = []
     notes: list[str] = []
     left_out = 0
@@ -308,7 +309,10 @@ def _jobs(
 
 
 def _animated(dataset: Dataset, asked: Asked) -> tuple[int, ...]:
-    return asked.numbers or tuple(range(1, images.frame_count(dataset) + 1))
+    count = images.frame_count(dataset)
+    if not asked.numbers and count > _MOST_FRAMES:
+        raise TooLarge(f"{count} frames are more than one picture shows ({_MOST_FRAMES}): ask for /frames/ of them")
+    return asked.numbers or tuple(range(1, count + 1))
 
 
 def _media_type(dataset: Dataset, asked: Asked) -> str:

@@ -10,6 +10,7 @@ from gateway.model.vocabulary import tag
 ROWS, COLUMNS, SAMPLES = tag("Rows"), tag("Columns"), tag("SamplesPerPixel")
 BITS_ALLOCATED, NUMBER_OF_FRAMES = tag("BitsAllocated"), tag("NumberOfFrames")
 PIXEL_TAGS = (tag("PixelData"), tag("FloatPixelData"), tag("DoubleFloatPixelData"))
+_MOST_SAMPLES, _MOST_BITS = 4, 64
 _WANTED = tuple(
     map(
         tag,
@@ -57,9 +58,10 @@ def pixels_of_frame(dataset: Dataset) -> int:
 
 
 def bytes_of_frame(dataset: Dataset) -> int:
-    """What a frame takes when it is decoded; for one bit to a pixel as much as for eight."""
+    """What a frame takes when it is decoded; for one bit to a pixel as much as for eight. No more samples and bits count than
+    there can be: what an instance says of itself does not decide how much is read for it."""
     samples, bits = whole_number(dataset, SAMPLES) or 1, whole_number(dataset, BITS_ALLOCATED) or 16
-    return pixels_of_frame(dataset) * samples * max(bits, 8) // 8
+    return pixels_of_frame(dataset) * min(max(samples, 1), _MOST_SAMPLES) * min(max(bits, 8), _MOST_BITS) // 8
 
 
 def most_bytes_of_frame(dataset: Dataset) -> int:

@@ -168,6 +168,8 @@ async def _native_frames(value: AsyncIterator[bytes], attributes: model.Dataset)
     if not bits or bits % 8:
         raise NotAcceptable("pixels of single bits are not compressed; ask for the instance as stored")
     size, buffer, given = bits // 8, bytearray(), 0
+    if size > images.bytes_of_frame(attributes):
+        raise NotAcceptable("pixels of so many samples or bits are not compressed; ask for the instance as stored")
     async for piece in value:
         buffer += piece
         while len(buffer) >= size and given < count:

@@ -152,6 +152,17 @@ def test_pixels_that_cannot_be_decoded_are_406_before_the_first_byte(tmp_path: P
     assert dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.4.91"
 
 
+def test_pixels_of_more_samples_and_bits_than_there_can_be_are_406_before_they_are_read(tmp_path: Path) -> None:
+    odd = {"SamplesPerPixel": 255, "BitsAllocated": 65528, "PixelData": bytes(4 << 20)}
+    one = specimen(tmp_path, "P", "odd", Rows=4, Columns=4, **odd)
+    where = f"studies/{one.StudyInstanceUID}/series/{one.SeriesInstanceUID}/instances/{one.SOPInstanceUID}"
+    with Gateway([files_node("odd", tmp_path)]) as gateway:
+        answer = gateway.get(
+            f"/dicom-web/{where}", headers={"accept": f"application/dicom; transfer-syntax={RLELossless}"}
+        )
+    assert (answer.status_code, answer.json()["code"]) == (406, "GW102")
+
+
 def test_the_first_syntax_that_can_be_had_is_taken_and_the_stored_one_before_all(gateway: Gateway) -> None:
     where = place(named("SC_rgb_rle.dcm"))
     parts = 'multipart/related; type="application/dicom"; transfer-syntax='

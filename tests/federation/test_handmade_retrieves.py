@@ -12,7 +12,8 @@ import httpx
 import pytest
 from pydicom.uid import ImplicitVRLittleEndian
 
-from tests.handmade import Given, Respond, archive, dicomweb_node, server
+from gateway.model.vocabulary import tag
+from tests.handmade import INSTANCE, Given, Respond, archive, dicomweb_node, given, server
 from tests.running import Gateway
 from tests.specimens import specimen
 
@@ -21,18 +22,20 @@ ANY_FRAMES = {"Accept": 'multipart/related; type="application/octet-stream"; tra
 OCTETS = "Content-Type: application/octet-stream"
 
 
-def parts(kind: str, *given: tuple[str, bytes]) -> Given:
+def parts(kind: str, *told: tuple[str, bytes]) -> Given:
     """A multipart answer of (header lines, body) each."""
-    body = b"".join(b"--b\r\n" + head.encode() + b"\r\n\r\n" + data + b"\r\n" for head, data in given)
+    body = b"".join(b"--b\r\n" + head.encode() + b"\r\n\r\n" + data + b"\r\n" for head, data in told)
     return 200, {"Content-Type": f'multipart/related; type="{kind}"; boundary=b'}, body + b"--b--\r\n"
 
 
-def one_instance(answers: Mapping[str, Given]) -> Respond:
-    """An archive of one instance that answers paths with these ends so."""
+def one_instance(answers: Mapping[str, Given], **attributes: int) -> Respond:
+    """An archive of one instance, of these attributes, that answers paths with these ends so."""
     of_it = archive()
+    described = {tag(keyword): {"vr": "US", "Value": [number]} for keyword, number in attributes.items()}
+    answers = {"/metadata": given([{**INSTANCE, **described}]), **answers} if attributes else answers
 
     def respond(method: str, path: str, *rest: object) -> Given:
-        return next((given for end, given in answers.items() if path.endswith(end)), None) or of_it(method, path)
+        return next((answer for end, answer in answers.items() if path.endswith(end)), None) or of_it(method, path)
 
     return respond
 
@@ -103,6 +106,24 @@ def test_a_value_that_the_node_calls_a_page_is_not_one_here():
         answer = gateway.get(f"{PLACE}/bulkdata/7FE00010?accept=application/octet-stream;transfer-syntax=*")
     assert answer.content == page[2]
     assert answer.headers["content-type"].startswith("application/octet-stream")
+
+
+# --- pictures
+
+
+def test_an_instance_that_says_it_has_millions_of_frames_is_no_animation():
+    millions = one_instance({}, Rows=4, Columns=4, NumberOfFrames=3_000_000)
+    with server(millions) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = gateway.get(f"{PLACE}/rendered", headers={"Accept": "image/gif"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "GW108")
+
+
+def test_no_more_of_a_frame_is_read_than_its_pixels_can_be_whatever_samples_and_bits_it_is_said_to_have():
+    frame = parts("application/octet-stream", (OCTETS, b"x" * (2 << 20)))
+    odd = one_instance({"/frames/1": frame}, Rows=4, Columns=4, SamplesPerPixel=65535, BitsAllocated=65535)
+    with server(odd) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = gateway.get(f"{PLACE}/rendered")
+    assert (answer.status_code, answer.json()["code"]) == (413, "GW108")
 
 
 # --- instances
