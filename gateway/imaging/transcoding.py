@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from struct import pack, unpack
+from struct import pack
 
 from pydicom.dataset import Dataset
 
@@ -17,7 +17,7 @@ from gateway.model import dataset as model
 from gateway.wire.dicomjson import to_json
 from gateway.wire.elements import EXPLICIT_LITTLE, ITEM, SEQUENCE_DELIMITER, UNDEFINED, Part10Error, read_header
 from gateway.wire.explicit import Conversion
-from gateway.wire.frames import frame_bits
+from gateway.wire.frames import MOST_FRAMES, frame_bits, offsets_of
 from gateway.wire.part10 import Part10Stream, decode
 from gateway.wire.transfer import PIXEL_SECTIONS, behind_pixel_data, encoded, file_meta_of, sliced, within_head
 
@@ -29,7 +29,6 @@ _IMAGE_PIXEL = (
 )  # fmt: skip
 _END_OF_IMAGE = b"\xff\xd9"
 _MOST_NATIVE = (1 << 32) - 2
-_MOST_OFFSETS = 64 << 20
 
 
 async def has_pixels(stream: Part10Stream) -> bool:
@@ -52,7 +51,7 @@ async def transcoded(stream: Part10Stream, into: str, imaging: Imaging, change: 
         imaging.check_size(images.pixels_of_frame(attributes))
         count, stored = images.frame_count(attributes), stream.transfer_syntax
         source = EXPLICIT if stored in NATIVE_SYNTAXES else stored  # their bytes are turned round by now
-        offsets = _extended_offsets(decode(converted, EXPLICIT_LITTLE))
+        offsets = offsets_of(decode(converted, EXPLICIT_LITTLE).get("ExtendedOffsetTable") or b"", count, "Q")
         number, told, size = 0, None, 0
         with imaging.holding(images.bytes_of_frame(attributes), patient=True):
             async with aclosing(_frames(stream, conversion, attributes, stored, offsets)) as frames:
@@ -90,11 +89,6 @@ def _attributes(dataset: Dataset) -> model.Dataset:
         if keyword in dataset:
             few[keyword] = dataset[keyword]
     return to_json(few, bulk=lambda path: path)
-
-
-def _extended_offsets(dataset: Dataset) -> Sequence[int]:
-    value = dataset.get("ExtendedOffsetTable") or b""
-    return unpack(f"<{len(value) // 8}Q", value[: len(value) // 8 * 8])
 
 
 def _describe(dataset: Dataset, told: dict[str, object], stored: str, into: str) -> None:
@@ -213,9 +207,9 @@ class _Pieces:
 async def _grouped(source: _Pieces, count: int, extended: Sequence[int], stored: str) -> AsyncIterator[bytes]:
     """The frames from their fragments: by the offset table where it has one offset for each, else by what ends an image;
     RLE has one fragment for each frame (PS3.5 A.4.2)."""
-    table = await source.item(_MOST_OFFSETS) or b""
-    offsets = list(extended) or list(unpack(f"<{len(table) // 4}L", table[: len(table) // 4 * 4]))
-    starts = set(offsets) if len(offsets) == count and offsets[0] == 0 else None
+    table = await source.item(4 * MOST_FRAMES) or b""
+    offsets = extended or offsets_of(table, count, "L")
+    starts = set(offsets) if offsets and offsets[0] == 0 else None
     at, frame = 0, bytearray()
     while (fragment := await source.item()) is not None:
         if frame and count > 1 and _begins(at, frame, starts, stored):

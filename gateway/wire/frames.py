@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from struct import unpack
+from struct import calcsize, unpack
 from typing import BinaryIO
 
 from pydicom.uid import ExplicitVRLittleEndian
@@ -31,7 +31,8 @@ _MEDIA_TYPES = {
     **dict.fromkeys(("107", "108"), "video/H265"),
 }
 _RLE_LOSSLESS = "1.2.840.10008.1.2.5"
-_MAX_OFFSETS = 64 << 20
+MOST_FRAMES = 1 << 20
+"""And fragments, of one instance: each is a place that is kept while its frames are read."""
 _END_OF_IMAGE = b"\xff\xd9"
 
 _ROWS, _COLUMNS, _SAMPLES = tag("Rows"), tag("Columns"), tag("SamplesPerPixel")
@@ -129,11 +130,12 @@ def frame_table(
     if not pixels.is_encapsulated:
         return _native(pixels, attributes)
     media_type = frame_media_type(transfer_syntax)
-    basic_offsets, fragments, _ = read_fragments(source, pixels.offset)
+    table, fragments, _ = read_fragments(source, pixels.offset)
     if media_type.startswith("video/"):
         frames = [fragments]
     else:
-        frames = _grouped(source, fragments, _count(attributes), offsets or basic_offsets)
+        count = frame_count(attributes)
+        frames = _grouped(source, fragments, count, offsets or offsets_of(table, count, "L"))
     return FrameTable(
         len(frames),
         media_type,
@@ -147,8 +149,13 @@ def _number(attributes: Dataset, tag_: str, default: int) -> int:
     return found if isinstance(found, int) and found > 0 else default
 
 
-def _count(attributes: Dataset) -> int:
+def frame_count(attributes: Dataset) -> int:
     return _number(attributes, _NUMBER_OF_FRAMES, 1)
+
+
+def offsets_of(table: bytes, count: int, form: str) -> tuple[int, ...]:
+    """The offsets of a table, if there is one for each frame: 'L' for a basic, 'Q' for an extended one."""
+    return unpack(f"<{count}{form}", table) if len(table) == count * calcsize(f"<{form}") else ()
 
 
 def frame_bits(attributes: Dataset) -> int:
@@ -161,7 +168,7 @@ def frame_bits(attributes: Dataset) -> int:
 
 def _native(pixels: PixelElement, attributes: Dataset) -> FrameTable:
     size, available = frame_bits(attributes), pixels.length * 8
-    count = _count(attributes)
+    count = frame_count(attributes)
     if not size or size * count > available:
         raise Part10Error("the pixel data is shorter than its frames")
     word = pixel_word(pixels, attributes)
@@ -184,20 +191,24 @@ def pixel_word(pixels: PixelElement, attributes: Dataset) -> int:
     return max(_number(attributes, _BITS_ALLOCATED, 8) // 8, word_size(pixels.vr) if pixels.vr == "OW" else 1)
 
 
-def read_fragments(source: BinaryIO, at: int) -> tuple[list[int], list[tuple[int, int]], int]:
-    """(the Basic Offset Table, (offset of the item, length of its value) per fragment, where the element ends)."""
-    table: list[int] | None = None
+def read_fragments(source: BinaryIO, at: int) -> tuple[bytes, list[tuple[int, int]], int]:
+    """(the Basic Offset Table, (offset of the item, length of its value) per fragment, where the element ends).
+
+    Raises Part10Error for more fragments than are looked at, and for what does not end.
+    """
+    table: bytes | None = None
     found: list[tuple[int, int]] = []
     while True:
         source.seek(at)
         header = read_header(source.read(8), 0, EXPLICIT_LITTLE)
         if header is not None and header.tag == SEQUENCE_DELIMITER:
-            return table or [], found, at + 8
+            return table or b"", found, at + 8
         if header is None or header.tag != ITEM or header.length == UNDEFINED:
             raise Part10Error("the encapsulated pixel data has no end")
         if table is None:
-            value = source.read(min(header.length, _MAX_OFFSETS))
-            table = list(unpack(f"<{len(value) // 4}L", value[: len(value) // 4 * 4]))
+            table = source.read(header.length) if header.length <= 4 * MOST_FRAMES else b""
+        elif len(found) == MOST_FRAMES:
+            raise Part10Error(f"the pixel data has more than {MOST_FRAMES} fragments")
         else:
             found.append((at, header.length))
         at += 8 + header.length

@@ -23,13 +23,16 @@ from gateway.wire.dicomjson import BROKEN, LONG_VALUE, element_at, sequence_item
 from gateway.wire.elements import UNDEFINED, Encoding, Part10Error, read_header
 from gateway.wire.filemeta import guessed_syntax
 from gateway.wire.frames import (
+    MOST_FRAMES,
     NATIVE,
     OCTETS,
     Extent,
     FrameTable,
     PixelElement,
+    frame_count,
     frame_table,
     iter_chunks,
+    offsets_of,
     pixel_word,
     read_fragments,
 )
@@ -155,11 +158,10 @@ class Instance:
         return to_json(self.dataset, bulk=lambda path: path)
 
     def _extended_offsets(self) -> tuple[int, ...]:
-        element = element_at(self.dataset, _EXTENDED_OFFSETS)
-        if not isinstance(element, RawDataElement) or element.length % 8:
+        element, count = element_at(self.dataset, _EXTENDED_OFFSETS), frame_count(self._attributes)
+        if not isinstance(element, RawDataElement) or element.length != 8 * count or count > MOST_FRAMES:
             return ()
-        field = b"".join(iter_chunks(self.source, _extent(element, f"{_EXTENDED_OFFSETS:08X}")))
-        return struct.unpack(f"<{len(field) // 8}Q", field)
+        return offsets_of(b"".join(iter_chunks(self.source, _extent(element, f"{_EXTENDED_OFFSETS:08X}"))), count, "Q")
 
     def _pixel_values(self, pixels: PixelElement) -> list[BulkValue]:
         if pixels.is_encapsulated:

@@ -1,6 +1,8 @@
 """Frames and long values are found where pydicom finds them, without reading the file."""
 
+import contextlib
 import io
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -173,6 +175,24 @@ def test_boundaries_that_cannot_be_told_are_refused():
     value = encaps.encapsulate([f[:-2] for f in FRAMES], fragments_per_frame=2, has_bot=False)
     with open_instance(encapsulated(value)) as instance, pytest.raises(Part10Error, match="boundaries"):
         instance.frames  # noqa: B018
+
+
+@pytest.mark.parametrize("where", ["basic", "extended", "fragments"])
+def test_a_file_of_many_offsets_or_fragments_and_few_frames_takes_no_memory_for_them(where, monkeypatch):
+    monkeypatch.setattr("gateway.wire.frames.MOST_FRAMES", 10_000)
+    many, item = bytes(8_000_000), b"\xfe\xff\x00\xe0"
+    table = many if where == "basic" else b""
+    value = item + len(table).to_bytes(4, "little") + table + encaps.encapsulate(FRAMES[:1], has_bot=False)[8:]
+    if where == "fragments":
+        value += (item + bytes(4)) * 1_000_000
+    source = encapsulated(value, frames=1, **({"ExtendedOffsetTable": many} if where == "extended" else {}))
+    with open_instance(source) as instance:
+        tracemalloc.start()
+        with pytest.raises(Part10Error) if where == "fragments" else contextlib.nullcontext():
+            assert frame(instance, 1) == FRAMES[0]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def test_a_video_is_one_stream():
