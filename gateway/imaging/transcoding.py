@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from itertools import pairwise
 from struct import pack
 
 from pydicom.dataset import Dataset
@@ -205,14 +207,14 @@ class _Pieces:
 
 
 async def _grouped(source: _Pieces, count: int, extended: Sequence[int], stored: str) -> AsyncIterator[bytes]:
-    """The frames from their fragments: by the offset table where it has one offset for each, else by what ends an image;
-    RLE has one fragment for each frame (PS3.5 A.4.2)."""
+    """The frames from their fragments: by the offset table as long as a fragment begins at each offset, else by what ends an
+    image; RLE has one fragment for each frame (PS3.5 A.4.2)."""
     table = await source.item(4 * MOST_FRAMES) or b""
-    offsets = extended or offsets_of(table, count, "L")
-    starts = set(offsets) if offsets and offsets[0] == 0 else None
+    starts = _Starts(extended or offsets_of(table, count, "L"))
     at, frame = 0, bytearray()
     while (fragment := await source.item()) is not None:
-        if frame and count > 1 and _begins(at, frame, starts, stored):
+        begins = starts.begins(at)
+        if frame and count > 1 and (begins or (begins is None and _is_ended(frame, stored))):
             yield bytes(frame)
             frame = bytearray()
         frame += fragment
@@ -223,8 +225,24 @@ async def _grouped(source: _Pieces, count: int, extended: Sequence[int], stored:
         yield bytes(frame)
 
 
-def _begins(at: int, frame: bytearray, starts: set[int] | None, stored: str) -> bool:
-    """Whether the fragment at this offset begins another frame than the one so far."""
-    if starts is not None:
-        return at in starts
+class _Starts:
+    """What an offset table says of fragments that come one after the other: some writers leave nonsense there."""
+
+    def __init__(self, offsets: Sequence[int]) -> None:
+        is_sound = bool(offsets) and offsets[0] == 0 and all(a < b for a, b in pairwise(offsets))
+        self._left = deque(offsets) if is_sound else None
+
+    def begins(self, at: int) -> bool | None:
+        """Whether the fragment at this offset begins a frame; None once no fragment began where the table has a frame begin."""
+        if self._left and self._left[0] < at:
+            self._left = None
+        if self._left is None:
+            return None
+        is_start = bool(self._left) and self._left[0] == at
+        if is_start:
+            self._left.popleft()
+        return is_start
+
+
+def _is_ended(frame: bytearray, stored: str) -> bool:
     return stored == RLE or _END_OF_IMAGE in frame[-10:]

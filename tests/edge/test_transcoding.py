@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import httpx
@@ -260,7 +261,9 @@ def _multi_frame(directory: Path, name: str, announced: int, **encapsulated: Any
     if offsets:
         value, made.ExtendedOffsetTable, made.ExtendedOffsetTableLengths = pydicom.encaps.encapsulate_extended(frames)
     else:
+        said = encapsulated.pop("said", None)
         value = pydicom.encaps.encapsulate(frames, fragments_per_frame=2, **encapsulated)
+        value = value[:12] + pack("<L", said(frames)) + value[16:] if said else value
     made.PixelData = value
     made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
     made.save_as(directory / f"{name}.dcm", enforce_file_format=True)
@@ -285,6 +288,8 @@ def fragmented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gatew
         "table": _multi_frame(directory, "table", 2, has_bot=True),
         "none": _multi_frame(directory, "none", 2, has_bot=False),
         "extended": _multi_frame(directory, "extended", 2, extended=True),
+        "zeros": _multi_frame(directory, "zeros", 2, said=lambda frames: 0),
+        "without headers": _multi_frame(directory, "without headers", 2, said=lambda frames: len(frames[0])),
         "short": _multi_frame(directory, "short", 3, has_bot=True),
     }
     with Gateway([files_node("fragmented", directory)]) as gateway:
@@ -298,13 +303,13 @@ def _asked(fragmented: tuple[Gateway, dict[str, pydicom.Dataset]], name: str) ->
     return gateway.get(where, headers={"accept": f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}"})
 
 
-@pytest.mark.parametrize("name", ["table", "none", "extended"])
+@pytest.mark.parametrize("name", ["table", "none", "extended", "zeros", "without headers"])
 def test_frames_in_several_fragments_are_put_together(
     fragmented: tuple[Gateway, dict[str, pydicom.Dataset]], name: str
 ) -> None:
     dataset = pydicom.dcmread(io.BytesIO(_asked(fragmented, name).content))
     assert "ExtendedOffsetTable" not in dataset
-    assert numpy.array_equal(dataset.pixel_array, fragmented[1][name].pixel_array)
+    assert numpy.array_equal(dataset.pixel_array, fragmented[1]["table"].pixel_array)
 
 
 def test_an_instance_with_fewer_frames_than_it_says_breaks_off(
