@@ -14,7 +14,7 @@ from gateway.edge.context import Context, context_of
 from gateway.edge.dicomweb import rendering, wado
 from gateway.edge.dicomweb.rendered import answered
 from gateway.edge.negotiation import DICOM, DicomAccept
-from gateway.errors import InvalidQuery, NotAcceptable
+from gateway.errors import GatewayError, InvalidQuery, NotAcceptable
 from gateway.federation.pictures import PDF, RENDERED_TYPES, Asked
 from gateway.imaging.options import LINEAR, QUALITY, Rendering, Viewport
 from gateway.model.query import Ref, check_uid
@@ -29,6 +29,7 @@ _REFUSED = {
     "presentationUID": "presentation states are not applied",
     "presentationSeriesUID": "presentation states are not applied",
 }
+_OWN_NAMES = {"frames": "frameNumber", "viewport": "region"}
 _CHARSETS = ("utf-8", "iso_ir 192")
 
 
@@ -48,7 +49,18 @@ async def retrieve(request: Request) -> Response:
         return await _as_stored(request, context, ref)
     if "transferSyntax" in given:
         raise InvalidQuery(f"transferSyntax goes with contentType {DICOM}", parameter="transferSyntax")
-    return await answered(request, context, ref, _asked(given, types), single=True)
+    try:
+        return await answered(request, context, ref, _asked(given, types), single=True)
+    except GatewayError as error:
+        error.parameter = _own_name(given, error.parameter)
+        raise
+
+
+def _own_name(given: QueryParams, parameter: str | None) -> str | None:
+    """What this service calls a parameter of the newer one."""
+    if parameter == "Accept" and "contentType" in given:
+        return "contentType"
+    return _OWN_NAMES.get(parameter or "", parameter)
 
 
 def _types(request: Request) -> tuple[str, ...]:
@@ -99,6 +111,7 @@ def _window(given: QueryParams) -> tuple[float, float, str] | None:
         return None
     if len(names) == 1:
         raise InvalidQuery("windowCenter and windowWidth go together", parameter=names[0])
+    rendering.number(given["windowCenter"], "windowCenter")
     return rendering.window_of(given["windowCenter"], given["windowWidth"], LINEAR, "windowWidth")
 
 
