@@ -32,6 +32,7 @@ from gateway.wire.elements import (
     encoding_found,
     is_uid,
     plain_values,
+    read_header,
 )
 from gateway.wire.filemeta import file_meta, guessed_syntax, read_file_meta
 
@@ -157,14 +158,22 @@ class Part10Stream:
         return self._head
 
     async def beginning(self, limit: int) -> bytes | None:
-        """The file as received up to its pixel data's header at least; None for a deflated one, or when `limit` bytes do
-        not reach so far. Only `raw` may follow."""
+        """The file as received up to its pixel data's header at least, all of it where it has none; None for a deflated one, or
+        when `limit` bytes do not reach so far. Only `raw` may follow."""
         if self.transfer_syntax == DeflatedExplicitVRLittleEndian or self._originals is None:
             return None
-        async for _ in self._up_to(PIXEL_DATA):
-            if sum(map(len, self._originals)) > limit:
+        for until in (PIXEL_DATA, None):
+            async for _ in self._up_to(until):
+                if sum(map(len, self._originals)) > limit:
+                    return None
+            if self._ended or self._is_at_pixel_data():
                 break
-        return b"".join(self._originals) if self._walker.stopped or self._ended else None
+        return b"".join(self._originals)
+
+    def _is_at_pixel_data(self) -> bool:
+        """Whether the walker stopped in front of pixels, not of what may stand above them without any (PS3.3 C.12.1.1.3)."""
+        header = read_header(self._pending, 0, self.encoding) if self._walker.stopped else None
+        return header is not None and header.tag < AFTER_PIXEL_DATA
 
     async def elements(self, until: int | None) -> AsyncGenerator[bytes, None]:
         """What follows, up to the first top-level element with a tag of `until` or more; None goes to the end.

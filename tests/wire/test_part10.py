@@ -20,6 +20,7 @@ from gateway.model.patient import PatientKey, patient_of
 from gateway.wire import part10
 from gateway.wire.elements import Part10TooLarge
 from gateway.wire.filemeta import IMPLEMENTATION_CLASS_UID
+from gateway.wire.instance import metadata
 from gateway.wire.part10 import AFTER_UIDS, PIXEL_DATA, Part10Error, file_meta, identify, open_part10
 from gateway.wire.transfer import explicit_little_endian, must_become_explicit, rewrite
 
@@ -659,3 +660,32 @@ async def test_a_deflate_bomb_does_not_fill_the_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20
+
+
+# --- the beginning of a file, for its metadata
+
+
+@pytest.mark.parametrize("size", [600, 2000, 6000, 100_000])
+@pytest.mark.parametrize("has_pixels", [False, True])
+async def test_the_beginning_of_a_signed_file_tells_its_metadata_wherever_it_is_cut(size, has_pixels):
+    """Without pixels nothing else says where signatures (FFFA,FFFA) and private groups above 7FE0 end."""
+    inner, dataset = Dataset(), pydicom.dcmread(BytesIO(test_file("CT_small.dcm")))
+    inner.Signature, inner.CertificateOfSigner = b"s" * 3000, b"c" * 5000
+    if not has_pixels:
+        del dataset.PixelData
+        dataset.private_block(0x7FE1, "MAKER", create=True).add_new(1, "SQ", Sequence([inner]))
+        dataset[0x7FE11001].is_undefined_length = True
+    dataset.DigitalSignaturesSequence = Sequence([inner])
+    dataset["DigitalSignaturesSequence"].is_undefined_length = True
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    stream = await opened(file.getvalue(), size)
+    beginning = await stream.beginning(1 << 20)
+    assert metadata(BytesIO(beginning), str) == metadata(file, str)
+    assert await joined(stream.raw()) == file.getvalue()
+
+
+async def test_a_beginning_beyond_the_limit_is_none():
+    data = (DATA / "test_files" / "reportsi.dcm").read_bytes()
+    assert await (await opened(data, 300, until=AFTER_UIDS)).beginning(1000) is None
+    assert await (await opened(data, 300, until=AFTER_UIDS)).beginning(1 << 20) == data
