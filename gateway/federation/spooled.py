@@ -127,14 +127,19 @@ class SpooledSeries:
                 async with self._file(node, Ref(found.study, found.series, found.instance), fetch) as path:
                     yield await _threads(node).call(metadata, path, str)
             return
-        async with fetch(series) as instances, aclosing_iterator(self._described(node, instances, fetch)) as described:
+        left: list[Ref] = []
+        async with fetch(series) as instances, aclosing_iterator(self._described(node, instances, left)) as described:
             async for dataset in described:
                 yield dataset
+        for ref in left:  # not before: the node may have one turn only
+            with contextlib.ExitStack() as stack:
+                yield await _threads(node).call(metadata, await self._pinned(None, ref, fetch, stack), str)
 
     async def _described(
-        self, node: str, instances: AsyncIterator[OpenedInstance], fetch: Fetch
+        self, node: str, instances: AsyncIterator[OpenedInstance], left: list[Ref]
     ) -> AsyncIterator[Dataset]:
-        """The metadata of each instance, in order; an instance is read while the next ones arrive."""
+        """The metadata of each instance, in order; an instance is read while the next ones arrive. Added to `left` is what had
+        to be read as a file and was not taken by the spool."""
         under_way: deque[asyncio.Task[Dataset]] = deque()
         try:
             async for one in instances:
@@ -146,8 +151,11 @@ class SpooledSeries:
                 while len(under_way) > (0 if beginning is None else _READ_AT_ONCE):
                     yield await under_way.popleft()
                 if beginning is None:
-                    async with self._passing(one, fetch) as path:
-                        yield await _threads(node).call(metadata, path, str)
+                    dataset = await self._read_whole(node, one)
+                    if dataset is None:
+                        left.append(one.ref)
+                    else:
+                        yield dataset
             while under_way:
                 yield await under_way.popleft()
         finally:
@@ -180,17 +188,18 @@ class SpooledSeries:
         with contextlib.ExitStack() as stack:
             yield await self._pinned(found, ref, fetch, stack)
 
-    @asynccontextmanager
-    async def _passing(self, one: OpenedInstance, fetch: Fetch) -> AsyncIterator[Path]:
-        """An instance of a running retrieve as a file: what the spool took of it, else a file of its own."""
-        if self.spool.directory is None:
-            with tempfile.TemporaryDirectory(prefix="gateway-") as directory:
-                yield await _save(one, Path(directory) / "instance")
-            return
-        await drain(one)
-        found = self._spooled(one.node, one.ref)
+    async def _read_whole(self, node: str, one: OpenedInstance) -> Dataset | None:
+        """The metadata of an instance of a running retrieve, from its file; None where the spool did not take it."""
         with contextlib.ExitStack() as stack:
-            yield await self._pinned(found, one.ref, fetch, stack)
+            if self.spool.directory is None:
+                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-"))
+                return await _threads(node).call(metadata, await _save(one, Path(directory) / "instance"), str)
+            await drain(one)
+            found = self._spooled(one.node, one.ref)
+            with contextlib.suppress(NotSpooled):
+                path = stack.enter_context(self.spool.pin(found)) if found else None
+                return await _threads(node).call(metadata, path, str) if path else None
+        return None
 
     async def _pinned(self, found: SpooledInstance | None, ref: Ref, fetch: Fetch, stack: contextlib.ExitStack) -> Path:
         """The spooled file, kept for the stack's life; an instance that the spool does not have is fetched alone."""

@@ -9,10 +9,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pydicom
+
 from gateway.cache.spool import Spool
 from gateway.errors import NodeProtocolError
-from gateway.federation.spooled import SpooledSeries
+from gateway.federation.node import aclosing_iterator
+from gateway.federation.opened import OpenedInstance
+from gateway.federation.spooled import Fetch, Sink, SpooledSeries, tee
 from gateway.model.query import Ref
+from gateway.wire.instance import metadata
+from gateway.wire.part10 import AFTER_UIDS, open_part10
+
+DATA = Path(pydicom.__file__).parent / "data" / "test_files"
 
 
 async def test_a_series_that_fails_after_everyone_has_left_is_no_fault_of_ours(tmp_path: Path) -> None:
@@ -47,4 +55,44 @@ async def test_a_series_that_fails_after_everyone_has_left_is_no_fault_of_ours(t
     gc.collect()
     await asyncio.sleep(0)
     assert unhandled == []
+    await spool.close()
+
+
+REF = Ref("1.2", "1.3", "1.4")
+
+
+async def _kept(data: bytes, spool: Spool) -> AsyncIterator[OpenedInstance]:
+    """One instance as it comes from a node, through the spool as `Pixels` has it."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), 1000):
+            yield data[at : at + 1000]
+
+    sink = Sink()
+    stream = await open_part10(tee(chunks(), sink), until=AFTER_UIDS)
+    await sink.attach(spool.begin("pacs", REF.study, "1.3", "1.4"))
+    yield OpenedInstance("pacs", REF, stream)
+
+
+def _one_at_a_time(data: bytes, spool: Spool) -> Fetch:
+    turns = asyncio.Semaphore(1)
+
+    @contextlib.asynccontextmanager
+    async def fetch(_: Ref) -> AsyncIterator[AsyncIterator[OpenedInstance]]:
+        async with turns, aclosing_iterator(_kept(data, spool)) as instances:
+            yield instances
+
+    return fetch
+
+
+async def test_an_instance_too_large_for_the_spool_is_described_though_the_node_has_one_turn_only(
+    tmp_path: Path,
+) -> None:
+    deflated = DATA / "image_dfl.dcm"  # of such a one only the file tells
+    spool = Spool(tmp_path, max_bytes=4000)
+    await spool.open()
+    fetch = _one_at_a_time(deflated.read_bytes(), spool)
+    async with asyncio.timeout(10):
+        described = [one async for one in SpooledSeries(spool).metadata("pacs", Ref("1.2", "1.3"), fetch)]
+    assert described == [metadata(deflated, str)]
     await spool.close()
