@@ -281,7 +281,11 @@ async def _fetch_alone(ref: Ref, fetch: Fetch, path: Path) -> Path:
 
 
 async def _save(one: OpenedInstance, path: Path) -> Path:
-    with path.open("xb") as file:
-        async for chunk in one.stream.raw():
-            await asyncio.to_thread(file.write, chunk)
+    """The instance as a file. Raises NodeProtocolError when it is truncated."""
+    try:
+        with path.open("xb") as file:
+            async for chunk in one.stream.raw():
+                await asyncio.to_thread(file.write, chunk)
+    except Part10Error:
+        raise NodeProtocolError(one.node, "sent a truncated instance") from None
     return path

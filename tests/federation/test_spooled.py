@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+import pytest
 
 from gateway.cache.spool import Spool
 from gateway.errors import NodeProtocolError
@@ -96,3 +97,10 @@ async def test_an_instance_too_large_for_the_spool_is_described_though_the_node_
         described = [one async for one in SpooledSeries(spool).metadata("pacs", Ref("1.2", "1.3"), fetch)]
     assert described == [metadata(deflated, str)]
     await spool.close()
+
+
+async def test_frames_of_a_truncated_instance_without_a_spool_are_the_nodes_fault(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, max_bytes=None)
+    fetch = _one_at_a_time((DATA / "CT_small.dcm").read_bytes()[:-100], spool)
+    with pytest.raises(NodeProtocolError, match="truncated"):
+        await anext(SpooledSeries(spool).frames("pacs", REF, [1], fetch))
