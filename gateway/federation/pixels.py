@@ -135,6 +135,7 @@ class Pixels:
     async def frames(self, node: Node, ref: Ref, numbers: Sequence[int], owner: Row) -> AsyncIterator[FramePart]:
         """Frames (1-based) of one instance, in the order asked for. Raises NotFound for an unknown instance."""
         adapter, _ = await _place(node, ref)
+        self.spooled.settle(owner)
         source = self.spooled.frames(node.id, ref, numbers, self._fetch(node, owner))
         if isinstance(adapter, Frames) and node.may("frames"):
             # Frames carry no identifiers: the metadata says first that they are of this patient.
@@ -156,6 +157,7 @@ class Pixels:
         address = (await self._require(node, ref, owner)).address(ref.instance or "", ".".join(path))
         if address is None:
             raise NotFound("there is no such bulk data")
+        self.spooled.settle(owner)
         source = self.spooled.bulkdata(node.id, ref, address, self._fetch(node, owner))
         if isinstance(adapter, BulkData) and isinstance(adapter, Describes) and node.may("bulkdata"):
             source = _bulkdata(node, adapter, ref, address, owner)

@@ -18,8 +18,11 @@ from gateway.federation.node import aclosing_iterator
 from gateway.federation.opened import OpenedInstance
 from gateway.federation.spooled import Fetch, Sink, SpooledSeries, tee
 from gateway.model.query import Ref
+from gateway.simulators.dimse import DimseSimulator
 from gateway.wire.instance import metadata
 from gateway.wire.part10 import AFTER_UIDS, open_part10
+from tests.running import Gateway
+from tests.specimens import specimen
 
 DATA = Path(pydicom.__file__).parent / "data" / "test_files"
 
@@ -104,3 +107,22 @@ async def test_frames_of_a_truncated_instance_without_a_spool_are_the_nodes_faul
     fetch = _one_at_a_time((DATA / "CT_small.dcm").read_bytes()[:-100], spool)
     with pytest.raises(NodeProtocolError, match="truncated"):
         await anext(SpooledSeries(spool).frames("pacs", REF, [1], fetch))
+
+
+def test_a_frame_is_of_the_patient_whose_the_study_is_now_though_the_spool_has_it_of_another(tmp_path: Path) -> None:
+    uids = {"StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.3", "SOPInstanceUID": "1.4"}
+    specimen(tmp_path, "P", "s", PixelData=b"P" * 16, **uids)
+    with DimseSimulator(tmp_path) as pacs:
+        connection = {"host": "127.0.0.1", "port": pacs.port, "called_ae_title": "SIMULATOR"}
+        anew = {"find": 0, "location": 0, "metadata": 0}
+        node = {"id": "n", "name": "n", "adapter": "dimse", "connection": connection, "ttl": anew}
+        with Gateway([node]) as gateway:
+            for patient in "PQ":
+                next(tmp_path.glob("*")).unlink()
+                specimen(tmp_path, patient, "s", PixelData=patient.encode() * 16, **uids)
+                pacs.archive.scan()
+                frame = gateway.get(
+                    "/dicom-web/studies/1.2/series/1.3/instances/1.4/frames/1",
+                    headers={"Accept": "application/octet-stream"},
+                )
+                assert frame.content == patient.encode() * 16
