@@ -27,7 +27,7 @@ from gateway.model.query import Ref
 from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Part, Retrieves
 from gateway.model.study import Row
 from gateway.telemetry import looking_up, stage
-from gateway.wire.part10 import AFTER_UIDS, Part10Error, identify, open_part10
+from gateway.wire.part10 import AFTER_UIDS, Part10Error, identified, open_part10
 from gateway.wire.written import Written, read, write
 
 _LATER = 0.05
@@ -185,7 +185,7 @@ async def _open(bearer: Bearer, ref: Ref, body: AsyncIterator[bytes]) -> OpenedI
     node = bearer.node
     try:
         stream = await open_part10(body, until=AFTER_UIDS)
-        found = identify(stream)
+        found = await identified(stream)
     except Part10Error:
         raise NodeProtocolError(node.id, "sent something that is not a DICOM file") from None
     try:

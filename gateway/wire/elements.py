@@ -15,6 +15,7 @@ ITEM_DELIMITER = 0xFFFEE00D
 SEQUENCE_DELIMITER = 0xFFFEE0DD
 
 MAX_DEPTH = 64
+_MOST_PICKED = 64 << 10
 LONG_VRS = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_32)
 _SHORT_VRS = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_16)
 _LITTLE, _BIG = Struct("<HHL"), Struct(">HHL")
@@ -111,6 +112,33 @@ def plain_values(data: bytes, encoding: Encoding, wanted: Container[int]) -> dic
                 return None
             found[header.tag] = text
     return found if at == size else None
+
+
+def picked(data: bytes, encoding: Encoding, tags: Container[int]) -> bytes:
+    """The top-level elements of these tags out of a run of whole ones, and the first, which shows how all are encoded.
+
+    Nothing else is looked into, however much it holds. Raises Part10Error where no element can be, and for one that is too
+    long to be picked.
+    """
+    found: list[bytes] = []
+    at, size = 0, len(data)
+    while at < size:
+        if encoding == EXPLICIT_LITTLE and at:
+            at = _hasten(data, at, UNDEFINED, tags)
+        header = read_header(data, at, encoding)
+        if header is None or not header.tag:
+            break
+        end = (
+            ElementWalker(encoding).end_of(data, at) if header.length == UNDEFINED else at + header.size + header.length
+        )
+        if header.tag in tags:
+            if end - at > _MOST_PICKED:
+                raise Part10Error(f"({header.tag >> 16:04X},{header.tag & 0xFFFF:04X}) is too long")
+            found.append(data[at:end])
+        elif not at and end <= _MOST_PICKED:
+            found.append(data[:end])
+        at = end
+    return b"".join(found)
 
 
 def _hasten(data: bytes, at: int, until: int, stops: Container[int] = ()) -> int:
@@ -214,6 +242,14 @@ class ElementWalker:
         # Files are padded with zeros behind the last element by some writers; no element begins with two of them.
         if rest.strip(b"\0") or len(rest) == 1:
             raise Part10Error("the data set ends in the middle of an element header")
+
+    def end_of(self, data: bytes, at: int) -> int:
+        """Where the top-level element at `at` ends. Raises Part10Error where that cannot be told from `data`."""
+        while (length := self._step(data, at)) is not None:
+            at += length
+            if not self._open:
+                return at
+        raise Part10Error("the data set ends in the middle of an element")
 
     def _step(self, data: bytes, at: int) -> int | None:
         """How far it is to the next header; None when this one is incomplete or the walk stops at it."""

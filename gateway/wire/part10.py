@@ -31,6 +31,7 @@ from gateway.wire.elements import (
     Part10TooLarge,
     encoding_found,
     is_uid,
+    picked,
     plain_values,
     read_header,
 )
@@ -45,6 +46,8 @@ AFTER_UIDS = 0x00200010
 """Where a head may end for `identify`: every identifying element has a lower tag."""
 
 MAX_HEAD = 64 << 20
+QUICK = 256 << 10
+"""Bytes of a head that are converted or looked through on the event loop: what is longer, in a thread."""
 _ENCODINGS = {ImplicitVRLittleEndian: IMPLICIT_LITTLE, ExplicitVRBigEndian: EXPLICIT_BIG}
 _IDENTIFYING = (
     vocabulary.SOP_CLASS_UID,
@@ -56,14 +59,15 @@ _IDENTIFYING = (
     vocabulary.ISSUER_QUALIFIERS,
 )
 _IDENTIFYING_TAGS = {int(tag, 16): tag for tag in _IDENTIFYING}
-_TRANSFER_SYNTAX = 0x00020010
+_TRANSFER_SYNTAX, _CHARACTER_SET = 0x00020010, 0x00080005
 
 
 def decode(data: bytes, encoding: Encoding, tags: tuple[int, ...] | None = None) -> Dataset:
     """A data set from its bytes, its values decoded when they are looked at. `tags` leaves out all others."""
     only = list(tags) if tags else None
+    found = picked(data, encoding, {*tags, _CHARACTER_SET}) if tags else data
     with guarded():
-        return read_dataset(BytesIO(data), not encoding.explicit, encoding.little, specific_tags=only)
+        return read_dataset(BytesIO(found), not encoding.explicit, encoding.little, specific_tags=only)
 
 
 @contextmanager
@@ -305,6 +309,11 @@ def identify(stream: Part10Stream) -> model.Dataset:
         return {_IDENTIFYING_TAGS[tag]: model.attribute(_IDENTIFYING_TAGS[tag], [plain[tag]]) for tag in sorted(plain)}
     with guarded():
         return _in_json(decode(stream.head, stream.encoding, tuple(_IDENTIFYING_TAGS)), frozenset(_IDENTIFYING))
+
+
+async def identified(stream: Part10Stream) -> model.Dataset:
+    """As `identify`; a long head is looked through off the event loop."""
+    return identify(stream) if len(stream.head) < QUICK else await asyncio.to_thread(identify, stream)
 
 
 def _in_json(found: Dataset, wanted: frozenset[str] | None) -> model.Dataset:

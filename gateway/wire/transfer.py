@@ -18,14 +18,13 @@ from pydicom.uid import (
 from gateway.wire.elements import EXPLICIT_LITTLE, Part10Error
 from gateway.wire.explicit import Conversion
 from gateway.wire.filemeta import file_meta
-from gateway.wire.part10 import AFTER_PIXEL_DATA, MAX_HEAD, PIXEL_DATA, Part10Stream, decode, guarded
+from gateway.wire.part10 import AFTER_PIXEL_DATA, MAX_HEAD, PIXEL_DATA, QUICK, Part10Stream, decode, guarded
 
 FORBIDDEN_ON_THE_WEB = frozenset({str(ImplicitVRLittleEndian), str(ExplicitVRBigEndian)})
 """PS3.18 8.7.3.1: an origin server shall not send these."""
 _FIRST, _BEYOND = 1, 1 << 32
 PIXEL_SECTIONS = (PIXEL_DATA + 1, PIXEL_DATA + 2, AFTER_PIXEL_DATA)
 _CHUNK = 1 << 20
-_QUICK = 256 << 10
 
 
 def written_syntax(stored: str) -> str:
@@ -79,7 +78,7 @@ async def rewrite(stream: Part10Stream, change: Callable[[Dataset], Dataset]) ->
         head = await _converted(conversion, await stream.read_head())
         changed = within_head(change(decode(head, EXPLICIT_LITTLE)))
         yield file_meta_of(stream, changed)
-        for chunk in sliced(encoded(changed) if len(head) < _QUICK else await asyncio.to_thread(encoded, changed)):
+        for chunk in sliced(encoded(changed) if len(head) < QUICK else await asyncio.to_thread(encoded, changed)):
             yield chunk
         async for chunk in _pixel_data(stream, conversion):
             yield chunk
@@ -150,7 +149,7 @@ def _within(dataset: Dataset, low: int, high: int) -> Dataset:
 
 async def _converted(conversion: Conversion, data: bytes) -> bytes:
     """Large heads (a functional group per frame) are converted off the event loop."""
-    return conversion.convert(data) if len(data) < _QUICK else await asyncio.to_thread(conversion.convert, data)
+    return conversion.convert(data) if len(data) < QUICK else await asyncio.to_thread(conversion.convert, data)
 
 
 def sliced(data: bytes) -> Iterator[bytes]:

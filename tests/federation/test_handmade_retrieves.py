@@ -164,3 +164,15 @@ def test_an_instance_in_a_syntax_that_is_none_is_the_nodes_fault(tmp_path, synta
         for multipart in (False, True):
             answer = retrieved(gateway, multipart=multipart)
             assert (answer.status_code, answer.json()["code"]) == (502, "GW205")
+
+
+def test_an_identifier_that_cannot_be_read_is_the_nodes_fault(tmp_path):
+    endless = pack("<HHL", 0xFFFE, 0xE000, 8) + pack("<HHL", 0x08, 0x1115, 0xFFFFFFFF)
+    junk = pack("<HHL", 0x10, 0x24, len(endless)) + endless
+    file = stored(tmp_path)
+    behind = file.index(pack("<HHL", 0x20, 0x0D, 6))
+    odd = file[:behind] + junk + file[behind:]
+    answers = {"/instances/1.2.3.4.5": parts("application/dicom", ("Content-Type: application/dicom", odd))}
+    with server(one_instance(answers)) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = retrieved(gateway)
+    assert (answer.status_code, answer.json()["code"]) == (502, "GW205")

@@ -309,7 +309,7 @@ async def test_identify_names_the_patient_and_the_instance_from_the_first_bytes(
 def decoded_identity(stream):
     """What pydicom finds, value by value."""
     with part10.guarded():
-        found = part10.decode(stream.head, stream.encoding, tuple(part10._IDENTIFYING_TAGS))
+        found = part10.decode(stream.head, stream.encoding)
         return part10._in_json(found, frozenset(part10._IDENTIFYING))
 
 
@@ -346,6 +346,20 @@ async def test_identify_finds_what_a_full_decoding_finds_however_odd_the_patient
     except Part10Error:
         return
     assert identify(stream) == expected
+
+
+async def test_a_head_of_very_many_items_is_identified_without_making_something_of_each():
+    items = (b"\xfe\xff\x00\xe0" + bytes(4)) * 200_000
+    many = pack("<HH2sHL", 0x08, 0x1140, b"SQ", 0, 0xFFFFFFFF) + items + b"\xfe\xff\xdd\xe0" + bytes(4)
+    file = written(sample(PatientID="P"))
+    at = file.index(pack("<HH2s", 0x10, 0x20, b"LO"))
+    stream = await opened(file[:at] + many + file[at:], 1 << 20, until=AFTER_UIDS)
+    tracemalloc.start()
+    found = identify(stream)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert patient_of(found, "node") == PatientKey("node", "P")
+    assert peak < 4 << 20
 
 
 async def test_a_head_can_be_extended_after_a_first_look():

@@ -15,7 +15,7 @@ from gateway.wire import multipart
 from gateway.wire.elements import Part10Error, is_uid
 from gateway.wire.media import MediaType, parse_media_type
 from gateway.wire.multipart import MultipartError, MultipartPart
-from gateway.wire.part10 import AFTER_UIDS, Part10Stream, identify, open_part10
+from gateway.wire.part10 import AFTER_UIDS, Part10Stream, identified, open_part10
 
 DICOM, OCTETS = "application/dicom", "application/octet-stream"
 _MOST_DIGITS = 18
@@ -80,9 +80,9 @@ async def instance_part(node: str, ref: Ref, part: MultipartPart, *, framed: boo
     """
     try:
         stream = await open_part10(part.body, until=AFTER_UIDS)
+        found = await identified(stream)
     except Part10Error:
         raise NodeProtocolError(node, "sent something else than a DICOM file") from None
-    found = identify(stream)
     check_asked(node, ref, found)
     return Part(
         text(found, INSTANCE_UID) or str(stream.file_meta.get("MediaStorageSOPInstanceUID", "")),
