@@ -10,6 +10,7 @@ from itertools import pairwise
 from struct import pack
 
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from gateway.errors import NotAcceptable
 from gateway.imaging import attributes as images
@@ -21,7 +22,7 @@ from gateway.wire.elements import EXPLICIT_LITTLE, ITEM, SEQUENCE_DELIMITER, UND
 from gateway.wire.explicit import Conversion
 from gateway.wire.frames import MOST_FRAMES, frame_bits, offsets_of
 from gateway.wire.part10 import Part10Stream, decode
-from gateway.wire.transfer import PIXEL_SECTIONS, behind_pixel_data, encoded, file_meta_of, sliced, within_head
+from gateway.wire.transfer import PIXEL_SECTIONS, apart, behind_pixel_data, encoded, file_meta_of, sliced, within_head
 
 Change = Callable[[Dataset], Dataset]
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"
@@ -29,14 +30,17 @@ _IMAGE_PIXEL = (
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated",
     "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames",
 )  # fmt: skip
+_SIZE = tuple(map(Tag, ("Rows", "Columns")))
+_OF_PIXELS = tuple(map(Tag, (*_IMAGE_PIXEL, "ExtendedOffsetTable")))
 _END_OF_IMAGE = b"\xff\xd9"
 _MOST_NATIVE = (1 << 32) - 2
 
 
 async def has_pixels(stream: Part10Stream) -> bool:
     """Whether there are pixels to decode; reads the head of the file."""
-    await stream.read_head()
-    return "Rows" in stream.dataset and "Columns" in stream.dataset
+    head = await stream.read_head()
+    found = await apart(head, lambda: decode(head, stream.encoding, _SIZE))
+    return "Rows" in found and "Columns" in found
 
 
 async def transcoded(stream: Part10Stream, into: str, imaging: Imaging, change: Change) -> AsyncIterator[bytes]:
@@ -48,12 +52,13 @@ async def transcoded(stream: Part10Stream, into: str, imaging: Imaging, change: 
     try:
         conversion = Conversion(stream.encoding)
         converted = await asyncio.to_thread(conversion.convert, await stream.read_head())
-        dataset = within_head(change(decode(converted, EXPLICIT_LITTLE)))
-        attributes = _attributes(decode(converted, EXPLICIT_LITTLE))
+        dataset = await apart(converted, lambda: within_head(change(decode(converted, EXPLICIT_LITTLE))))
+        of_pixels = await apart(converted, lambda: decode(converted, EXPLICIT_LITTLE, _OF_PIXELS, 16 * MOST_FRAMES))
+        attributes = _attributes(of_pixels)
         imaging.check_size(images.pixels_of_frame(attributes))
         count, stored = images.frame_count(attributes), stream.transfer_syntax
         source = EXPLICIT if stored in NATIVE_SYNTAXES else stored  # their bytes are turned round by now
-        offsets = offsets_of(decode(converted, EXPLICIT_LITTLE).get("ExtendedOffsetTable") or b"", count, "Q")
+        offsets = offsets_of(of_pixels.get("ExtendedOffsetTable") or b"", count, "Q")
         number, told, size = 0, None, 0
         with imaging.holding(images.bytes_of_frame(attributes), patient=True):
             async with aclosing(_frames(stream, conversion, attributes, stored, offsets)) as frames:

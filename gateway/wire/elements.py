@@ -15,7 +15,6 @@ ITEM_DELIMITER = 0xFFFEE00D
 SEQUENCE_DELIMITER = 0xFFFEE0DD
 
 MAX_DEPTH = 64
-_MOST_PICKED = 64 << 10
 LONG_VRS = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_32)
 _SHORT_VRS = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_16)
 _LITTLE, _BIG = Struct("<HHL"), Struct(">HHL")
@@ -114,11 +113,11 @@ def plain_values(data: bytes, encoding: Encoding, wanted: Container[int]) -> dic
     return found if at == size else None
 
 
-def picked(data: bytes, encoding: Encoding, tags: Container[int]) -> bytes:
+def picked(data: bytes, encoding: Encoding, tags: Container[int], most: int) -> bytes:
     """The top-level elements of these tags out of a run of whole ones, and the first, which shows how all are encoded.
 
-    Nothing else is looked into, however much it holds. Raises Part10Error where no element can be, and for one that is too
-    long to be picked.
+    Nothing else is looked into, however much it holds. Raises Part10Error where no element can be, and for one to be picked
+    that has more than `most` bytes.
     """
     found: list[bytes] = []
     at, size = 0, len(data)
@@ -132,10 +131,10 @@ def picked(data: bytes, encoding: Encoding, tags: Container[int]) -> bytes:
             ElementWalker(encoding).end_of(data, at) if header.length == UNDEFINED else at + header.size + header.length
         )
         if header.tag in tags:
-            if end - at > _MOST_PICKED:
+            if end - at > most:
                 raise Part10Error(f"({header.tag >> 16:04X},{header.tag & 0xFFFF:04X}) is too long")
             found.append(data[at:end])
-        elif not at and end <= _MOST_PICKED:
+        elif not at and end <= most:
             found.append(data[:end])
         at = end
     return b"".join(found)

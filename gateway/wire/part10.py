@@ -59,13 +59,15 @@ _IDENTIFYING = (
     vocabulary.ISSUER_QUALIFIERS,
 )
 _IDENTIFYING_TAGS = {int(tag, 16): tag for tag in _IDENTIFYING}
+_MOST_PICKED = 64 << 10
 _TRANSFER_SYNTAX, _CHARACTER_SET = 0x00020010, 0x00080005
 
 
-def decode(data: bytes, encoding: Encoding, tags: tuple[int, ...] | None = None) -> Dataset:
-    """A data set from its bytes, its values decoded when they are looked at. `tags` leaves out all others."""
+def decode(data: bytes, encoding: Encoding, tags: tuple[int, ...] | None = None, most: int = _MOST_PICKED) -> Dataset:
+    """A data set from its bytes, its values decoded when they are looked at. `tags` leaves out all others; none of these may
+    have more than `most` bytes."""
     only = list(tags) if tags else None
-    found = picked(data, encoding, {*tags, _CHARACTER_SET}) if tags else data
+    found = picked(data, encoding, {*tags, _CHARACTER_SET}, most) if tags else data
     with guarded():
         return read_dataset(BytesIO(found), not encoding.explicit, encoding.little, specific_tags=only)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TypeVar
 
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
@@ -20,9 +21,12 @@ from gateway.wire.explicit import Conversion
 from gateway.wire.filemeta import file_meta
 from gateway.wire.part10 import AFTER_PIXEL_DATA, MAX_HEAD, PIXEL_DATA, QUICK, Part10Stream, decode, guarded
 
+T = TypeVar("T")
 FORBIDDEN_ON_THE_WEB = frozenset({str(ImplicitVRLittleEndian), str(ExplicitVRBigEndian)})
 """PS3.18 8.7.3.1: an origin server shall not send these."""
 _FIRST, _BEYOND = 1, 1 << 32
+_NAMED = (0x00080016, 0x00080018)
+"""The SOP Class and Instance UIDs, which the File Meta Information repeats."""
 PIXEL_SECTIONS = (PIXEL_DATA + 1, PIXEL_DATA + 2, AFTER_PIXEL_DATA)
 _CHUNK = 1 << 20
 
@@ -55,8 +59,8 @@ async def explicit_little_endian(stream: Part10Stream) -> AsyncIterator[bytes]:
             return
         conversion = Conversion(stream.encoding)
         head = await stream.read_head()
-        yield file_meta_of(stream, stream.dataset)
-        for chunk in sliced(await _converted(conversion, head)):
+        yield file_meta_of(stream, await apart(head, lambda: decode(head, stream.encoding, _NAMED)))
+        for chunk in sliced(await apart(head, lambda: conversion.convert(head))):
             yield chunk
         async for chunk in _pixel_data(stream, conversion):
             yield chunk
@@ -75,10 +79,11 @@ async def rewrite(stream: Part10Stream, change: Callable[[Dataset], Dataset]) ->
     """
     try:
         conversion = Conversion(stream.encoding)
-        head = await _converted(conversion, await stream.read_head())
-        changed = within_head(change(decode(head, EXPLICIT_LITTLE)))
+        stored = await stream.read_head()
+        head = await apart(stored, lambda: conversion.convert(stored))
+        changed = await apart(head, lambda: within_head(change(decode(head, EXPLICIT_LITTLE))))
         yield file_meta_of(stream, changed)
-        for chunk in sliced(encoded(changed) if len(head) < QUICK else await asyncio.to_thread(encoded, changed)):
+        for chunk in sliced(await apart(head, lambda: encoded(changed))):
             yield chunk
         async for chunk in _pixel_data(stream, conversion):
             yield chunk
@@ -147,9 +152,9 @@ def _within(dataset: Dataset, low: int, high: int) -> Dataset:
     return dataset
 
 
-async def _converted(conversion: Conversion, data: bytes) -> bytes:
-    """Large heads (a functional group per frame) are converted off the event loop."""
-    return conversion.convert(data) if len(data) < QUICK else await asyncio.to_thread(conversion.convert, data)
+async def apart(head: bytes, work: Callable[[], T]) -> T:
+    """What work on a head returns. Long ones (a functional group per frame) are worked on off the event loop."""
+    return work() if len(head) < QUICK else await asyncio.to_thread(work)
 
 
 def sliced(data: bytes) -> Iterator[bytes]:

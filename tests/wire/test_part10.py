@@ -1,5 +1,6 @@
 import asyncio
 import functools
+import threading
 import time
 import tracemalloc
 import zlib
@@ -360,6 +361,33 @@ async def test_a_head_of_very_many_items_is_identified_without_making_something_
     tracemalloc.stop()
     assert patient_of(found, "node") == PatientKey("node", "P")
     assert peak < 4 << 20
+
+
+async def test_a_file_of_very_many_items_is_made_explicit_without_making_something_of_each():
+    items = (b"\xfe\xff\x00\xe0" + bytes(4)) * 30_000
+    many = pack("<HHL", 0x08, 0x1140, 0xFFFFFFFF) + items + b"\xfe\xff\xdd\xe0" + bytes(4)
+    file = written(sample(PatientID="P"), "1.2.840.10008.1.2")
+    at = file.index(pack("<HHL", 0x10, 0x20, 2))
+    stream = await opened(file[:at] + many + file[at:], 1 << 20, until=AFTER_UIDS)
+    tracemalloc.start()
+    explicit = await joined(explicit_little_endian(stream))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(read(explicit).ReferencedImageSequence) == 30_000
+    assert peak < 4 << 20
+
+
+async def test_a_long_head_is_changed_off_the_event_loop():
+    threads = []
+
+    def change(dataset):
+        threads.append(threading.current_thread())
+        return dataset
+
+    for length, is_here in ((10, True), (1 << 20, False)):
+        stream = await opened(written(sample(PatientID="P", TextValue="x" * length)))
+        await joined(rewrite(stream, change))
+        assert (threads.pop() is threading.main_thread()) == is_here
 
 
 async def test_a_head_can_be_extended_after_a_first_look():
