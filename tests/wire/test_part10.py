@@ -390,6 +390,27 @@ async def test_a_long_head_is_changed_off_the_event_loop():
         assert (threads.pop() is threading.main_thread()) == is_here
 
 
+async def test_others_have_their_turn_while_one_chunk_of_deflated_zeros_is_followed():
+    plain = written(sample(PatientID="P"))[132:]
+    meta = 12 + int.from_bytes(plain[8:12], "little")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    pixels = pack("<HH2sHL", 0x7FE0, 0x10, b"OB", 0, 64 << 20)
+    packed = packer.compress(plain[meta:] + pixels) + packer.compress(bytes(64 << 20)) + packer.flush()
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    file = file_meta("1.2", "1.2.3.4", DEFLATED) + packed
+    assert await joined((await opened(file, len(file), until=AFTER_UIDS)).raw()) == file
+    counting.cancel()
+    assert turns > 100
+
+
 async def test_a_head_can_be_extended_after_a_first_look():
     data = test_file("CT_small.dcm")
     stream = await opened(data, 100, until=AFTER_UIDS)
