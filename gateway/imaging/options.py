@@ -10,6 +10,10 @@ QUALITY = 90
 LINEAR, LINEAR_EXACT, SIGMOID = "linear", "linear-exact", "sigmoid"
 
 
+class OutsideImage(Exception):
+    """The region asked for has nothing of the image."""
+
+
 @dataclass(frozen=True, slots=True)
 class Viewport:
     """The most columns and rows that come out, 0 for as many as there are; and the region of the source that is shown.

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageDraw, ImageFont
 
 from gateway.imaging.frame import CannotDecode, Frame
-from gateway.imaging.options import GIF, PNG, Rendering, Viewport, can_write
+from gateway.imaging.options import GIF, PNG, OutsideImage, Rendering, Viewport, can_write
 from gateway.imaging.tones import shown
 
 _PROFILE_PNG_JPEG = "icc_profile"
 
 
 def render(frames: Sequence[Frame], asked: Rendering) -> bytes:
-    """The frames as one file; more than one only as GIF. Raises CannotDecode, ValueError for a region outside the image."""
+    """The frames as one file; more than one only as GIF. Raises CannotDecode, OutsideImage."""
     images = [_finished(frame, asked) for frame in frames]
     buffer = BytesIO()
     first, *rest = images
@@ -79,7 +79,7 @@ def _region(viewport: Viewport, columns: int, rows: int) -> tuple[float, float, 
     right, bottom = x + (columns - x if width is None else width), y + (rows - y if height is None else height)
     box = (max(0.0, x), max(0.0, y), min(float(columns), right), min(float(rows), bottom))
     if box[0] >= box[2] or box[1] >= box[3]:
-        raise ValueError("the region is outside of the image")
+        raise OutsideImage
     return box
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import orjson
 
 from gateway.imaging import extended
-from gateway.imaging.frame import CannotDecode, decode, encode, native
+from gateway.imaging.frame import decode, encode, native
 from gateway.imaging.lengths import LENGTHS
-from gateway.imaging.options import Rendering
+from gateway.imaging.options import OutsideImage, Rendering
 from gateway.imaging.syntaxes import ALWAYS_LOSSY
 
 Reply = tuple[dict[str, Any], bytes]
@@ -82,10 +82,10 @@ def answer(asked: dict[str, Any], data: bytes) -> Reply:
         return _WORK[asked["work"]](asked, data)
     except MemoryError:
         return {"failed": "memory"}, b""
-    except CannotDecode:
-        return {"failed": "decode"}, b""
-    except ValueError:
+    except OutsideImage:
         return {"failed": "region"}, b""
+    except Exception:  # noqa: BLE001 - whatever it is over, it is what the node sent, and the next image is another
+        return {"failed": "decode"}, b""
 
 
 def _render(asked: dict[str, Any], data: bytes) -> Reply:

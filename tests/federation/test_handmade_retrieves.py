@@ -10,11 +10,13 @@ from struct import pack
 
 import httpx
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
 
 from gateway.model.vocabulary import tag
 from tests.handmade import INSTANCE, Given, Respond, archive, dicomweb_node, given, server
-from tests.running import Gateway
+from tests.running import Gateway, files_node
 from tests.specimens import specimen
 
 PLACE = "/dicom-web/studies/1.2.3/series/1.2.3.4/instances/1.2.3.4.5"
@@ -124,6 +126,17 @@ def test_no_more_of_a_frame_is_read_than_its_pixels_can_be_whatever_samples_and_
     with server(odd) as port, Gateway([dicomweb_node("n", port)]) as gateway:
         answer = gateway.get(f"{PLACE}/rendered")
     assert (answer.status_code, answer.json()["code"]) == (413, "GW108")
+
+
+@pytest.mark.parametrize("odd", ["palette", "table"])
+def test_an_image_that_cannot_be_shown_is_no_fault_of_a_viewport_that_was_not_asked_for(tmp_path, odd):
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [0, 0, 99], b"\0\0"
+    more = {"PhotometricInterpretation": "PALETTE COLOR"} if odd == "palette" else {"VOILUTSequence": Sequence([table])}
+    stored(tmp_path, **more)
+    with Gateway([files_node("n", tmp_path)]) as gateway:
+        answer = gateway.get(f"{PLACE}/rendered")
+    assert (answer.status_code, answer.json().get("parameter")) == (406, None)
 
 
 # --- instances
