@@ -12,11 +12,13 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.encoders.base import get_encoder
 from pydicom.pixels.utils import get_expected_length
-from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit
+from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from gateway.model.dataset import Dataset
 
 _KEYWORDS = ("FloatPixelData", "DoubleFloatPixelData")
+# GDCM, which would be asked first, ends the process over an odd number of pixels of 8 bits.
+_ENCODERS = {str(RLELossless): "pylibjpeg"}
 _PARTIAL = ("YBR_PARTIAL_422", "YBR_PARTIAL_420")
 
 
@@ -91,7 +93,8 @@ def encode(frame: Frame, transfer_syntax: str) -> bytes:
             return _jpeg(frame)
         options = {key: value for key, value in frame.told.items() if key != "number_of_frames"}
         encoder = get_encoder(transfer_syntax)
-        return bytes(encoder.encode(frame.pixels, **options, number_of_frames=1))
+        plugin = _ENCODERS.get(transfer_syntax, "")
+        return bytes(encoder.encode(frame.pixels, **options, number_of_frames=1, encoding_plugin=plugin))
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001

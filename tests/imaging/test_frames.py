@@ -170,6 +170,24 @@ async def test_when_too_much_is_under_way_new_work_is_turned_away_and_patient_wo
     await imaging.close()
 
 
+@pytest.mark.parametrize("into", LOSSLESS)
+async def test_a_frame_of_an_odd_number_of_pixels_is_encoded_as_any_other(imaging: Imaging, into: str) -> None:
+    numbers = {
+        "00280002": 1,
+        "00280010": 63,
+        "00280011": 63,
+        "00280100": 8,
+        "00280101": 8,
+        "00280102": 7,
+        "00280103": 0,
+    }
+    attributes: Any = {tag: {"vr": "US", "Value": [number]} for tag, number in numbers.items()}
+    attributes["00280004"] = {"vr": "CS", "Value": ["MONOCHROME2"]}
+    pixels = bytes(at % 251 for at in range(63 * 63))
+    given = await imaging.recode(EncodedFrame(attributes, "1.2.840.10008.1.2.1", pixels), into)
+    assert (await imaging.recode(EncodedFrame(attributes, into, given.data))).data == pixels
+
+
 async def test_a_process_that_has_nothing_to_do_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.imaging.processes._IDLE_SECONDS", 0.05)
     imaging = Imaging(1, 60.0, 64 << 20)
