@@ -22,7 +22,7 @@ IMAGE_TYPES = ("image/jpeg", "image/jls", "image/jp2", "image/jpx", "image/jphc"
 _ALONE, _IN_PARTS = MediaType("application", "dicom"), MediaType("multipart", "related", {"type": DICOM})
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "*"})
 _PLUS = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
-FRAME_TYPES = (OCTETS, *IMAGE_TYPES, "video/mpeg", "video/mp4", "video/mpeg2")
+FRAME_TYPES = (OCTETS, *IMAGE_TYPES, "video/mpeg", "video/mp4", "video/mpeg2", "video/h265")
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,11 +168,14 @@ class Pictures:
         tables = await self._tables(job, nodes)
         frames: list[EncodedFrame] = []
         most = images.most_bytes_of_frame(job.dataset)
-        async with self.retrieval.frames(job.ref, job.numbers, nodes) as opened:
-            async for part in opened.parts:
-                data = await _read(part.body, most)
-                own = {**images.frame_attributes(job.dataset, part.number), **tables}
-                frames.append(EncodedFrame(own, part.transfer_syntax, data))
+        try:
+            async with self.retrieval.frames(job.ref, job.numbers, nodes) as opened:
+                async for part in opened.parts:
+                    data = await _read(part.body, most)
+                    own = {**images.frame_attributes(job.dataset, part.number), **tables}
+                    frames.append(EncodedFrame(own, part.transfer_syntax, data))
+        except InvalidQuery:  # it says that it has this frame: it is a video, whose frames nobody tells apart
+            raise NotAcceptable("frames of it cannot be told apart; ask for it as stored", parameter="Accept") from None
         milliseconds = images.milliseconds_per_frame(job.dataset)
         return await self.imaging.render(frames, replace(rendering, milliseconds=milliseconds))
 

@@ -317,3 +317,21 @@ def test_an_instance_with_fewer_frames_than_it_says_breaks_off(
 ) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         _asked(fragmented, "short")
+
+
+@pytest.mark.parametrize(("end", "kind"), [("107", "video/H265"), ("102", "video/mp4"), ("100", "video/mpeg")])
+def test_a_video_comes_as_one_and_has_no_picture_but_a_neutral_one(tmp_path: Path, end: str, kind: str) -> None:
+    made = specimen(tmp_path / "unused", "P", "video", Modality="ES", BurnedInAnnotation="NO", NumberOfFrames=25)
+    made.file_meta.TransferSyntaxUID = f"1.2.840.10008.1.2.4.{end}"
+    made.PixelData = pydicom.encaps.encapsulate([b"video" * 100])
+    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    (tmp_path / "node").mkdir()
+    made.save_as(tmp_path / "node" / "video.dcm", enforce_file_format=True)
+    study = f"/dicom-web/studies/{made.StudyInstanceUID}"
+    where = f"{study}/series/{made.SeriesInstanceUID}/instances/{made.SOPInstanceUID}"
+    with Gateway([files_node("node", tmp_path / "node")]) as gateway:
+        assert gateway.get(f"{where}/frames/1", headers={"accept": kind}).content == b"video" * 100
+        for shown in ("rendered", "frames/2/rendered"):
+            answer = gateway.get(f"{where}/{shown}", headers={"accept": "image/png"})
+            assert (answer.status_code, answer.json().get("parameter")) == (406, "Accept")
+        assert gateway.get(f"{study}/thumbnail").headers["content-type"] == "image/jpeg"
