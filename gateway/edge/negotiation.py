@@ -106,19 +106,27 @@ class OctetAccept:
 
     single_part: bool
     ranges: tuple[tuple[str, str], ...]
+    refused: frozenset[str] = frozenset()
+    """Types that no range stands for (q=0)."""
 
     def takes(self, media_type: str, transfer_syntax: str) -> bool:
         """Whether stored bytes of this type and syntax may be sent."""
-        return any(_fits(inner, syntax, media_type, transfer_syntax) for inner, syntax in self.ranges)
+        return media_type.lower() not in self.refused and any(
+            _fits(inner, syntax, media_type, transfer_syntax) for inner, syntax in self.ranges
+        )
 
     def into(self, stored: str, *, gives_explicit: bool) -> str:
         """The syntax to give a frame in that is stored in another one: '' for as it is. Raises NotAcceptable for none."""
-        wants_explicit = gives_explicit and can_decode(stored)
+        is_refused = frame_media_type(stored).lower() in self.refused
+        wants_explicit = (gives_explicit or is_refused) and can_decode(stored) and OCTETS not in self.refused
         for inner, syntax in self.ranges:
             is_any = not syntax and inner in ("*/*", "")
             if is_any and wants_explicit and stored != EXPLICIT:
                 return EXPLICIT
-            if is_any or syntax in ("*", stored) or (not syntax and _fits(inner, "", frame_media_type(stored), stored)):
+            fits = (
+                is_any or syntax in ("*", stored) or (not syntax and _fits(inner, "", frame_media_type(stored), stored))
+            )
+            if fits and not is_refused:
                 return ""
             asked = syntax or _DEFAULT_SYNTAXES.get(inner, "")
             if asked in _FRAME_SYNTAXES and can_decode(stored):
@@ -145,21 +153,25 @@ def _fits(inner: str, syntax: str, media_type: str, transfer_syntax: str) -> boo
 
 def octets(request: Request, *, strict: bool, single: bool) -> OctetAccept:
     """How frames or bulk data go out. `single` allows a single part, which one frame or value may be. Raises NotAcceptable."""
-    ranges: list[tuple[str, str]] = []
+    asked: list[tuple[str, str]] = []
+    refused: set[str] = set()
     single_part = None
-    for range_ in accepted(request, strict=strict):
+    for range_ in ranges(request, strict=strict):
         inner = _inner_type(range_)
         if inner is None:
+            continue
+        if range_.quality <= 0:
+            refused |= {inner} if "transfer-syntax" not in range_.parameters else set()
             continue
         is_single = range_.essence in FRAME_TYPES or range_.essence == "image/*"
         if is_single and not single:
             continue
         single_part = is_single if single_part is None else single_part
         if is_single == single_part:
-            ranges.append((inner, _transfer_syntax(range_)))
+            asked.append((inner, _transfer_syntax(range_)))
     if single_part is None:
         raise NotAcceptable(f'this resource is available as {MULTIPART}; type="{OCTETS}"', parameter="Accept")
-    return OctetAccept(single_part, tuple(ranges))
+    return OctetAccept(single_part, tuple(asked), frozenset(refused))
 
 
 def _inner_type(range_: MediaType) -> str | None:

@@ -233,6 +233,20 @@ def test_a_frame_is_encoded_into_what_is_asked_for(gateway: Gateway, accept: str
     assert numpy.array_equal(dataset.pixel_array, samples(path))
 
 
+def test_a_type_that_is_refused_is_not_what_a_wildcard_stands_for(gateway: Gateway) -> None:
+    jpeg, native = place(named("SC_rgb_jpeg_dcmtk.dcm")), place(named("CT_small.dcm"))
+    for where, accept, given in (
+        (f"{jpeg}/frames/1", "image/jpeg;q=0, */*", "application/octet-stream"),
+        (f"{native}/frames/1", 'multipart/related; type="application/octet-stream";q=0, */*', None),
+        (f"{native}/rendered", "image/jpeg;q=0, */*", "image/png"),
+        (f"{native}/rendered", "image/jpeg;q=0, image/png;q=0, image/*", "image/gif"),
+        (f"{native}/rendered", "image/jpeg;q=0, image/png;q=0, image/gif;q=0, image/*", None),
+    ):
+        answer = gateway.get(where, headers={"accept": accept})
+        assert answer.status_code == (200 if given else 406)
+        assert not given or given in answer.headers["content-type"]
+
+
 def test_a_frame_is_baseline_jpeg_only_where_that_is_asked_for_by_name(gateway: Gateway) -> None:
     where = f"{place(named('SC_rgb_rle.dcm'))}/frames/1"
     assert gateway.get(where, headers={"accept": "image/jpeg"}).status_code == 406

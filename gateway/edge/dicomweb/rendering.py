@@ -12,7 +12,7 @@ from gateway.edge.querystring import one_of
 from gateway.errors import InvalidQuery, NotAcceptable
 from gateway.federation.pictures import PDF, RENDERED_TYPES, Asked
 from gateway.imaging.options import LINEAR, LINEAR_EXACT, QUALITY, SIGMOID, Rendering, Viewport
-from gateway.wire.media import MediaType
+from gateway.wire.media import MediaType, parse_media_type
 
 _FUNCTIONS = (LINEAR, LINEAR_EXACT, SIGMOID)
 _PROFILES = ("no", "yes", "srgb")
@@ -50,14 +50,23 @@ def media_types(request: Request, *, strict: bool) -> tuple[str, ...]:
 
     Raises InvalidQuery where DICOM and rendered types are mixed (PS3.18 8.7.5), NotAcceptable where there is none of ours.
     """
-    ranges = negotiation.accepted(request, strict=strict)
-    wanted = [_inner(one) for one in ranges]
-    found = tuple(dict.fromkeys(one for one in wanted if one in _ANY))
+    ranges = negotiation.ranges(request, strict=strict)
+    wanted = [_inner(one) for one in ranges if one.quality > 0]
+    refused = frozenset(_inner(one) for one in ranges if one.quality <= 0)
+    found = tuple(dict.fromkeys(type_ for one in wanted if one in _ANY for type_ in _without(one, refused)))
     if found and any(is_dicom(one) for one in wanted):
         raise InvalidQuery("Accept mixes DICOM media types and rendered ones", parameter="Accept")
     if not found:
         raise NotAcceptable(f"this is rendered as {', '.join((*RENDERED_TYPES, PDF))}", parameter="Accept")
     return found
+
+
+def _without(wanted: str, refused: frozenset[str]) -> Sequence[str]:
+    """What a range stands for beside types that are refused (q=0), which is more exact than any wildcard."""
+    if "*" not in wanted or not refused.intersection((*RENDERED_TYPES, PDF)):
+        return (wanted,)
+    range_ = parse_media_type(wanted)
+    return [one for one in (*RENDERED_TYPES, PDF) if range_.accepts(one) and one not in refused]
 
 
 def _inner(range_: MediaType) -> str:
