@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 
 from gateway import settings
 from gateway.app import create_app
+from gateway.cli.sending import Protocol
 from gateway.federation.nodes import NodeFile
 from gateway.pipeline import Views
 from gateway.simulators._server import PromptServer
@@ -93,7 +94,9 @@ class Gateway:
 
     async def _serve(self) -> None:
         assert self.app is not None
-        config = uvicorn.Config(self.app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            self.app, http=Protocol, log_level="warning", access_log=False, timeout_graceful_shutdown=5
+        )
         self._server = PromptServer(config)
         task = asyncio.create_task(self._server.serve([self._socket]))
         while not self._server.started and not task.done():

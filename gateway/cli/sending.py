@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from gateway.cli.patience import PatientProtocol
 
 _MOST_HELD = 8192
 
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's own protocol, on a transport that holds the head of an answer until its body comes."""
+class Protocol(PatientProtocol):
+    """The server's protocol, on a transport that holds the head of an answer until its body comes."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, HoldingTransport(transport, self.loop)))

@@ -1,0 +1,111 @@
+"""What the server puts up with from a caller: a head of a request that does not end, an answer that is not taken."""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_SECONDS, HEAD_BYTES = 30.0, 64 * 1024
+READING_SECONDS = 300.0
+TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """uvicorn's own protocol, which by itself waits for ever and takes in whatever comes.
+
+    A head has `HEAD_SECONDS` and `HEAD_BYTES`, and so have trailers. Who takes nothing of an answer for `READING_SECONDS`
+    is cut off: what it keeps waiting is a node, and with it everybody else.
+    """
+
+    _waiting: asyncio.TimerHandle | None = None
+    _writing: asyncio.TimerHandle | None = None
+    _is_in_body = False
+    _has_moved_on = False
+    _unread = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_a_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait_no_longer_for_a_head()
+        self._wait_no_longer_for_the_reader()
+        super().connection_lost(exc)
+
+    # The head of a request
+
+    def data_received(self, data: bytes) -> None:
+        self._has_moved_on = False
+        super().data_received(data)
+        self._unread = 0 if self._has_moved_on else self._unread + len(data)
+        if self.transport.is_closing():
+            return
+        if self._unread > HEAD_BYTES:
+            self._refuse(TOO_LARGE)
+        elif self._is_in_body or not self._is_idle:
+            self._wait_no_longer_for_a_head()
+        elif self._waiting is None:
+            self._wait_for_a_head()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_body = self._has_moved_on = True
+        super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        self._has_moved_on = True
+
+    def on_body(self, body: bytes) -> None:
+        self._has_moved_on = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        super().on_message_complete()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait_for_a_head(self) -> None:
+        self._waiting = self.loop.call_later(HEAD_SECONDS, self._refuse, TOO_LATE)
+
+    def _wait_no_longer_for_a_head(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _refuse(self, answer: bytes) -> None:
+        """In words where somebody has begun to ask and nothing is being answered."""
+        if not self._is_idle:
+            self.transport.abort()
+            return
+        if self._unread:
+            self.transport.write(answer)
+        self.transport.close()
+
+    # The answer
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_the_reader()
+
+    def resume_writing(self) -> None:
+        self._wait_no_longer_for_the_reader()
+        super().resume_writing()
+
+    def _wait_for_the_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._writing = self.loop.call_later(READING_SECONDS, self._cut_who_took_nothing_of, left)
+
+    def _wait_no_longer_for_the_reader(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+
+    def _cut_who_took_nothing_of(self, left: int) -> None:
+        if self.transport.get_write_buffer_size() < left:
+            self._wait_for_the_reader()
+        else:
+            self.transport.abort()
