@@ -73,13 +73,14 @@ class Breaker:
         """Leave to ask, or None. When the time of an open breaker is up, the first to come is the probe.
 
         A probe that is not settled within `open` seconds makes room for the next one: a long transfer must not keep
-        everybody else out.
+        everybody else out. Its answer counts all the same: a node that takes longer than that to answer is not down.
         """
         if self.refuses():
             return None
         if self.is_closed:
             return Pass(self._generation)
-        self._change(BreakerState.HALF_OPEN)
+        if self.state is BreakerState.OPEN:
+            self._change(BreakerState.HALF_OPEN)
         self._until = self.clock() + self.limits.open
         self._probe = Pass(self._generation)
         return self._probe
@@ -88,7 +89,7 @@ class Breaker:
         """The node answered, whatever it said."""
         if not self._counts(one):
             return
-        if one is self._probe:
+        if self.state is BreakerState.HALF_OPEN:
             self._close()
             return
         self._in_a_row = 0
@@ -98,8 +99,9 @@ class Breaker:
         """The node could not be reached, or did not answer in time. `cause` is what others are told meanwhile."""
         if not self._counts(one):
             return
-        if one is self._probe:
-            self._open(cause)
+        if self.state is BreakerState.HALF_OPEN:
+            if one is self._probe:
+                self._open(cause)
             return
         self._in_a_row += 1
         self._remember(is_failure=True)

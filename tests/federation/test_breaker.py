@@ -199,6 +199,33 @@ def test_a_probe_that_takes_its_time_makes_room_after_a_while() -> None:
     assert breaker.is_closed
 
 
+def test_a_node_that_answers_slower_than_it_is_tried_again_is_asked_again() -> None:
+    breaker, clock = breaker_of(failures=1, open=5.0)
+    fail(breaker, 1)
+    clock.now += 5
+    slow = admitted(breaker)
+    clock.now += 5
+    next_one = admitted(breaker)
+    clock.now += 2
+    breaker.answered(slow)
+    assert breaker.is_closed
+    breaker.failed(next_one, DOWN)
+    assert breaker.is_closed
+
+
+def test_an_earlier_probe_that_fails_leaves_the_verdict_to_the_one_under_way() -> None:
+    breaker, clock = breaker_of(failures=1, open=5.0)
+    fail(breaker, 1)
+    clock.now += 5
+    slow = admitted(breaker)
+    clock.now += 5
+    next_one = admitted(breaker)
+    breaker.failed(slow, DOWN)
+    assert breaker.state is BreakerState.HALF_OPEN
+    breaker.answered(next_one)
+    assert breaker.is_closed
+
+
 def test_what_is_remembered_has_a_ceiling() -> None:
     breaker, _ = breaker_of(failures=1000)
     answer(breaker, 5000)
