@@ -29,6 +29,8 @@ from gateway.model.vocabulary import ALWAYS_RETURNED, STUDY_DATE, STUDY_UID, Lev
 from gateway.telemetry import looking_up, node_operation, stage
 
 T = TypeVar("T")
+_NO_CHANCE = 0.1
+"""The share of a search's time in which a question is begun no more."""
 _SPEAK_JSON = frozenset({"dicomweb", "fhir"})
 
 
@@ -242,9 +244,11 @@ class Node:
         it must change nothing at the node and keep nothing of a failed try."""
         seconds = self.guard.patience
         ends = asyncio.get_running_loop().time() + self.config.search_deadline
+        # Who has waited so long for a place is told that the node is busy, before whoever asked takes it for silent.
+        waits = ends - _NO_CHANCE * self.config.search_deadline
 
         async def once() -> T:
-            async with self.working(operation, ends, seconds), asyncio.timeout_at(ends):
+            async with self.working(operation, waits, seconds), asyncio.timeout_at(ends):
                 return await ask()
 
         return await self.guard.retried(operation, once, ends)

@@ -28,6 +28,7 @@ from gateway.federation.resilience import Guard, Shed, percentile
 from gateway.mapping.load import load_all
 from gateway.model.query import Query
 from gateway.model.vocabulary import Level
+from gateway.simulators.bulk import large_multiframe
 from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
 from gateway.simulators.dimse import DimseOptions, DimseSimulator
 from tests.faults.leftovers import eventually
@@ -310,6 +311,24 @@ def test_a_full_queue_sheds_at_once_with_the_time_to_come_back(tmp_path: Path) -
             assert metric(gateway, "gateway_node_queued", node="a") == 0
             state = shown(gateway, "a")
             assert (state["in_flight"], state["queued"], state["state"]) == (0, 0, "up")
+
+
+def test_a_node_whose_places_are_all_taken_by_transfers_is_busy_and_not_down(tmp_path: Path) -> None:
+    study = large_multiframe(tmp_path / "a" / "large.dcm", 50)
+    with DicomwebSimulator(tmp_path / "a") as web:
+        one = web_node("a", web.url, max_concurrent=1, search_deadline=2)
+        with (
+            Gateway([one], cache=False) as gateway,
+            gateway.client.stream("GET", f"/dicom-web/studies/{study}", headers=STORED) as transfer,
+        ):
+            assert transfer.status_code == 200
+            asked = searched(web)
+            answers = [gateway.get(path) for path in ("/dicom-web/studies", "/fhir/ImagingStudy")]
+            assert [one.status_code for one in answers] == [503, 503]
+            assert all("too many requests waiting" in one.text and "GW203" in one.text for one in answers)
+            assert all(int(one.headers["retry-after"]) >= 1 for one in answers)
+            assert searched(web) == asked
+            assert shown(gateway, "a")["state"] == "up"
 
 
 def test_a_dimse_node_is_asked_as_much_as_it_has_associations_for_and_no_more(tmp_path: Path) -> None:
