@@ -61,8 +61,7 @@ class Source:
         return now == before or all(now[path][0] not in (0, self._seen[path][0]) for path in written)
 
     def _stamps(self) -> dict[Path, _Stamp]:
-        mappings = sorted(self._mappings.glob("*.toml")) if self._mappings else []
-        return {path: _stamp(path) for path in (self.nodes, *mappings)}
+        return {path: _stamp(path) for path in (self.nodes, *(_files_in(self._mappings) if self._mappings else ()))}
 
 
 @dataclass(eq=False, slots=True)
@@ -273,12 +272,21 @@ def _files_of(connection: node_file.Connection) -> Iterable[Path]:
         yield key
 
 
+def _files_in(mappings: Path) -> list[Path]:
+    """None where the directory cannot be looked into now; whoever reads it says so."""
+    try:
+        return sorted(mappings.glob("*.toml"))
+    except OSError:
+        return []
+
+
 def _stamp(path: Path) -> _Stamp:
+    """Another one when the file is another one, was written, or has other rights."""
     try:
         status = path.stat()
     except OSError:
         return _NOT_THERE
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_ino, status.st_ctime_ns, status.st_size
 
 
 async def _open_all(parts: Iterable[_Resident | StorageReceiver]) -> None:

@@ -28,12 +28,19 @@ def load_all(directories: Iterable[Path] = ()) -> dict[str, Mapping]:
     found: dict[str, Mapping] = {}
     origin: dict[str, Path] = {}
     for directory in (shipped(), *directories):
-        for file in sorted(Path(directory).glob("*.toml")):
+        for file in _files(Path(directory)):
             mapping = load(file)
             if mapping.format in found:
                 raise InvalidMapping(f"{file}: format: '{mapping.format}' is already that of {origin[mapping.format]}")
             found[mapping.format], origin[mapping.format] = mapping, file
     return found
+
+
+def _files(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.glob("*.toml"))
+    except OSError:
+        raise InvalidMapping(f"{directory}: cannot be read") from None
 
 
 def load(path: Path) -> Mapping:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.reload import Source
 from gateway.simulators.bulk import ct_series
 from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
 from gateway.simulators.dimse import DimseOptions, DimseSimulator
@@ -201,3 +203,33 @@ def test_the_file_is_not_watched_where_that_is_turned_off(hospitals: Hospitals) 
             write(served, [fresh])
         eventually(lambda: ids(watched) == ["fresh"])
         assert ids(watched_not) == ["steady"]
+
+
+def test_a_file_that_could_not_be_read_is_read_as_soon_as_it_may_be(tmp_path: Path) -> None:
+    """The test may run as root, who may read anything: what counts is that the new rights are seen."""
+    source = Source(tmp_path / "nodes.toml", None)
+    (tmp_path / "nodes.toml").write_text("")
+    source.read()
+    assert not source.has_changed()
+    time.sleep(0.05)  # a kernel's clock ticks that slowly
+    (tmp_path / "nodes.toml").chmod(0o600)
+    assert any(source.has_changed() for _ in range(2))
+
+
+def test_a_directory_of_mappings_that_is_lost_for_a_while_does_not_end_the_watch(hospitals: Hospitals) -> None:
+    plain = (Path(__file__).parents[2] / "mappings" / "dicom.toml").read_text()
+    steady, fresh = hospitals.node("steady", hospitals.first), hospitals.node("fresh", hospitals.second)
+    with peers.home() as home:
+        formats, lost = home / "formats", home / "lost"
+        (home / "real").mkdir()
+        (home / "real" / "mine.toml").write_text(plain.replace('format = "dicom"', 'format = "mine"'))
+        formats.symlink_to(home / "real")
+        lost.symlink_to("x" * 300)
+        with gateway([{**steady, "mapping": "mine"}], mappings=formats) as served:
+            lost.replace(formats)
+            eventually(lambda: "formats: cannot be read" in listed(served)["node_file"])
+            formats.unlink()
+            formats.symlink_to(home / "real")
+            write(served, [{**steady, "mapping": "mine"}, fresh])
+            eventually(lambda: ids(served) == ["steady", "fresh"], 20)
+            assert listed(served)["node_file"] == "in force"
