@@ -8,8 +8,8 @@ from contextlib import suppress
 # Supervisor to worker. A connection comes with its descriptor. END_OF_CONNECTIONS, and the end of the channel (the
 # supervisor is gone), say that no more will come: as the channel keeps its order, none is left behind.
 CONNECTION, RELOAD, LEAVE, END_OF_CONNECTIONS, CUT = b"c", b"h", b"l", b"e", b"x"
-# Worker to supervisor: it takes connections; it takes no more.
-READY, FULL = b"r", b"f"
+# Worker to supervisor: it takes connections; it takes no more; it is at work (once a second).
+READY, FULL, ALIVE = b"r", b"f", b"a"
 GONE = b""
 
 

@@ -1,4 +1,4 @@
-"""Accepts connections and deals them out to the workers in turn; none is lost while a worker is full, starting or gone."""
+"""Accepts connections and deals them out to the workers in turn; none is lost while a worker is full, starting, hanging or gone."""
 
 from __future__ import annotations
 
@@ -21,16 +21,31 @@ class Dealer:
         listener.setblocking(False)
         self._listener = listener
         self._ready: deque[socket.socket] = deque()
+        self._listened_to: set[socket.socket] = set()
+        self._heard: set[socket.socket] = set()
+        self._silent: set[socket.socket] = set()
         self._held: socket.socket | None = None
         self._is_closed = False
 
     def listen(self, worker: socket.socket, on_ready: Callable[[], None]) -> None:
         """Deals to a worker, from when it says that it is ready until it says that it takes no more."""
+        self._listened_to.add(worker)
         asyncio.get_running_loop().add_reader(worker, self._hear, worker, on_ready)
+
+    def is_silent(self, worker: socket.socket) -> bool:
+        """Whether a worker that should be at work has said nothing since this was asked last: it then gets no connections
+        before it is heard again, unless all are like that."""
+        if worker not in self._listened_to or worker in self._heard:
+            self._heard.discard(worker)
+            return False
+        self._silent.add(worker)
+        return True
 
     def forget(self, worker: socket.socket) -> None:
         """The worker has ended."""
         asyncio.get_running_loop().remove_reader(worker)
+        for those in (self._listened_to, self._heard, self._silent):
+            those.discard(worker)
         if worker in self._ready:
             self._ready.remove(worker)
         self._resume()
@@ -50,11 +65,13 @@ class Dealer:
         said = channel.heard(worker)
         if said is None:
             return
+        self._heard.add(worker)
+        self._silent.discard(worker)
         if said[0] == channel.READY:
             self._ready.append(worker)
             on_ready()
             self._resume()
-        else:
+        elif said[0] != channel.ALIVE:
             self.forget(worker)
 
     def _resume(self) -> None:
@@ -90,9 +107,10 @@ class Dealer:
 
     def _is_taken(self, connection: socket.socket) -> bool:
         """By the next worker in turn that has room."""
+        passed_over = self._silent if not self._silent.issuperset(self._ready) else ()
         for _ in range(len(self._ready)):
             worker = self._ready[0]
             self._ready.rotate(-1)
-            if channel.hand_over(worker, connection):
+            if worker not in passed_over and channel.hand_over(worker, connection):
                 return True
         return False

@@ -1,4 +1,4 @@
-"""Several worker processes behind one port: starts them, deals connections out to them in turn, starts anew those that end.
+"""Several worker processes behind one port: starts them, deals connections out to them in turn, starts anew those that end or hang.
 
 Connections are accepted here and handed over, since the alternatives leave workers idle: on one listening socket the first
 to wake takes a whole burst, and SO_REUSEPORT spreads few connections as a coin does.
@@ -24,6 +24,9 @@ from gateway.telemetry import log
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _FIRST_PAUSE, _LONGEST_PAUSE, _LIVED_WELL = 0.5, 30.0, 60.0
+# A worker that says nothing for so many looks, each so many seconds after the last, hangs. They are counted, since a machine
+# that stood still itself has looked once.
+_LOOK_EVERY, _MOST_SILENT = 5.0, 24
 # Seconds beyond its time to drain that a worker has to end, and after a cut.
 _BEYOND_DRAIN, _AFTER_CUT = 15.0, 10.0
 
@@ -93,7 +96,7 @@ class Supervisor:
         pause = _FIRST_PAUSE
         while not self._leaving.is_set():
             began = time.monotonic()
-            code = await self._live()
+            code = await self._life()
             if self._leaving.is_set():
                 return
             if not self._serving.is_set():
@@ -104,6 +107,14 @@ class Supervisor:
             log().error("worker ended", count=number, status=code, seconds=pause)
             await _first_of(self._leaving, pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _life(self) -> int:
+        """As `_live`; a worker that cannot be started, as where there is no memory or descriptor left, ends at once."""
+        try:
+            return await self._live()
+        except (OSError, RuntimeError) as error:  # RuntimeError: a thread that cannot be started
+            log().error("worker cannot be started", reason=type(error).__name__, code=getattr(error, "errno", None))
+            return 1
 
     async def _live(self) -> int:
         """The whole life of one worker; returns its exit code."""
@@ -128,11 +139,24 @@ class Supervisor:
             if self._leaving.is_set():
                 channel.tell(ours, channel.END_OF_CONNECTIONS)
             try:
-                return await process.wait()
+                return await self._end_of(worker)
             finally:
                 self._dealer.forget(ours)
                 self._workers.discard(worker)
                 shared.forget_worker(process.pid, self._variables)
+
+    async def _end_of(self, worker: Worker) -> int:
+        """Its exit code. One that hangs is ended: what it was given would wait for ever."""
+        silent = 0
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_EVERY):
+                    return await worker.process.wait()
+            except TimeoutError:
+                silent = silent + 1 if self._dealer.is_silent(worker.channel) else 0
+            if silent == _MOST_SILENT and not self._leaving.is_set():
+                log().error("worker hangs", seconds=_LOOK_EVERY * _MOST_SILENT)
+                worker.process.kill()
 
     async def _end(self) -> None:
         """Not ready at once; no new connections after the delay; then the time to drain; then the end, willing or not."""

@@ -18,6 +18,7 @@ from gateway.cli import channel, console, serving
 _AT_ONCE = 32
 # Seconds beyond the delay after which a worker stops taking connections by itself: it was the only one told to leave.
 _UNTIL_TOLD = 2.0
+_TICKS_A_SECOND = 10  # of uvicorn
 
 
 class WorkerServer(serving.Server):
@@ -44,6 +45,11 @@ class WorkerServer(serving.Server):
         if self.started:
             asyncio.get_running_loop().add_reader(self._end, self._listen)
             channel.tell(self._end, channel.READY)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_A_SECOND == 0:
+            channel.tell(self._end, channel.ALIVE)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         channel.tell(self._end, channel.FULL)

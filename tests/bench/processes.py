@@ -36,8 +36,10 @@ class Server:
 
 
 @contextmanager
-def gateway(nodes: Sequence[Mapping[str, Any]], **settings: object) -> Iterator[Server]:
-    """The gateway as `serve` runs it, over [[node]] tables; `settings` are the GATEWAY_* variables in lower case."""
+def gateway(nodes: Sequence[Mapping[str, Any]], *, before: str = "", **settings: object) -> Iterator[Server]:
+    """The gateway as `serve` runs it, over [[node]] tables; `settings` are the GATEWAY_* variables in lower case.
+
+    `before` is Python that the process runs first."""
     with peers.home() as directory:
         (directory / "nodes.toml").write_text(node_file(nodes))
         port = peers.free_port()
@@ -50,7 +52,8 @@ def gateway(nodes: Sequence[Mapping[str, Any]], **settings: object) -> Iterator[
             **settings,
         }
         environment = {f"GATEWAY_{name.upper()}": str(value) for name, value in given.items()}
-        with _running([sys.executable, "-m", "gateway", "serve"], directory, port, **environment) as process:
+        program = ["-c", f"{before}\nfrom gateway.__main__ import main\nmain()"] if before else ["-m", "gateway"]
+        with _running([sys.executable, *program, "serve"], directory, port, **environment) as process:
             yield Server(process, port, directory)
 
 

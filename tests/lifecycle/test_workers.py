@@ -16,7 +16,7 @@ import pytest
 
 from gateway.simulators.dicomweb import DicomwebSimulator
 from tests.bench.processes import Server, gateway, node
-from tests.lifecycle.conftest import Hospitals, asked_all_the_time, eventually, ids, is_gone, kill, listed, write
+from tests.lifecycle.conftest import Hospitals, asked_all_the_time, eventually, ids, is_gone, kill, listed, log, write
 from tests.running import TRUST
 
 
@@ -136,6 +136,53 @@ def test_a_worker_that_dies_is_replaced_and_the_other_serves_meanwhile(served: S
         assert httpx.get(f"{served.url}/dicom-web/studies", verify=TRUST).status_code == 200
     eventually(lambda: len(workers_of(served)) == 2 and in_rotation(served) == 2)
     assert '"event":"worker ended"' in (served.directory / "log").read_text()
+
+
+def test_a_worker_that_cannot_be_started_now_is_started_later_and_the_other_serves_meanwhile(
+    hospitals: Hospitals,
+) -> None:
+    with gateway([hospitals.node("steady", hospitals.first)], workers=2) as served:
+        eventually(lambda: in_rotation(served) == 2)
+        supervisor, (first, _) = psutil.Process(served.process.pid), workers_of(served)
+        soft, hard = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+        with httpx.Client(base_url=served.url, verify=TRUST) as one, httpx.Client(base_url=served.url) as other:
+            assert [each.get("/live").status_code for each in (one, other)] == [200, 200]
+            supervisor.rlimit(psutil.RLIMIT_NOFILE, (3, hard))
+            kill(first.pid, signal.SIGKILL)
+            eventually(lambda: "worker cannot be started" in log(served) or served.process.poll() is not None)
+            assert served.process.poll() is None
+            supervisor.rlimit(psutil.RLIMIT_NOFILE, (soft, hard))
+        eventually(lambda: len(workers_of(served)) == 2 and in_rotation(served) == 2)
+
+
+def test_a_worker_that_hangs_gets_no_more_connections_until_it_is_heard_again(hospitals: Hospitals) -> None:
+    with gateway([hospitals.node("steady", hospitals.first)], workers=2) as served:
+        eventually(lambda: in_rotation(served) == 2)
+        first, _ = workers_of(served)
+        first.suspend()
+        try:
+            eventually(lambda: all(is_answered(served) for _ in range(4)))
+            assert all(is_answered(served) for _ in range(6))
+        finally:
+            first.resume()
+        eventually(lambda: in_rotation(served) == 2)
+
+
+def test_a_worker_that_hangs_for_good_is_replaced(hospitals: Hospitals) -> None:
+    soon = "from gateway.cli import supervisor; supervisor._LOOK_EVERY, supervisor._MOST_SILENT = 2.0, 12"
+    with gateway([hospitals.node("steady", hospitals.first)], workers=2, before=soon) as served:
+        eventually(lambda: in_rotation(served) == 2)
+        first, _ = workers_of(served)
+        first.suspend()
+        eventually(lambda: is_gone(first.pid))
+        eventually(lambda: len(workers_of(served)) == 2 and in_rotation(served) == 2)
+        assert "worker hangs" in log(served)
+
+
+def is_answered(served: Server) -> bool:
+    with suppress(httpx.TimeoutException):
+        return httpx.get(f"{served.url}/live", timeout=2, verify=TRUST).status_code == 200
+    return False
 
 
 def test_one_worker_that_is_told_to_end_breaks_no_request(served: Server) -> None:
