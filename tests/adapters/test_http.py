@@ -131,6 +131,24 @@ async def test_a_caller_who_leaves_does_not_stop_the_token_for_the_others(script
     assert len(node.forms) == 1
 
 
+async def test_who_waits_for_a_token_of_a_node_that_is_taken_out_is_told_so_and_not_cancelled(scripted):
+    peer = await scripted(TokenNode(delay=5))
+    async with client(peer.url, auth=credentials(peer), timeouts=Timeouts()) as http:
+        waiting = asyncio.create_task(http.get_json(http.url("x")))
+        await asyncio.sleep(0.1)
+    with pytest.raises(NodeBusy):
+        await waiting
+
+
+async def test_who_comes_to_a_node_that_was_taken_out_is_told_so(scripted):
+    peer = await scripted(answer_with)
+    async with client(peer.url) as http:
+        pass
+    with pytest.raises(NodeBusy):
+        await http.get_json(http.url("x"))
+    assert not peer.requests
+
+
 async def test_a_token_is_replaced_shortly_before_it_expires(scripted):
     node = TokenNode(life=20)
     peer = await scripted(node)

@@ -17,7 +17,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from gateway.errors import NodeRefused, SettingsError
+from gateway.errors import NodeBusy, NodeRefused, SettingsError
 
 _EARLY = 30.0  # seconds before its end at which a token is replaced
 _ASSERTION_LIFE = 300  # SMART Backend Services: at most five minutes
@@ -100,8 +100,18 @@ class TokenAuthorizer(Authorizer):
         if not self._header or time.monotonic() > self._expires - _EARLY:
             if self._fetch is None or self._fetch.done():
                 self._fetch = asyncio.create_task(self._renew())
-            await asyncio.shield(self._fetch)
+            await self._fetched(self._fetch)
         return self._header
+
+    async def _fetched(self, fetch: asyncio.Task[None]) -> None:
+        """When the node is closed meanwhile, those who wait are not cancelled with the fetch: they ask others as well."""
+        try:
+            await asyncio.shield(fetch)
+        except asyncio.CancelledError:
+            asking = asyncio.current_task()
+            if not fetch.cancelled() or (asking and asking.cancelling()):
+                raise
+            raise NodeBusy(self._node, "not open") from None
 
     def reject(self, header: dict[str, str]) -> None:
         if header is self._header:

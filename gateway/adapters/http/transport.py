@@ -18,6 +18,7 @@ import yarl
 
 from gateway.errors import (
     GatewayError,
+    NodeBusy,
     NodeError,
     NodeProtocolError,
     NodeRefused,
@@ -163,9 +164,11 @@ class Connections:
         return Reply(self._node, response)
 
     def _opened(self) -> aiohttp.ClientSession:
-        """Made where it is used first: it belongs to the event loop that runs then. No cookies are kept."""
+        """Made where it is used first: it belongs to the event loop that runs then. No cookies are kept. Raises NodeBusy where
+        it is not open, or no more."""
+        if self._context is None:
+            raise NodeBusy(self._node, "not open")
         if self._session is None:
-            assert self._context is not None, "open() comes first"
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=self._context, limit=self._max_connections),
                 cookie_jar=aiohttp.DummyCookieJar(),
