@@ -168,6 +168,7 @@ class Estates:
         await _open_all(new)
         self._leases.append(lease)
         self._forget_changed(residents, before)
+        self._tell_of(residents, before)
         self.put(estate)
         await self._admit_callers()
         if self.settings.probe:
@@ -200,6 +201,14 @@ class Estates:
         for name, one in before.residents.items() if before else ():
             if residents.get(name) is not one:
                 self.forget(name)
+
+    def _tell_of(self, residents: Mapping[str, _Resident], before: _Lease | None) -> None:
+        """Metrics are those of the nodes in force."""
+        for name, one in before.residents.items() if before else ():
+            if residents.get(name) is not one:
+                one.node.guard.retire()
+        for one in residents.values():
+            one.node.guard.put_in_force()
 
     async def _admit_callers(self) -> None:
         """The C-MOVE receiver takes in what the nodes of every estate in use send."""

@@ -126,7 +126,16 @@ class Guard:
         self._clock = clock
         self._searches: deque[float] = deque(maxlen=_SEARCHES_REMEMBERED)
         self._shown = BreakerState.CLOSED
-        node_breaker_state.labels(node).set(0)
+        self._is_in_force = True
+
+    def put_in_force(self) -> None:
+        """From now on metrics tell of this one, whatever there was before it under the node's name."""
+        node_breaker_state.labels(self.node).set(_NUMBERS[self._shown])
+
+    def retire(self) -> None:
+        """No new request comes here: what those under way still find out is nothing to be alarmed by."""
+        self._is_in_force = False
+        node_breaker_state.labels(self.node).set(0)
 
     def turn(self, operation: str, ends: float, patience: float = math.inf) -> HeldTurn:
         """Holds one of the permits in `async with`. Raises the remembered failure while the breaker is open, Shed when the
@@ -293,7 +302,7 @@ class Guard:
     def _show(self) -> None:
         """The breaker's state as a metric, and a word in the log when it changed."""
         state = self.breaker.state
-        if state is self._shown:
+        if state is self._shown or not self._is_in_force:
             return
         self._shown = state
         node_breaker_state.labels(self.node).set(_NUMBERS[state])

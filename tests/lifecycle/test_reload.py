@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import signal
 import socket
 import time
@@ -233,3 +234,30 @@ def test_a_directory_of_mappings_that_is_lost_for_a_while_does_not_end_the_watch
             write(served, [{**steady, "mapping": "mine"}, fresh])
             eventually(lambda: ids(served) == ["steady", "fresh"], 20)
             assert listed(served)["node_file"] == "in force"
+
+
+def test_the_breaker_that_metrics_show_is_the_one_at_work(hospitals: Hospitals) -> None:
+    steady, breaker = hospitals.node("steady", hospitals.first), {"failures": 1, "open": 600}
+    gone = node("gone", "dicomweb", {"url": "http://127.0.0.1:9/dicom-web"}, retries=0)
+
+    def text(*nodes: dict[str, Any]) -> str:
+        table = "\n[node.breaker]\n" + "\n".join(f"{key} = {value}" for key, value in breaker.items())
+        return "\n".join(node_file([one]) + table for one in nodes)
+
+    def shown() -> str:
+        found = re.search(
+            r'^gateway_node_breaker_state\{node="gone"\} (\S+)$', httpx.get(f"{served.url}/metrics").text, re.M
+        )
+        return found[1] if found else ""
+
+    with gateway([steady], probe=False, find_ttl=0) as served:
+        put(served, text(steady, gone))
+        eventually(lambda: ids(served) == ["steady", "gone"])
+        httpx.get(f"{served.url}/dicom-web/studies")
+        assert shown() == "2.0"
+        put(served, text(steady, {**gone, "name": "Another"}, {**steady, "id": "bad", "mapping": "none"}))
+        eventually(lambda: listed(served)["node_file"] != "in force")
+        assert shown() == "2.0"
+        put(served, text(steady))
+        eventually(lambda: ids(served) == ["steady"])
+        eventually(lambda: shown() in ("", "0.0"), 10)
