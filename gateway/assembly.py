@@ -42,11 +42,19 @@ from gateway.model.seam import Adapter, Location
 _MOST_ADDRESSES = 250
 
 
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a node sends what we ask it to move: the AE title that it knows, and who listens."""
+
+    receiver: StorageReceiver
+    ae_title: str
+
+
 @dataclass(slots=True)
 class Builder:
     """Builds adapters and remembers them, so that all are opened and closed together."""
 
-    receiver: StorageReceiver | None = None
+    destination: Destination | None = None
     built: list[Adapter] = field(default_factory=list)
     by_address: dict[tuple[str, str], Adapter] = field(default_factory=dict)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -112,8 +120,8 @@ def _dimse(builder: Builder, config: NodeConfig, connection: Any, mapping: Forma
         response_timeout=max(config.idle_deadline, config.nearline_first_byte_deadline),
         tls=_tls_context(connection.tls, config.id) if connection.tls else None,
         retrieve=connection.retrieve,
-        move_receiver=builder.receiver,
-        move_destination_ae=builder.receiver.ae_title if builder.receiver else "",
+        move_receiver=builder.destination.receiver if builder.destination else None,
+        move_destination_ae=builder.destination.ae_title if builder.destination else "",
         move_calling_ae_titles=connection.move_calling_ae_titles,
         character_set=config.character_set or mapping.character_set,
         relational=connection.relational,
@@ -233,6 +241,11 @@ def receiver_of(file: NodeFile) -> StorageReceiver | None:
     if settings is None:
         return None
     return StorageReceiver(settings.ae_title, settings.host, settings.port, callers_of([file]))
+
+
+def destination_of(file: NodeFile, receiver: StorageReceiver | None) -> Destination | None:
+    """That receiver under the title of this file."""
+    return Destination(receiver, file.move_receiver.ae_title) if receiver and file.move_receiver else None
 
 
 def callers_of(files: Iterable[NodeFile]) -> dict[str, list[str]]:

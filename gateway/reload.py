@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.adapters.dimse import StorageReceiver
-from gateway.assembly import Builder, callers_of, receiver_of
+from gateway.assembly import Builder, Destination, callers_of, destination_of, receiver_of
 from gateway.edge.estate import Estate
 from gateway.errors import GatewayError, SettingsError
 from gateway.federation import nodes as node_file
@@ -159,11 +159,12 @@ class Estates:
     async def _put_in_place(self, file: NodeFile, formats: Formats) -> None:
         """All of it or nothing. Raises SettingsError; the estate in force then stays."""
         before = self._leases[-1] if self._leases else None
-        receiver = self._receiver(file, before)
-        residents = {config.id: self._resident(config, formats, receiver, before) for config in file.enabled}
+        receiver = self._receiver(file)
+        destination = destination_of(file, receiver)
+        residents = {config.id: self._resident(config, formats, destination, before) for config in file.enabled}
         estate = self.make_estate(file, formats, {name: one.node for name, one in residents.items()})
         lease = _Lease(file, estate, residents, receiver)
-        old: set[object] = set(before.parts) if before else set()
+        old: set[object] = {part for other in self._leases for part in other.parts}
         new = [part for part in lease.parts if part not in old]
         await _open_all(new)
         self._leases.append(lease)
@@ -177,10 +178,16 @@ class Estates:
             log().info("node file in force", nodes=len(residents), count=len(new))
             self._beside(self._retire(before))
 
-    def _receiver(self, file: NodeFile, before: _Lease | None) -> StorageReceiver | None:
-        if before and before.file.move_receiver == file.move_receiver:
-            return before.receiver
-        if file.move_receiver and self.settings.workers > 1:
+    def _receiver(self, file: NodeFile) -> StorageReceiver | None:
+        """One that requests still hold serves on: it has the port, whatever its title was."""
+        wanted = file.move_receiver
+        if wanted is None:
+            return None
+        for lease in reversed(self._leases):
+            known = lease.file.move_receiver
+            if known and (known.host, known.port) == (wanted.host, wanted.port):
+                return lease.receiver
+        if self.settings.workers > 1:
             raise SettingsError(
                 "move_receiver: a PACS sends to one AE title at one host and port, which several workers cannot share: "
                 "serve with GATEWAY_WORKERS=1, or fetch with C-GET"
@@ -188,13 +195,13 @@ class Estates:
         return receiver_of(file)
 
     def _resident(
-        self, config: NodeConfig, formats: Formats, receiver: StorageReceiver | None, before: _Lease | None
+        self, config: NodeConfig, formats: Formats, destination: Destination | None, before: _Lease | None
     ) -> _Resident:
-        made_of = _made_of(config, formats, receiver)
+        made_of = _made_of(config, formats, destination)
         known = before.residents.get(config.id) if before else None
         if known and known.made_of == made_of:
             return known
-        builder = Builder(receiver)
+        builder = Builder(destination)
         return _Resident(self.make_node(shared_out(config, self.settings.workers), builder, formats), builder, made_of)
 
     def _forget_changed(self, residents: Mapping[str, _Resident], before: _Lease | None) -> None:
@@ -262,14 +269,14 @@ def shared_out(config: NodeConfig, workers: int) -> NodeConfig:
     )
 
 
-def _made_of(config: NodeConfig, formats: Formats, receiver: StorageReceiver | None) -> tuple[object, ...]:
+def _made_of(config: NodeConfig, formats: Formats, destination: Destination | None) -> tuple[object, ...]:
     """What a node is built from. Its configuration is compared with its secrets, and certificates by what is on disk."""
     connections = [config.connection, *([config.retrieve.connection] if config.retrieve else [])]
     names = [config.mapping_name, *(["dicom"] if config.retrieve else [])]
     digests = tuple(formats[name].digest if name in formats else "" for name in names)
     takes_moves = any(isinstance(one, DimseConnection) for one in connections)
     files = tuple(_stamp(path) for one in connections for path in _files_of(one))
-    return config, digests, receiver if takes_moves else None, files
+    return config, digests, destination if takes_moves else None, files
 
 
 def _files_of(connection: node_file.Connection) -> Iterable[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
-from gateway.assembly import Builder, build_node, receiver_of
+from gateway.assembly import Builder, build_node, destination_of, receiver_of
 from gateway.cache.answers import Ttl
 from gateway.cli import console
 from gateway.errors import GatewayError, SettingsError
@@ -95,7 +95,7 @@ def _problems(config: NodeConfig, file: NodeFile, formats: Mapping[str, FormatMa
     if missing:
         return
     try:
-        build_node(config, Builder(receiver_of(file)), formats, Ttl())
+        build_node(config, Builder(destination_of(file, receiver_of(file))), formats, Ttl())
     except SettingsError as error:
         yield error.detail if error.detail.startswith("node[") else f"node[{config.id}]: {error.detail}"
 

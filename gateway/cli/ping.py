@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from gateway.assembly import Builder, build_node, receiver_of
+from gateway.assembly import Builder, build_node, destination_of, receiver_of
 from gateway.cache.answers import Ttl
 from gateway.cli import console
 from gateway.errors import GatewayError, NodeError, NodeTimeout, SettingsError
@@ -54,7 +54,7 @@ def _chosen(file: NodeFile, only: str, path: Path) -> Sequence[NodeConfig]:
 
 def _targets(chosen: Sequence[NodeConfig], file: NodeFile, formats: Mapping[str, FormatMapping]) -> Iterator[Target]:
     """Built as the gateway builds them, from the same file. Raises SettingsError."""
-    builder = Builder(receiver_of(file))
+    builder = Builder(destination_of(file, receiver_of(file)))
     for config in chosen:
         node = build_node(config, builder, formats, Ttl())
         deadline = config.connect_deadline + _QUESTIONS * config.search_deadline

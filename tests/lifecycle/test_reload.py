@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from gateway.reload import Source
-from gateway.simulators.bulk import ct_series
+from gateway.simulators.bulk import ct_series, large_multiframe
 from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
 from gateway.simulators.dimse import DimseOptions, DimseSimulator
 from tests import peers
@@ -139,6 +139,37 @@ def test_the_move_receiver_takes_in_a_new_node_that_only_moves(hospitals: Hospit
         stream = Stream(served, f"/nodes/mover/dicom-web/studies/{hospitals.first_study}")
         assert (stream.status, stream.rest() > 2 * 32 * 32 * 2) == (200, True)
         stream.close()
+
+
+def test_the_move_receiver_takes_another_title_on_its_port_though_the_old_one_is_still_in_use(
+    hospitals: Hospitals, tmp_path: Path
+) -> None:
+    port = peers.free_port()
+    options = DimseOptions(no_get=True, destinations={"NEW": ("127.0.0.1", port)})
+    study = large_multiframe(tmp_path / "large.dcm", 50)
+
+    def receiver(title: str) -> str:
+        return f'[move_receiver]\nae_title = "{title}"\nhost = "127.0.0.1"\nport = {port}\n'
+
+    with DimseSimulator(hospitals.first, options=options) as mover:
+        address = {"host": "127.0.0.1", "port": mover.port, "called_ae_title": mover.ae_title}
+        steady = node("steady", "files", {"directory": str(tmp_path)})
+        nodes = node_file([steady, node("mover", "dimse", address)])
+        with gateway([]) as served:
+            for file in (receiver("OLD") + nodes, nodes, receiver("NEW") + nodes):
+                put(served, file)
+                served.process.send_signal(signal.SIGHUP)
+                eventually(lambda: ids(served) == ["steady", "mover"])
+                time.sleep(3)
+                if file is not nodes and "OLD" in file:
+                    held = Stream(served, f"/nodes/steady/dicom-web/studies/{study}")
+            assert listed(served)["node_file"] == "in force"
+            stream = Stream(served, f"/nodes/mover/dicom-web/studies/{hospitals.first_study}")
+            assert (stream.status, stream.rest() > 2 * 32 * 32 * 2) == (200, True)
+            assert held.rest() > 40_000_000
+            eventually(lambda: _accepts(port))
+            for one in (held, stream):
+                one.close()
 
 
 def _accepts(port: int) -> bool:
