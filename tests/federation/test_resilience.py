@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -198,6 +199,30 @@ def test_a_percentile_is_a_value_that_was_seen() -> None:
 
 
 # --- a node that is down
+
+
+def test_names_that_nobody_resolves_keep_no_other_node_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specimen(tmp_path / "a", "P", "s")
+    resolved, released = socket.getaddrinfo, threading.Event()
+
+    def unless_it_hangs(host: Any, *more: Any, **options: Any) -> Any:
+        if "hangs.example" in str(host):
+            released.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
+        return resolved(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", unless_it_hangs)
+    lost = [web_node(f"n{one}", f"http://n{one}.hangs.example/x", search_deadline=2) for one in range(40)]
+    with DicomwebSimulator(tmp_path / "a") as web:
+        well = web_node("well", web.url.replace("127.0.0.1", "localhost"), search_deadline=2)
+        try:
+            with Gateway([*lost, well]) as gateway:
+                answer = gateway.get("/dicom-web/studies")
+                assert (answer.status_code, len(answer.json())) == (200, 1)
+                assert "node well" not in answer.headers["warning"]
+                assert gateway.get("/metrics", timeout=5).status_code == 200
+        finally:
+            released.set()
 
 
 @pytest.fixture

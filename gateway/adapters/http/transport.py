@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import ssl
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ from pathlib import Path
 import aiohttp
 import httpx
 import yarl
+from aiohttp.abc import AbstractResolver, ResolveResult
 
+from gateway.adapters.http.names import addresses_of
 from gateway.errors import (
     GatewayError,
     NodeBusy,
@@ -131,6 +134,23 @@ def _inflating(coding: str, first: bytes) -> zlib._Decompress:
     return zlib.decompressobj(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
 
 
+class _Names(AbstractResolver):
+    """The names of hosts, in threads of their own."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host, host=one.address, port=one.port, family=one.family, proto=one.protocol, flags=0
+            )
+            for one in await addresses_of(host, port, family)
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
 class Connections:
     """A pool of at most `max_connections`. `connect_timeout` is in seconds; every other deadline is the caller's."""
 
@@ -170,7 +190,7 @@ class Connections:
             raise NodeBusy(self._node, "not open")
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self._context, limit=self._max_connections),
+                connector=aiohttp.TCPConnector(ssl=self._context, limit=self._max_connections, resolver=_Names()),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 read_bufsize=2 * _READ_SIZE,
