@@ -22,7 +22,7 @@ from pydicom.uid import generate_uid
 from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformationModelGet
 
-from gateway.adapters.dimse import DimseAdapter, StorageReceiver
+from gateway.adapters.dimse import DimseAdapter, StorageReceiver, storage_scp
 from gateway.adapters.dimse.identifiers import TextMatching, request_of
 from gateway.adapters.dimse.messages import EXPLICIT, encoded_identifier, identifier_of
 from gateway.errors import (
@@ -901,3 +901,37 @@ async def test_a_node_out_of_resources_before_its_first_row_is_busy_and_has_not_
     async with adapter_of(simulator) as adapter:
         with pytest.raises(NodeBusy):
             await rows_of(adapter, NativeQuery(Level.STUDY))
+
+
+async def test_a_pacs_whose_name_was_not_known_at_the_start_or_that_has_moved_may_call_all_the_same(monkeypatch):
+    resolved, addresses = socket.getaddrinfo, []
+
+    def by_our_own_name_server(host, *more, **options):
+        if host != "pacs.example":
+            return resolved(host, *more, **options)
+        if not addresses:
+            raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 0)) for one in addresses]
+
+    def is_let_in():
+        calling = AE("FRIEND")
+        calling.add_requested_context("1.2.840.10008.1.1")
+        association = calling.associate("127.0.0.1", receiver.port)
+        accepted = association.is_established
+        association.abort()
+        return accepted
+
+    monkeypatch.setattr(socket, "getaddrinfo", by_our_own_name_server)
+    monkeypatch.setattr(storage_scp, "_LOOK_UP_EVERY", 0.0)
+    receiver = StorageReceiver("GW", "127.0.0.1", 0, {"FRIEND": ["pacs.example"]})
+    await receiver.open()
+    try:
+        assert not await asyncio.to_thread(is_let_in)
+        addresses.append("10.0.0.7")
+        assert not await asyncio.to_thread(is_let_in)
+        addresses[:] = ["127.0.0.1"]
+        assert await asyncio.to_thread(is_let_in)
+        addresses.clear()
+        assert await asyncio.to_thread(is_let_in)
+    finally:
+        await receiver.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import socket
 import ssl
 import threading
@@ -31,6 +32,8 @@ from gateway.errors import SettingsError
 _REJECTED_PERMANENT, _SERVICE_USER, _CALLING_NOT_RECOGNISED = 1, 1, 3  # PS3.8 Table 9-21
 _MAX_PDU = 131072
 _GREETING_TIMEOUT = 10.0
+_LOOK_UP_EVERY = 10.0
+"""Seconds between two look-ups of where a caller of one AE title may call from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,8 @@ class _Server(ThreadedAssociationServer):
 class StorageReceiver:
     """The C-MOVE destination. `allowed_calling` maps each AE title that may call to the addresses it may call from.
 
-    Addresses are IP addresses or host names, resolved at `open`. Port 0 takes a free one: see `port` after `open`.
+    Addresses are IP addresses or host names, resolved at `open`, and again when one of these titles calls from elsewhere: a PACS
+    may move, and a name server be silent for a while. Port 0 takes a free one: see `port` after `open`.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class StorageReceiver:
         self._max_associations = max_associations
         self._response_timeout = response_timeout
         self._addresses: dict[str, frozenset[str]] = {}
+        self._looked_up: dict[str, float] = {}
         self._server: ThreadedAssociationServer | None = None
         self._message_ids = itertools.cycle(range(1, 0x10000))
         self._pending: dict[int, PendingMove] = {}
@@ -145,10 +150,26 @@ class StorageReceiver:
         """Rejects who is not known, before anything is negotiated."""
         association = event.assoc
         peer = association.requestor.address_info
-        if peer and peer.address in self._addresses.get(_calling(association), ()):
+        if peer and self._may_call(_calling(association), peer.address):
             return
         association.acse.send_reject(_REJECTED_PERMANENT, _SERVICE_USER, _CALLING_NOT_RECOGNISED)
         _let_it_be_sent(association)
+
+    def _may_call(self, title: str, address: str) -> bool:
+        """In the thread of the association."""
+        if address in self._addresses.get(title, ()):
+            return True
+        now = time.monotonic()
+        with self._lock:
+            if now - self._looked_up.get(title, -math.inf) < _LOOK_UP_EVERY or title not in self._addresses:
+                return False
+            self._looked_up[title] = now
+        allowed = self._allowed_calling
+        own = {name: names for name, names in allowed.items() if name.strip() == title}
+        found = _addresses(own).get(title, frozenset())
+        if found and allowed is self._allowed_calling:
+            self._addresses = {**self._addresses, title: found}
+        return address in found
 
     def _on_closed(self, event: evt.Event) -> None:
         if isinstance(event.assoc.dimse, Provider):
