@@ -35,20 +35,25 @@ _NOT_THERE: _Stamp = (0, 0, 0)
 
 
 class Source:
-    """The node file and the mapping files as they are on disk; or one node file that is given, and never changes."""
+    """The node file, the certificates and keys that it names, and the mapping files as they are on disk; or one node file that
+    is given, and never changes."""
 
     def __init__(self, nodes: Path, mappings: Path | None, given: NodeFile | None = None) -> None:
         self.nodes = nodes
         self.is_on_disk = given is None
         self._mappings = mappings
         self._given = given
+        self._named: frozenset[Path] = frozenset()
         self._seen: dict[Path, _Stamp] = {}
         self._unsettled: dict[Path, _Stamp] = {}
 
     def read(self) -> Reading:
         """Both, checked. Raises SettingsError and InvalidMapping, which name the file and the key and no value."""
         self._seen = self._stamps()
-        return self._given or node_file.read(self.nodes), load_all([self._mappings] if self._mappings else [])
+        file = self._given or node_file.read(self.nodes)
+        self._named = frozenset(path for node in file.enabled for one in _connections(node) for path in _files_of(one))
+        self._seen = {path: self._seen.get(path) or _stamp(path) for path in self._watched()}
+        return file, load_all([self._mappings] if self._mappings else [])
 
     def has_changed(self) -> bool:
         """Whether there is something else than what was read. A file that is written in place must have come to rest since
@@ -61,7 +66,10 @@ class Source:
         return now == before or all(now[path][0] not in (0, self._seen[path][0]) for path in written)
 
     def _stamps(self) -> dict[Path, _Stamp]:
-        return {path: _stamp(path) for path in (self.nodes, *(_files_in(self._mappings) if self._mappings else ()))}
+        return {path: _stamp(path) for path in self._watched()}
+
+    def _watched(self) -> list[Path]:
+        return [self.nodes, *(_files_in(self._mappings) if self._mappings else ()), *self._named]
 
 
 @dataclass(eq=False, slots=True)
@@ -271,12 +279,16 @@ def shared_out(config: NodeConfig, workers: int) -> NodeConfig:
 
 def _made_of(config: NodeConfig, formats: Formats, destination: Destination | None) -> tuple[object, ...]:
     """What a node is built from. Its configuration is compared with its secrets, and certificates by what is on disk."""
-    connections = [config.connection, *([config.retrieve.connection] if config.retrieve else [])]
+    connections = _connections(config)
     names = [config.mapping_name, *(["dicom"] if config.retrieve else [])]
     digests = tuple(formats[name].digest if name in formats else "" for name in names)
     takes_moves = any(isinstance(one, DimseConnection) for one in connections)
     files = tuple(_stamp(path) for one in connections for path in _files_of(one))
     return config, digests, destination if takes_moves else None, files
+
+
+def _connections(config: NodeConfig) -> list[node_file.Connection]:
+    return [config.connection, *([config.retrieve.connection] if config.retrieve else [])]
 
 
 def _files_of(connection: node_file.Connection) -> Iterable[Path]:

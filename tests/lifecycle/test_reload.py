@@ -292,3 +292,21 @@ def test_the_breaker_that_metrics_show_is_the_one_at_work(hospitals: Hospitals) 
         put(served, text(steady))
         eventually(lambda: ids(served) == ["steady"])
         eventually(lambda: shown() in ("", "0.0"), 10)
+
+
+def test_a_certificate_that_is_renewed_is_a_change_too(tmp_path: Path) -> None:
+    names = ("ca.pem", "own.pem", "own.key")
+    for name in names:
+        (tmp_path / name).write_text("old")
+    tls = ", ".join(
+        f'{key} = "{tmp_path / name}"' for key, name in zip(("ca_bundle", "certificate", "key"), names, strict=True)
+    )
+    connection = f'connection = {{ url = "https://pacs.example/x", tls = {{ {tls} }} }}'
+    (tmp_path / "nodes.toml").write_text(f'[[node]]\nid = "n"\nname = "n"\nadapter = "dicomweb"\n{connection}\n')
+    source = Source(tmp_path / "nodes.toml", None)
+    for name in names:
+        source.read()
+        assert not source.has_changed()
+        (tmp_path / "new").write_text("new")
+        (tmp_path / "new").replace(tmp_path / name)
+        assert source.has_changed()
