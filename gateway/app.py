@@ -36,6 +36,7 @@ from gateway.edge.export.operation import polls
 from gateway.edge.export.pages import Pages
 from gateway.edge.fhir import identifiers
 from gateway.edge.kept import KeptAnswers
+from gateway.edge.leaving import Leaving
 from gateway.edge.middleware import Authentication, Telemetry, isolation
 from gateway.edge.proxies import Proxies
 from gateway.edge.ratelimit import RateLimit
@@ -101,6 +102,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     app = Starlette(
         routes=routes.table(),
         middleware=[
+            Middleware(Leaving),
             Middleware(Telemetry, headers=isolation(settings)),
             *_cors(settings),
             *([Middleware(Compression)] if settings.compress else []),

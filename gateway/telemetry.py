@@ -216,6 +216,11 @@ class Account:
         return ", ".join([*told, f"total;dur={self.seconds * 1000:.1f}"])
 
 
+_FAULT = 500
+LEFT = 499
+"""The status, in logs and metrics alone, of a request whose caller left before the answer began."""
+
+
 class Exchange:
     """One request and its answer, as it is seen from outside: made when it comes, told of its first byte and of its end.
 
@@ -230,7 +235,7 @@ class Exchange:
         self.account = Account()
         _account.set(self.account)
         self._span = tracing.start("request", "SERVER")
-        self.status = 500
+        self.status = _FAULT
         metrics.requests_in_flight.inc()
 
     def begins(self, status: int, route: str) -> list[tuple[bytes, bytes]]:
@@ -241,6 +246,11 @@ class Exchange:
         for stage_, seconds in self.account.stages.items():
             metrics.stage_of(stage_).observe(seconds)
         return [(b"x-request-id", self.identifier.encode()), (b"server-timing", timing.encode())]
+
+    def leaves(self) -> None:
+        """The caller has left, and there may be no status to tell of: that is no fault of ours."""
+        if self.status == _FAULT:
+            self.status = LEFT
 
     def sends(self, size: int, *, is_last: bool) -> None:
         """Some bytes of the body are about to leave."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from functools import lru_cache
 from typing import Protocol
@@ -93,6 +94,9 @@ class Telemetry:
 
         try:
             await self._app(scope, receive, observe)
+        except asyncio.CancelledError:
+            exchange.leaves()
+            raise
         finally:
             exchange.ends(route_name(scope), scope["method"])
 

@@ -88,6 +88,59 @@ def test_four_callers_who_leave_at_once_leave_nothing_behind(watched: tuple[Watc
     assert gateway.get(f"/dicom-web/studies/{bulk.tiny}", headers={"Accept": STORED}).status_code == 200
 
 
+def asks(gateway: Gateway, path: str, method: str = "GET") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", gateway.port), 30)
+    form = b"_count=5" if method == "POST" else b""
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\n"
+    if form:
+        head += f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n"
+    connection.sendall(f"{head}\r\n".encode() + form)
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/dicom-web/studies?StudyDate=20200101-"),
+        ("HEAD", "/dicom-web/studies?StudyDate=20200101-"),
+        ("GET", "/fhir/ImagingStudy"),
+        ("POST", "/fhir/ImagingStudy/_search"),
+        ("GET", "/dicom-web/studies/{study}"),
+        ("GET", "/dicom-web/studies/{study}/metadata"),
+    ],
+)
+def test_a_caller_who_leaves_before_the_answer_is_not_worked_for_any_more(
+    bulk: Bulk, tmp_path: Path, method: str, path: str
+):
+    with DicomwebSimulator(bulk.small, DicomwebOptions(delay=8)) as web:
+        slow = web_node("bulk", web.url, search_deadline=30.0, first_byte_deadline=30.0, idle_deadline=30.0, quirks=[])
+        with Watched([slow], spool=tmp_path) as gateway:
+            caller = asks(gateway, path.format(study=bulk.tiny), method)
+            assert eventually(lambda: gateway.permits_out() == 1)
+            caller.close()
+            assert eventually(gateway.is_idle, 4), "the node is still waited for"
+            assert eventually(lambda: connections_to(web.port) == 0, 4), "the node's connection is still there"
+            told = gateway.get("/metrics").text
+    assert "gateway_requests_in_flight 1.0" in told  # this one
+    assert 'status="499"' in told
+
+
+def test_who_waits_for_the_same_answer_gets_it_though_the_first_to_ask_leaves(bulk: Bulk, tmp_path: Path):
+    with (
+        DicomwebSimulator(bulk.small, DicomwebOptions(delay=2)) as web,
+        Watched([web_node("bulk", web.url, quirks=[])], spool=tmp_path) as gateway,
+        ThreadPoolExecutor(1) as second,
+    ):
+        caller = asks(gateway, "/dicom-web/studies")
+        assert eventually(lambda: gateway.permits_out() == 1)
+        waits = second.submit(gateway.get, "/dicom-web/studies")
+        assert not eventually(waits.done, 0.5)
+        caller.close()
+        answer = waits.result(20)
+        assert (answer.status_code, len(answer.json())) == (200, 2)
+        assert web.operations.total() == 1
+
+
 @pytest.mark.parametrize("framing", ["chunked", "content-length"])
 def test_a_node_that_cuts_an_instance_short_breaks_the_callers_connection(bulk: Bulk, tmp_path: Path, framing: Any):
     faulty = DicomwebOptions(
