@@ -4,6 +4,7 @@ import pytest
 from running import Gateway, files_node
 from specimens import specimen
 
+from tests.faults.leftovers import eventually
 from tests.handmade import (
     FHIR_JSON,
     capabilities,
@@ -153,3 +154,25 @@ def test_an_outcome_among_the_results_counts_where_it_tells_of_a_gap(severity, c
         Gateway([fhir_node("n", port)]) as gateway,
     ):
         assert ("warning" in gateway.get("/dicom-web/studies").headers) is is_partial
+
+
+@pytest.mark.parametrize("is_probed", [True, False])
+def test_a_study_is_found_by_a_modality_that_none_of_its_series_says(is_probed):
+    """The parameter `modality` of R4 looks at the series alone."""
+    one = {**imaging_study(1, {"reference": "Patient/p1"}), "series": [], "modality": [{"code": "MG"}]}
+    everything = searchset(("http://x/fhir/ImagingStudy/s1", one), ("http://x/fhir/Patient/p1", patient("p1", "7")))
+    names = ("identifier", "patient", "started", "modality")
+
+    def respond(method, path, query, *_):
+        if path.endswith("metadata"):
+            return given(capabilities(*names, includes=["ImagingStudy:patient"]), FHIR_JSON)
+        return given(searchset() if "modality" in query else everything, FHIR_JSON)
+
+    with server(respond) as port, Gateway([fhir_node("n", port)], cache=False, probe=is_probed) as gateway:
+        if not is_probed:  # seen in another search
+            assert gateway.get("/dicom-web/studies").json()
+        assert eventually(lambda: gateway.get("/dicom-web/studies?ModalitiesInStudy=MG").json())
+        found = gateway.get("/dicom-web/studies?ModalitiesInStudy=MG").json()
+        others = gateway.get("/dicom-web/studies?ModalitiesInStudy=CT").json()
+    assert [row["00080061"]["Value"] for row in found] == [["MG"]]
+    assert others == []

@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
 from gateway.adapters.fhir import search as search
-from gateway.adapters.fhir.bundle import holders, references_to, wado_address
+from gateway.adapters.fhir.bundle import holders, references_to, says_modality_above, wado_address
 from gateway.adapters.fhir.documents import Documents
 from gateway.adapters.fhir.pages import FHIR_JSON, Finding, SearchRefused
 from gateway.adapters.fhir.server import Server, Version, product_of, server_of, version_of
 from gateway.adapters.http.client import HttpClient
-from gateway.errors import NodeProtocolError, NodeRefused, Unsupported
+from gateway.errors import NodeError, NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.query import Ref
 from gateway.model.seam import Location, NativeQuery, NodeResource, Probe, Record, Report, ResourceQuery
 from gateway.model.vocabulary import Level
 from gateway.wire.fhirjson import FhirRecord, Resource
 
 _CAPABILITIES_FOR = 600.0
+_LOOKED_AT = 50
 
 
 class FhirAdapter:
@@ -37,6 +38,7 @@ class FhirAdapter:
         self._asking: asyncio.Task[Server] | None = None
         self._ask_again = 0.0
         self._refused: frozenset[str] = frozenset()
+        self._unfit: frozenset[str] = frozenset()
         self._has_includes = True
 
     async def open(self) -> None:
@@ -54,15 +56,31 @@ class FhirAdapter:
         latency = time.monotonic() - started
         server, version = server_of(statement, self._version), version_of(statement)
         advice = [f'version = "{version}"'] if version and version != self._version else []
+        if "find" in self._capabilities_of(server):
+            await self._look_at_some()
+        if self._unfit:
+            advice.append(
+                "modalities of studies whose series do not say them are not searched by, but looked for in all studies"
+            )
         if wanting := search.wanting(server):
             advice.append(f"the server does not search by {', '.join(wanting)}: such searches read all its studies")
         return Probe(
             product=product_of(statement),
-            capabilities=("find", "locate") if server.parameters else (),
+            capabilities=self._capabilities_of(server),
             advice=tuple(advice),
             latency=latency,
             details={"fhirVersion": version or "", "searchParam": " ".join(sorted(server.parameters))},
         )
+
+    def _capabilities_of(self, server: Server) -> tuple[str, ...]:
+        return ("find", "locate") if server.parameters else ()
+
+    async def _look_at_some(self) -> None:
+        """Shows what no statement says: where modalities are, that the parameter of that name is to find."""
+        with suppress(NodeError):
+            async with aclosing(self.find(NativeQuery(Level.STUDY, limit=_LOOKED_AT))) as found:
+                async for _ in found:
+                    pass
 
     async def find(self, query: NativeQuery) -> AsyncGenerator[Record | Report, None]:
         """Each study once. A search that the server refuses is asked again without what it may lack."""
@@ -73,6 +91,8 @@ class FhirAdapter:
                 for one in plan.searches:
                     async with aclosing(finding.studies(plan, one)) as studies:
                         async for study in studies:
+                            if not self._unfit and says_modality_above(study):
+                                self._unfit = frozenset({"modality"})  # which looks at the series alone
                             yield FhirRecord(study, finding.known.resolve)
                 break
             except SearchRefused as refusal:
@@ -143,7 +163,7 @@ class FhirAdapter:
             self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         server = await asyncio.shield(self._asking)
         includes = server.includes if self._has_includes else frozenset()
-        return replace(server, refused=self._refused, includes=includes)
+        return replace(server, refused=self._refused | self._unfit, includes=includes)
 
     def _is_stale(self, asked: asyncio.Task[Server]) -> bool:
         return asked.cancelled() or asked.exception() is not None or time.monotonic() > self._ask_again

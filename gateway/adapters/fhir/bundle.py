@@ -191,7 +191,9 @@ def _codings(kind: Any) -> Iterable[Any]:
     """The codes of a Coding (STU3, R4), or of a CodeableConcept (R5)."""
     if not isinstance(kind, dict):
         return []
-    return [one.get("code") for one in kind.get("coding") or [kind] if isinstance(one, dict)]
+    coding = kind.get("coding")
+    listed = coding if isinstance(coding, list) and coding else [kind]
+    return [one.get("code") for one in listed if isinstance(one, dict)]
 
 
 def holders(study: Resource, ref: Ref) -> Iterator[tuple[Ref, Resource]]:
@@ -202,3 +204,16 @@ def holders(study: Resource, ref: Ref) -> Iterator[tuple[Ref, Resource]]:
         uid = str(one.get("uid") or "").removeprefix("urn:oid:") if isinstance(one, dict) else ""
         if uid and ref.series in (None, uid):
             yield Ref(ref.study, uid, ref.instance), one
+
+
+def says_modality_above(study: Resource) -> bool:
+    """Whether a study says a modality, under the name of its version, that none of its series says."""
+    above = _modalities(study.get("modality")) | _modalities(study.get("modalityList"))
+    series = study.get("series")
+    listed = [one.get("modality") for one in series if isinstance(one, dict)] if isinstance(series, list) else []
+    return bool(above) and not above.issubset(code for one in listed for code in _modalities(one))
+
+
+def _modalities(held: Any) -> set[str]:
+    kinds = held if isinstance(held, list) else [held]
+    return {code for kind in kinds for code in _codings(kind) if isinstance(code, str)}
