@@ -38,6 +38,8 @@ def widen_times(low: str, high: str) -> str:
 
 def without_oddities(text: str) -> str:
     """A key with '*' for what nodes do not take alike: to some '?' is one byte, ',' ends a value, and '%' is a wildcard."""
+    if not text.strip("*?"):  # that there is a value at all
+        return text
     return _WILDCARDS.sub("*", re.sub("[,?%]+", "*", text))
 
 

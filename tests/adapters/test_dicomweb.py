@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
 from gateway.adapters.dicomweb import DicomwebAdapter
+from gateway.adapters.dicomweb import maximum as maximum
 from gateway.adapters.dicomweb import qido as qido
 from gateway.adapters.dicomweb.quirks import ANSWERS_204, NO_FRAMES, NO_METADATA
 from gateway.adapters.http.client import HttpClient, Timeouts
@@ -117,8 +118,9 @@ def test_what_nodes_take_in_different_ways_goes_out_as_a_wildcard_and_is_matched
 
 
 def test_what_leaves_nothing_but_wildcards_is_not_asked():
-    assert built(NativeMatch("StudyDescription", Operator.WILDCARD, ("*%?",))).query == ""
-    assert built(NativeMatch("StudyDescription", Operator.WILDCARD, ("*",))).query == "StudyDescription=*"
+    assert built(NativeMatch("StudyDescription", Operator.WILDCARD, ("*%,",))).query == ""
+    for asked in ("*", "?*"):
+        assert built(NativeMatch("StudyDescription", Operator.WILDCARD, (asked,))).query == f"StudyDescription={asked}"
 
 
 def test_a_number_below_one_study_is_left_to_be_matched_here():
@@ -569,6 +571,17 @@ async def test_a_node_that_hides_what_lies_behind_its_maximum_is_found_out(dated
         part, whole = await found(adapter, Level.STUDY, exact("StudyDate", "20200101"))
     assert (len(rows), report.truncated) == (101, True)
     assert (len(part), whole.truncated) == (60, False)
+
+
+def test_studies_of_one_moment_are_shared_by_where_their_patient_ids_begin_to_differ():
+    def shared(*ids):
+        rows = [{"00100020": {"vr": "LO", "Value": [each]}} for each in ids]
+        parts = maximum.parts(NativeQuery(Level.STUDY, (DAYS,)), rows)
+        assert all(part.match[0] == DAYS for part in parts)
+        return [part.match[1].values for part in parts]
+
+    assert shared("P17", "P2", "P18") == [("P1*",), ("P2*",)]
+    assert shared("P1", "P1") == shared("P1", "P12") == shared("P1", "Pü") == shared("a,b", "a%b") == []
 
 
 @pytest.mark.parametrize("day", ["20200101", "20200102"])

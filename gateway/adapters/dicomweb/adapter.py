@@ -161,19 +161,19 @@ class DicomwebAdapter:
     async def _gives_all(
         self, query: NativeQuery, quirks: frozenset[str], rows: Sequence[Dataset], ends: float
     ) -> bool:
-        """Whether these rows, behind which an offset finds nothing, are all there are: their halves have no others."""
+        """Whether these rows, behind which an offset finds nothing, are all there are: parts of them have no others."""
         if maximum.names_as_many(query, len(rows)):
             return True
-        halves = maximum.halves(query, rows)
+        parts = maximum.parts(query, rows)
         known = {text(row, STUDY_UID) for row in rows}
-        for half in halves:
-            answer = await self._page(qido.build(half, quirks), 0, len(rows), ends)
+        for part in parts:
+            answer = await self._page(qido.build(part, quirks), 0, len(rows), ends)
             found = [text(row, STUDY_UID) for row in self._rows(answer)]
             if len(found) >= len(rows) or not known.issuperset(found):
                 return False
-        if halves:
+        if parts:
             self._note_most(query.level, len(rows) + 1)
-        return bool(halves)
+        return bool(parts)
 
     def _note_most(self, level: Level, count: int) -> None:
         self._most_at_once[level] = max(count, self._most_at_once.get(level, 0))
