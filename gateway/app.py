@@ -102,7 +102,6 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     app = Starlette(
         routes=routes.table(),
         middleware=[
-            Middleware(Leaving),
             Middleware(Telemetry, headers=isolation(settings)),
             *_cors(settings),
             *([Middleware(Compression)] if settings.compress else []),
@@ -118,6 +117,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
             *([Middleware(RateLimit, settings.rate_limit, settings.rate_burst)] if settings.rate_limit else []),
             Middleware(Residence),
             Middleware(KeptAnswers, bodies, settings.find_ttl),
+            Middleware(Leaving),
         ],
         exception_handlers={
             GatewayError: problems.gateway_error,

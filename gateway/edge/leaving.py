@@ -10,9 +10,20 @@ _SOON = 0.1
 """Seconds within which most answers have begun: up to then nobody is watched."""
 
 
+_LEFT = "left"
+
+
+def has_left(scope: Scope) -> bool:
+    """Whether the request was cancelled because nobody waits for it any more: the outermost of all lets it rest."""
+    return _LEFT in scope
+
+
 class Leaving:
-    """Ends a request that only reads once its caller has closed the connection, as long as nothing of its answer has left; from
-    then on whoever sends finds it out. What others wait for with it (a load of the cache) goes on. The outermost of all."""
+    """Cancels a request that only reads once its caller has closed the connection, as long as nothing of its answer has left;
+    from then on whoever sends finds it out. What others wait for with it (a load of the cache) goes on.
+
+    Around the routes alone: an answer that is given again needs nobody to be watched.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -22,7 +33,7 @@ class Leaving:
         if scope["type"] != "http" or not _only_reads(scope) or task is None:
             await self._app(scope, receive, send)
             return
-        caller = _Caller(receive, task, sends_body=scope["method"] == "POST")
+        caller = _Caller(scope, receive, task)
 
         async def begin(message: Message) -> None:
             caller.end_watch()
@@ -30,9 +41,6 @@ class Leaving:
 
         try:
             await self._app(scope, caller.receive, begin)
-        except asyncio.CancelledError:
-            if not caller.has_left or task.uncancel():
-                raise
         finally:
             caller.end_watch()
 
@@ -44,11 +52,11 @@ def _only_reads(scope: Scope) -> bool:
 class _Caller:
     """Whoever waits for the answer that `task` makes. Watched once it is slow, and what was sent is taken in."""
 
-    def __init__(self, receive: Receive, task: asyncio.Task[object], *, sends_body: bool) -> None:
-        self.has_left = False
+    def __init__(self, scope: Scope, receive: Receive, task: asyncio.Task[object]) -> None:
+        self._scope = scope
         self._receive = receive
         self._task = task
-        self._is_sending = sends_body
+        self._is_sending = scope["method"] == "POST"
         self._is_answered = False
         self._heard: list[Message] = []
         self._watch: asyncio.Task[None] | None = None
@@ -77,5 +85,5 @@ class _Caller:
             if self._heard:  # a body where none belongs: for whoever takes or refuses it
                 return
             self._heard.append(message)
-        self.has_left = True
+        self._scope[_LEFT] = True
         self._task.cancel()

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.cache import freshness
 from gateway.edge import problems
+from gateway.edge.leaving import has_left
 from gateway.edge.proxies import Proxies
 from gateway.errors import Forbidden, GatewayError, Unauthenticated
 from gateway.security import guard
@@ -96,7 +97,9 @@ class Telemetry:
             await self._app(scope, receive, observe)
         except asyncio.CancelledError:
             exchange.leaves()
-            raise
+            task = asyncio.current_task()
+            if not has_left(scope) or task is None or task.uncancel():
+                raise
         finally:
             exchange.ends(route_name(scope), scope["method"])
 
