@@ -38,7 +38,10 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._has_moved_on = False
-        super().data_received(data)
+        HttpToolsProtocol.data_received(self, data)
+        if self._has_moved_on and self._waiting is None and not self._is_idle:  # as mostly
+            self._unread = 0
+            return
         self._unread = 0 if self._has_moved_on else self._unread + len(data)
         if self.transport.is_closing():
             return
@@ -51,7 +54,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_body = self._has_moved_on = True
-        super().on_headers_complete()
+        HttpToolsProtocol.on_headers_complete(self)
 
     def on_chunk_header(self) -> None:
         self._has_moved_on = True
@@ -62,7 +65,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._is_in_body = False
-        super().on_message_complete()
+        HttpToolsProtocol.on_message_complete(self)
 
     @property
     def _is_idle(self) -> bool:
