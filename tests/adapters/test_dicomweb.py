@@ -573,15 +573,30 @@ async def test_a_node_that_hides_what_lies_behind_its_maximum_is_found_out(dated
     assert (len(part), whole.truncated) == (60, False)
 
 
-def test_studies_of_one_moment_are_shared_by_where_their_patient_ids_begin_to_differ():
-    def shared(*ids):
-        rows = [{"00100020": {"vr": "LO", "Value": [each]}} for each in ids]
-        parts = maximum.parts(NativeQuery(Level.STUDY, (DAYS,)), rows)
-        assert all(part.match[0] == DAYS for part in parts)
-        return [part.match[1].values for part in parts]
+@pytest.mark.parametrize(
+    ("days", "asked"),
+    [("1234", "2020010[34]"), ("4321", "2020010[12]"), ("1111", "")],
+    ids=["the newest are hidden", "the oldest are hidden", "nothing tells"],
+)
+def test_the_half_is_asked_for_on_whose_side_an_archive_that_keeps_an_order_hides_some(days, asked):
+    rows = [
+        {"00080020": {"vr": "DA", "Value": [f"2020010{day}"]}, "00100020": {"vr": "LO", "Value": ["P"]}} for day in days
+    ]
+    part = maximum.part_that_tells(NativeQuery(Level.STUDY, (DAYS,)), rows)
+    ends = {"2020010[34]": ("20200103", "20200102"), "2020010[12]": ("20200101", "20200102")}
+    assert (part and part.match) == ((NativeMatch("StudyDate", Operator.RANGE, ends[asked]),) if asked else None)
 
-    assert shared("P17", "P2", "P18") == [("P1*",), ("P2*",)]
-    assert shared("P1", "P1") == shared("P1", "P12") == shared("P1", "Pü") == shared("a,b", "a%b") == []
+
+def test_studies_of_one_moment_are_told_by_how_most_of_their_patient_ids_begin():
+    def told(*ids):
+        rows = [{"00100020": {"vr": "LO", "Value": [each]}} for each in ids]
+        part = maximum.part_that_tells(NativeQuery(Level.STUDY, (DAYS,)), rows)
+        return part and part.match[1].values[0]
+
+    assert told("P17", "P2", "P18") == "P1*"
+    assert told("P1", "P2", "P2", "", "Pü") == "P*"
+    assert told("P1", "P12") == "P12*"
+    assert told("P1", "P1") is told("a,b", "a%b") is None
 
 
 @pytest.mark.parametrize("day", ["20200101", "20200102"])
@@ -596,12 +611,12 @@ async def test_a_round_number_of_studies_is_shown_to_be_all_by_its_halves_and_on
     assert dated.operations.total() == 1
 
 
-async def test_a_round_number_of_studies_that_nothing_tells_apart_may_be_a_part(many):
-    """All 128 are of one moment."""
-    many.options = DicomwebOptions(max_results=127, ends_at_maximum=True)
+async def test_a_round_number_of_studies_that_nothing_tells_apart_is_believed(many):
+    """All are of one moment and of one patient."""
     async with adapter_on(many.url, quirks=NONE) as adapter:
+        many.options = DicomwebOptions(max_results=127, ends_at_maximum=True)
         rows, report = await found(adapter)
-    assert (len(rows), report.truncated) == (128, True)
+    assert (len(rows), report.truncated) == (128, False)
 
 
 async def test_a_node_that_once_gave_more_has_not_stopped_at_fifty(many):

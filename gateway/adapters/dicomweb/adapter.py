@@ -25,7 +25,7 @@ from gateway.adapters.dicomweb.wado import (
     instance_part,
 )
 from gateway.adapters.http.client import Answer, HttpClient, JsonAnswer
-from gateway.errors import InvalidQuery, NodeProtocolError, NodeTimeout, Unsupported
+from gateway.errors import InvalidQuery, NodeError, NodeProtocolError, NodeTimeout, Unsupported
 from gateway.model.dataset import Dataset, text, values
 from gateway.model.patient import patient_of
 from gateway.model.query import Operator, Ref
@@ -119,11 +119,12 @@ class DicomwebAdapter:
         above = Ref(query.study) if search.has_parent and query.study else None
         seen: set[tuple[str, ...]] = set()
         offset, truncated, has_more, is_whole = 0, False, True, True
-        first: list[Dataset] = []
+        behind: JsonAnswer | None = None
+        hides = False
         while has_more:
             left = None if query.limit is None else query.limit - len(seen)
             # One row more than wanted shows whether there is more.
-            answer = await self._page(search, offset, None if left is None else left + 1, ends)
+            answer = behind or await self._page(search, offset, None if left is None else left + 1, ends)
             if query.samples and left is not None and not offset and (sample := _sample(answer.document, left)):
                 self._note_most(query.level, len(answer.document))
                 yield search.report(truncated=True, sample=sample)
@@ -137,15 +138,19 @@ class DicomwebAdapter:
                     check_asked(self.node, above, row)
                 yield DicomRecord(row)
             offset += len(rows)
-            first = first or rows
             truncated = query.limit is not None and len(seen) > query.limit
             has_more = (query.limit is None or len(seen) <= query.limit) and self._goes_on(answer, query.level)
             is_repetition = bool(rows) and not fresh
             is_withheld = not rows and _announces_more(answer)
             if is_repetition or is_withheld or (has_more and qido.IGNORES_OFFSET in quirks):
                 truncated, has_more = True, False
-            elif first and not rows and offset == len(first) and query.level is Level.STUDY:
-                truncated = not await self._gives_all(query, quirks, first, ends)
+            elif behind is not None and not rows:
+                truncated = hides
+            elif has_more and offset == len(rows) and not _announces_more(answer):
+                most = None if query.limit is None else query.limit - len(seen) + 1
+                behind, hides = await self._behind(search, query, rows, most, ends)
+                continue
+            behind = None
         yield search.report(truncated=truncated, gaps=() if is_whole else (NOT_WHOLE,))
 
     async def _page(self, search: qido.Search, offset: int, limit: int | None, ends: float) -> JsonAnswer:
@@ -158,22 +163,31 @@ class DicomwebAdapter:
             raise Unsupported(self.node, f"does not search {search.resource}")
         raise NodeProtocolError(self.node, f"answered a search with status {answer.status}")
 
-    async def _gives_all(
-        self, query: NativeQuery, quirks: frozenset[str], rows: Sequence[Dataset], ends: float
-    ) -> bool:
-        """Whether these rows, behind which an offset finds nothing, are all there are: parts of them have no others."""
-        if maximum.names_as_many(query, len(rows)):
+    async def _behind(
+        self, search: qido.Search, query: NativeQuery, rows: Sequence[Dataset], limit: int | None, ends: float
+    ) -> tuple[JsonAnswer, bool]:
+        """The page behind a first one of so round a number that it may be a maximum, and whether the node hides what would lie
+        there, since no offset leads on."""
+        hides = asyncio.create_task(self._hides_some(query, rows, ends))
+        try:
+            return await self._page(search, len(rows), limit, ends), await hides
+        finally:
+            hides.cancel()
+
+    async def _hides_some(self, query: NativeQuery, rows: Sequence[Dataset], ends: float) -> bool:
+        """As far as a part of these rows tells, which is asked for alone: it has others, or is no less."""
+        part = maximum.part_that_tells(query, rows)
+        if part is None or query.level is not Level.STUDY or maximum.names_as_many(query, len(rows)):
+            return False
+        try:
+            answer = await self._page(qido.build(part, await self._quirks()), 0, len(rows), ends)
+        except NodeError:
+            return False
+        found = [text(row, STUDY_UID) for row in self._rows(answer)]
+        if len(found) >= len(rows) or not {text(row, STUDY_UID) for row in rows}.issuperset(found):
             return True
-        parts = maximum.parts(query, rows)
-        known = {text(row, STUDY_UID) for row in rows}
-        for part in parts:
-            answer = await self._page(qido.build(part, quirks), 0, len(rows), ends)
-            found = [text(row, STUDY_UID) for row in self._rows(answer)]
-            if len(found) >= len(rows) or not known.issuperset(found):
-                return False
-        if parts:
-            self._note_most(query.level, len(rows) + 1)
-        return bool(parts)
+        self._note_most(query.level, len(rows) + 1)
+        return False
 
     def _note_most(self, level: Level, count: int) -> None:
         self._most_at_once[level] = max(count, self._most_at_once.get(level, 0))

@@ -1,7 +1,8 @@
-"""A maximum that a node says nothing of (Orthanc's LimitFindResults): parts of what it gave, asked for alone, show it."""
+"""A maximum that a node says nothing of (Orthanc's LimitFindResults): a part of what it gave, asked for alone, shows it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -14,7 +15,7 @@ from gateway.model.seam import NativeMatch, NativeQuery
 from gateway.model.vocabulary import PATIENT_ID, STUDY_DATE, STUDY_TIME, STUDY_UID, keyword
 from gateway.wire.widen import without_oddities
 
-_FROM, _LETTERS = 50, 40
+_FROM = 50
 
 
 def smells(count: int) -> bool:
@@ -28,42 +29,40 @@ def names_as_many(query: NativeQuery, count: int) -> bool:
     return 0 < len(uids) <= count
 
 
-def parts(query: NativeQuery, rows: Sequence[Dataset]) -> tuple[NativeQuery, ...]:
-    """Searches that share what was found: two by date, else by time, else as many as there are letters in which the PatientIDs
-    begin to differ; () where it cannot be shared."""
-    return _shared(query, STUDY_DATE, rows) or _shared(query, STUDY_TIME, rows) or _by_patients(query, rows)
+def part_that_tells(query: NativeQuery, rows: Sequence[Dataset]) -> NativeQuery | None:
+    """A search for about half of what was found, by date, else by time, else by how most PatientIDs begin: an archive that
+    hides some has others there too. None where nothing differs."""
+    return _half(query, STUDY_DATE, rows) or _half(query, STUDY_TIME, rows) or _by_patients(query, rows)
 
 
-def _by_patients(query: NativeQuery, rows: Iterable[Dataset]) -> tuple[NativeQuery, ...]:
-    name = keyword(PATIENT_ID)
-    ids = sorted({text(row, PATIENT_ID) for row in rows})
-    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids[0], ids[-1], strict=False)))
-    prefix, letters = ids[0][:alike], {each[alike : alike + 1] for each in ids}
-    if any(match.path == name for match in query.match) or not 1 < len(letters) <= _LETTERS or "" in letters:
-        return ()
-    starts = [prefix + letter for letter in sorted(letters)]
-    if any(without_oddities(start) != start or not start.isascii() for start in starts):
-        return ()
-    return tuple(_part(query, NativeMatch(name, Operator.WILDCARD, (f"{start}*",))) for start in starts)
-
-
-def _part(query: NativeQuery, match: NativeMatch) -> NativeQuery:
-    kept = tuple(one for one in query.match if one.path != match.path)
-    return replace(query, match=(*kept, match), limit=None, samples=False)
-
-
-def _shared(query: NativeQuery, tag_: str, rows: Iterable[Dataset]) -> tuple[NativeQuery, ...]:
+def _half(query: NativeQuery, tag_: str, rows: Iterable[Dataset]) -> NativeQuery | None:
+    """The half on whose side rows are missing where they came in order."""
     name = keyword(tag_)
     asked = next((match for match in query.match if match.path == name), None)
-    if asked is not None and asked.operator is not Operator.RANGE:
-        return ()
+    shown = [found for row in rows if (found := _value(tag_, text(row, tag_)))]
+    if (asked is not None and asked.operator is not Operator.RANGE) or len(set(shown)) < 2:
+        return None
     low, high = asked.values if asked else ("", "")
-    shown = sorted({found for row in rows if (found := _value(tag_, text(row, tag_)))})
-    if len(shown) < 2:
-        return ()
-    middle = shown[len(shown) // 2 - 1]
-    halves = (low, middle), (_next(tag_, middle), high)
-    return tuple(_part(query, NativeMatch(name, Operator.RANGE, ends)) for ends in halves)
+    known = sorted(set(shown))
+    middle = known[len(known) // 2 - 1]
+    ends = (low, middle) if shown[0] > shown[-1] else (_next(tag_, middle), high)
+    return _narrowed(query, NativeMatch(name, Operator.RANGE, ends))
+
+
+def _by_patients(query: NativeQuery, rows: Iterable[Dataset]) -> NativeQuery | None:
+    ids = [text(row, PATIENT_ID) for row in rows]
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(ids), max(ids), strict=False)))
+    counted = Counter(each[: alike + 1] for each in ids if len(each) > alike)
+    told = [start for start, _ in counted.most_common() if start.isascii() and without_oddities(start) == start]
+    name = keyword(PATIENT_ID)
+    if not told or len(ids) in counted.values() or any(match.path == name for match in query.match):
+        return None
+    return _narrowed(query, NativeMatch(name, Operator.WILDCARD, (f"{told[0]}*",)))
+
+
+def _narrowed(query: NativeQuery, match: NativeMatch) -> NativeQuery:
+    kept = tuple(one for one in query.match if one.path != match.path)
+    return replace(query, match=(*kept, match), limit=None, samples=False)
 
 
 def _value(tag_: str, shown: str) -> str:
