@@ -19,8 +19,9 @@ _FROM = 50
 
 
 def smells(count: int) -> bool:
-    """Whether so many rows may be a maximum: a round number, or one more (Orthanc gives one more than its own)."""
-    return count >= _FROM and any(each % 50 == 0 or each & (each - 1) == 0 for each in (count, count - 1))
+    """Whether so many rows may be a maximum: a round number, or one more than people set (Orthanc gives that)."""
+    is_round = count % 50 == 0 or count & (count - 1) == 0
+    return count >= _FROM and (is_round or count == _FROM + 1 or count % 100 == 1)
 
 
 def names_as_many(query: NativeQuery, count: int) -> bool:
