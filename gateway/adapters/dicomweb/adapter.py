@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urljoin
 
@@ -175,18 +175,16 @@ class DicomwebAdapter:
             hides.cancel()
 
     async def _hides_some(self, query: NativeQuery, rows: Sequence[Dataset], ends: float) -> bool:
-        """As far as a part of these rows tells, which is asked for alone: it has others, or is no less."""
-        part = maximum.part_that_tells(query, rows)
-        if part is None or query.level is not Level.STUDY or maximum.names_as_many(query, len(rows)):
+        """As far as parts of these rows tell, which are asked for alone: one has others, or is no less."""
+        if query.level is not Level.STUDY or maximum.names_as_many(query, len(rows)):
             return False
-        try:
-            answer = await self._page(qido.build(part, await self._quirks()), 0, len(rows), ends)
-        except NodeError:
-            return False
-        found = [text(row, STUDY_UID) for row in self._rows(answer)]
-        if len(found) >= len(rows) or not {text(row, STUDY_UID) for row in rows}.issuperset(found):
-            return True
-        self._note_most(query.level, len(rows) + 1)
+        known = {text(row, STUDY_UID) for row in rows}
+        with suppress(NodeError):  # then nothing tells
+            for part in maximum.parts_that_tell(query, rows):
+                answer = await self._page(qido.build(part, await self._quirks()), 0, len(rows), ends)
+                found = [text(row, STUDY_UID) for row in self._rows(answer)]
+                if len(found) >= len(rows) or not known.issuperset(found):
+                    return True
         return False
 
     def _note_most(self, level: Level, count: int) -> None:

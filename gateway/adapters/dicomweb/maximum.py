@@ -15,7 +15,7 @@ from gateway.model.seam import NativeMatch, NativeQuery
 from gateway.model.vocabulary import PATIENT_ID, STUDY_DATE, STUDY_TIME, STUDY_UID, keyword
 from gateway.wire.widen import without_oddities
 
-_FROM = 50
+_FROM, _MOST_STARTS = 50, 10
 
 
 def smells(count: int) -> bool:
@@ -30,10 +30,11 @@ def names_as_many(query: NativeQuery, count: int) -> bool:
     return 0 < len(uids) <= count
 
 
-def part_that_tells(query: NativeQuery, rows: Sequence[Dataset]) -> NativeQuery | None:
-    """A search for about half of what was found, by date, else by time, else by how most PatientIDs begin: an archive that
-    hides some has others there too. None where nothing differs."""
-    return _half(query, STUDY_DATE, rows) or _half(query, STUDY_TIME, rows) or _by_patients(query, rows)
+def parts_that_tell(query: NativeQuery, rows: Sequence[Dataset]) -> tuple[NativeQuery, ...]:
+    """Searches for a part of what was found each, where an archive that hides some has others too: a half of it by date, else by
+    time; else one for each way in which PatientIDs begin, the rarest first. () where nothing differs."""
+    half = _half(query, STUDY_DATE, rows) or _half(query, STUDY_TIME, rows)
+    return (half,) if half else _by_patients(query, rows)
 
 
 def _half(query: NativeQuery, tag_: str, rows: Iterable[Dataset]) -> NativeQuery | None:
@@ -50,15 +51,20 @@ def _half(query: NativeQuery, tag_: str, rows: Iterable[Dataset]) -> NativeQuery
     return _narrowed(query, NativeMatch(name, Operator.RANGE, ends))
 
 
-def _by_patients(query: NativeQuery, rows: Iterable[Dataset]) -> NativeQuery | None:
+def _by_patients(query: NativeQuery, rows: Iterable[Dataset]) -> tuple[NativeQuery, ...]:
     ids = [text(row, PATIENT_ID) for row in rows]
     alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(ids), max(ids), strict=False)))
     counted = Counter(each[: alike + 1] for each in ids if len(each) > alike)
-    told = [start for start, _ in counted.most_common() if start.isascii() and without_oddities(start) == start]
+    told = [start for start in sorted(counted, key=lambda one: (counted[one], one)) if _is_taken_alike(start)]
     name = keyword(PATIENT_ID)
-    if not told or len(ids) in counted.values() or any(match.path == name for match in query.match):
-        return None
-    return _narrowed(query, NativeMatch(name, Operator.WILDCARD, (f"{told[0]}*",)))
+    if len(ids) in counted.values() or any(match.path == name for match in query.match):
+        return ()
+    keys = (NativeMatch(name, Operator.WILDCARD, (f"{start}*",)) for start in told[:_MOST_STARTS])
+    return tuple(_narrowed(query, key) for key in keys)
+
+
+def _is_taken_alike(text_: str) -> bool:
+    return text_.isascii() and without_oddities(text_) == text_
 
 
 def _narrowed(query: NativeQuery, match: NativeMatch) -> NativeQuery:
