@@ -100,9 +100,11 @@ async def in_parallel(items: Iterable[T], work: Callable[[T], Awaitable[R]], *, 
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[R]]) -> None:
-    """Cancels what still runs and waits until it has given everything back."""
+    """Cancels what still runs and waits until it has given everything back. Who leaves hears no more of what failed before."""
+    tasks = list(tasks)
     running = [task for task in tasks if not task.done()]
-    for task in running:
-        task.cancel()
+    for task in tasks:
+        if not task.cancel() and not task.cancelled():
+            task.exception()
     if running:
         await asyncio.gather(*running, return_exceptions=True)

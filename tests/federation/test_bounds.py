@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sqlite3
 import time
@@ -77,6 +78,24 @@ async def test_a_fault_over_one_nodes_answer_leaves_the_other_answers_standing()
 async def test_a_fault_over_every_answer_is_a_fault_of_ours() -> None:
     with pytest.raises(KeyError):
         await ask_all([cast(Node, NamedNode("odd"))], answer, deadline=1.0)
+
+
+async def test_what_failed_before_who_asked_has_left_is_told_to_nobody() -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+    async def fails_or_hangs(node: Node) -> str:
+        return await asyncio.sleep(60, "late") if node.id == "slow" else await answer(node)
+
+    nodes = [cast(Node, NamedNode(name)) for name in ("odd", "slow")]
+    asking = asyncio.create_task(ask_all(nodes, fails_or_hangs, deadline=60.0))
+    await asyncio.sleep(0.05)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    del asking
+    gc.collect()
+    assert told == []
 
 
 @pytest.mark.parametrize("number", ["--5", "9" * 5000, "\u0664", "1e400", "-"])

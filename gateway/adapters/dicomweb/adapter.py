@@ -173,6 +173,7 @@ class DicomwebAdapter:
             return await self._page(search, len(rows), limit, ends), await hides
         finally:
             hides.cancel()
+            await asyncio.gather(hides, return_exceptions=True)
 
     async def _hides_some(self, query: NativeQuery, rows: Sequence[Dataset], ends: float) -> bool:
         """As far as parts of these rows tell, which are asked for alone: one has others, or is no less."""
