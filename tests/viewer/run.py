@@ -73,7 +73,9 @@ def _ohif(npm: str) -> Path:
         _fetch([npm, "pack", "--silent", OHIF], home)
         archive = next(home.glob("ohif-app-*.tgz"))
         with tarfile.open(archive) as packed:
-            packed.extractall(home, filter="data")
+            # Python 3.11.2, as Debian has it, knows neither the filter nor a default that refuses what leaves the directory.
+            safe = getattr(tarfile, "data_filter", None)
+            packed.extractall(home, **({"filter": safe} if safe else {}))
         archive.unlink()
     return home / "package" / "dist"
 
