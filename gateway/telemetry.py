@@ -98,9 +98,8 @@ class Lines:
             while self._waiting:
                 lines.append(self._waiting.popleft())
         if lines:
-            with suppress(
-                OSError, ValueError
-            ):  # a full disk, or nobody who reads: to tell of it would be one more line
+            # A full disk, or nobody who reads: to tell of it would be one more line.
+            with suppress(OSError, ValueError):
                 self._file.write(b"".join(lines))
                 self._file.flush()
 

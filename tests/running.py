@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,18 @@ from gateway.simulators._server import PromptServer
 
 TRUST = httpx.create_ssl_context()
 """One for all clients of the tests: reading the system's certificates for each takes longer than most of what they ask."""
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[int]:
+    """The port at which an ASGI application of a test's own is served as the gateway is."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None))
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(30)
 
 
 def _waits(coroutine: Any) -> Iterator[str]:

@@ -87,9 +87,8 @@ class Telemetry:
                 told = exchange.begins(message["status"], route_name(scope))
                 message = {**message, "headers": [*message.get("headers", ()), *told, *self._headers]}
             elif message["type"] == "http.response.body":
-                size = (
-                    0 if is_head else len(message.get("body", b""))
-                )  # the server keeps the body of an answer to HEAD back
+                # The server keeps the body of an answer to HEAD back.
+                size = 0 if is_head else len(message.get("body", b""))
                 exchange.sends(size, is_last=not message.get("more_body"))
             await send(message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -76,10 +77,10 @@ def instances(request: Request, *, strict: bool, one_instance: bool) -> DicomAcc
     listed = ranges(request, strict=strict)
     refused = [one for one in listed if one.quality <= 0 and "transfer-syntax" not in one.parameters]
     for range_ in (one for one in listed if one.quality > 0):
-        takes_any = range_.essence == "*/*" and _is_refused(_IN_PARTS, range_, refused)
+        takes_any = range_.essence == "*/*" and is_refused(refused, range_, _closeness_in_parts)
         is_single = one_instance and (range_.essence == DICOM or takes_any)
         is_taken = is_single or _takes_dicom_parts(range_)
-        if is_taken and not _is_refused(_ALONE if is_single else _IN_PARTS, range_, refused):
+        if is_taken and not is_refused(refused, range_, _closeness_alone if is_single else _closeness_in_parts):
             single_part = is_single if single_part is None else single_part
             if is_single == single_part:
                 syntaxes.append(_transfer_syntax(range_))
@@ -89,10 +90,18 @@ def instances(request: Request, *, strict: bool, one_instance: bool) -> DicomAcc
     raise NotAcceptable(f"this resource is available as {offer}", parameter="Accept")
 
 
-def _is_refused(offer: MediaType, by: MediaType, refused: list[MediaType]) -> bool:
-    """Whether one of these describes the offer as closely as the range that takes it (RFC 9110 12.5.1)."""
-    closeness = by.takes(offer) or 1
-    return any(one.takes(offer) >= closeness for one in refused)
+def _closeness_alone(range_: MediaType) -> int:
+    return range_.takes(_ALONE)
+
+
+def _closeness_in_parts(range_: MediaType) -> int:
+    return range_.takes(_IN_PARTS)
+
+
+def is_refused(listed: Iterable[MediaType], by: MediaType, closeness: Callable[[MediaType], int]) -> bool:
+    """Whether a range that is refused (q=0) describes what is offered as closely as the one that takes it (RFC 9110 12.5.1)."""
+    asked = closeness(by) or 1
+    return any(one.quality <= 0 and closeness(one) >= asked for one in listed)
 
 
 def _takes_dicom_parts(range_: MediaType) -> bool:

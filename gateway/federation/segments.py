@@ -26,6 +26,7 @@ from gateway.model.vocabulary import (
     STUDY_UID,
     tag,
 )
+from gateway.wire.widen import is_taken_alike
 
 END = "\x7f"
 """The frontier of what was looked at to its end: behind every moment, that of undated studies included."""
@@ -39,7 +40,7 @@ _CLOCKS = (6 * 3600, 3600, 600, 60)
 _ALL_DAY = ("000000", "235959")
 _LONGEST_PREFIX = 4
 _PREFIXES = sorted(set(string.printable) - set(string.whitespace) - set("*?\\"))
-_TAKEN_ALIKE = set(_PREFIXES) - set(",%")
+_TAKEN_ALIKE = set(filter(is_taken_alike, _PREFIXES))
 # DICOM CID 29 and 33, which every sane archive keeps to; what a node shows beside them is added.
 _MODALITIES = (
     "ANN", "AR", "ASMT", "AU", "BDUS", "BI", "BMD", "CR", "CT", "CTPROTOCOL", "DG", "DMS", "DOC", "DX", "ECG", "EEG",

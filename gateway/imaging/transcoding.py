@@ -21,8 +21,8 @@ from gateway.wire.dicomjson import to_json
 from gateway.wire.elements import EXPLICIT_LITTLE, ITEM, SEQUENCE_DELIMITER, UNDEFINED, Part10Error, read_header
 from gateway.wire.explicit import Conversion
 from gateway.wire.frames import MOST_FRAMES, frame_bits, offsets_of
-from gateway.wire.part10 import Part10Stream, decode
-from gateway.wire.transfer import PIXEL_SECTIONS, apart, behind_pixel_data, encoded, file_meta_of, sliced, within_head
+from gateway.wire.part10 import Part10Stream, aside, decode
+from gateway.wire.transfer import PIXEL_SECTIONS, behind_pixel_data, encoded, file_meta_of, sliced, within_head
 
 Change = Callable[[Dataset], Dataset]
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"
@@ -39,7 +39,7 @@ _MOST_NATIVE = (1 << 32) - 2
 async def has_pixels(stream: Part10Stream) -> bool:
     """Whether there are pixels to decode; reads the head of the file."""
     head = await stream.read_head()
-    found = await apart(head, lambda: decode(head, stream.encoding, _SIZE))
+    found = await aside(head, lambda: decode(head, stream.encoding, _SIZE))
     return "Rows" in found and "Columns" in found
 
 
@@ -52,8 +52,8 @@ async def transcoded(stream: Part10Stream, into: str, imaging: Imaging, change: 
     try:
         conversion = Conversion(stream.encoding)
         converted = await asyncio.to_thread(conversion.convert, await stream.read_head())
-        dataset = await apart(converted, lambda: within_head(change(decode(converted, EXPLICIT_LITTLE))))
-        of_pixels = await apart(converted, lambda: decode(converted, EXPLICIT_LITTLE, _OF_PIXELS, 16 * MOST_FRAMES))
+        dataset = await aside(converted, lambda: within_head(change(decode(converted, EXPLICIT_LITTLE))))
+        of_pixels = await aside(converted, lambda: decode(converted, EXPLICIT_LITTLE, _OF_PIXELS, 16 * MOST_FRAMES))
         attributes = _attributes(of_pixels)
         imaging.check_size(images.pixels_of_frame(attributes))
         count, stored = images.frame_count(attributes), stream.transfer_syntax

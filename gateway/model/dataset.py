@@ -47,6 +47,14 @@ def whole_number(dataset: Dataset, tag: str) -> int | None:
 _WHOLE = re.compile(r"-?[0-9]{1,12}")
 
 
+_UID = re.compile(r"[0-9.]{1,64}")
+
+
+def is_uid(text_: str) -> bool:
+    """Whether it is written as UIDs are: components with a leading zero are wrong (PS3.5 9.1), and in the archives."""
+    return _UID.fullmatch(text_) is not None
+
+
 def as_text(value: Any) -> str:
     """One JSON value as DICOM text: a PN object becomes 'alphabetic=ideographic=phonetic', a number its shortest form."""
     if value is None:

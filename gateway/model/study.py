@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from gateway.errors import Unmappable
-from gateway.model.dataset import Attribute, Dataset, attribute, text
+from gateway.model.dataset import Attribute, Dataset, attribute, is_uid, text
 from gateway.model.patient import PatientKey, other_keys, patient_of
 from gateway.model.vocabulary import INSTANCE_UID, ISSUER, OTHER_PATIENT_IDS, SERIES_UID, STUDY_UID, Level, keyword
 
@@ -18,7 +17,6 @@ _UID_TAGS = {
     Level.IMAGE: (STUDY_UID, SERIES_UID, INSTANCE_UID),
 }
 _NOBODY: frozenset[PatientKey] = frozenset()
-_UID = re.compile(r"[0-9.]{1,64}")  # components with a leading zero are wrong, and in the archives
 
 
 @dataclass(slots=True)  # not frozen: a search makes one per row, and that would cost it four times as much
@@ -87,7 +85,7 @@ def _single(tag: str, value: str) -> Attribute:
 
 def _checked(level: Level, tag: str, uid: str) -> str:
     uid = uid.rstrip(" \0")
-    if not _UID.fullmatch(uid):
+    if not is_uid(uid):
         raise Unmappable(f"a {level} record has no {keyword(tag)}" + (" that is a UID" if uid else ""))
     return uid
 

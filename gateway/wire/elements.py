@@ -22,7 +22,6 @@ _LITTLE_EXPLICIT = Struct("<HH2sHL")
 _LITTLE_LONG, _BIG_LONG = Struct("<L"), Struct(">L")
 _LITTLE_SHORT, _BIG_SHORT = Struct("<H"), Struct(">H")
 _UNPLAIN = re.compile(rb"[^ -}\0]|\\|\0.")
-_UID = re.compile(r"[0-9.]{1,64}")
 _BIG_ITEM_GROUP = b"\xff\xfe"
 
 
@@ -53,11 +52,6 @@ class Header(NamedTuple):
     vr: bytes
     length: int
     size: int
-
-
-def is_uid(text: str) -> bool:
-    """Whether it is written as UIDs are, though perhaps not by their rules (PS3.5 9.1): it can stand in a header."""
-    return _UID.fullmatch(text) is not None
 
 
 def is_vr(code: bytes) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
+from typing import TypeVar
 
 from pydicom import config
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -30,7 +31,6 @@ from gateway.wire.elements import (
     Part10Error,
     Part10TooLarge,
     encoding_found,
-    is_uid,
     picked,
     plain_values,
     read_header,
@@ -46,8 +46,8 @@ AFTER_UIDS = 0x00200010
 """Where a head may end for `identify`: every identifying element has a lower tag."""
 
 MAX_HEAD = 64 << 20
-QUICK = 256 << 10
-"""Bytes of a head that are converted or looked through on the event loop: what is longer, in a thread."""
+_QUICK = 256 << 10
+T = TypeVar("T")
 _ENCODINGS = {ImplicitVRLittleEndian: IMPLICIT_LITTLE, ExplicitVRBigEndian: EXPLICIT_BIG}
 _IDENTIFYING = (
     vocabulary.SOP_CLASS_UID,
@@ -70,6 +70,11 @@ def decode(data: bytes, encoding: Encoding, tags: tuple[int, ...] | None = None,
     found = picked(data, encoding, {*tags, _CHARACTER_SET}, most) if tags else data
     with guarded():
         return read_dataset(BytesIO(found), not encoding.explicit, encoding.little, specific_tags=only)
+
+
+async def aside(head: bytes, work: Callable[[], T]) -> T:
+    """What work on a head returns. Long ones (a functional group per frame) are worked on off the event loop."""
+    return work() if len(head) < _QUICK else await asyncio.to_thread(work)
 
 
 @contextmanager
@@ -296,7 +301,7 @@ def _declared_syntax(meta: bytes) -> str:
     else:
         with guarded():
             declared = str(decode(meta, EXPLICIT_LITTLE).get("TransferSyntaxUID", "") or "").strip(" \0")
-    if declared and not is_uid(declared):
+    if declared and not model.is_uid(declared):
         raise Part10Error("the Transfer Syntax UID is none")
     return declared
 
@@ -315,7 +320,7 @@ def identify(stream: Part10Stream) -> model.Dataset:
 
 async def identified(stream: Part10Stream) -> model.Dataset:
     """As `identify`; a long head is looked through off the event loop."""
-    return identify(stream) if len(stream.head) < QUICK else await asyncio.to_thread(identify, stream)
+    return await aside(stream.head, lambda: identify(stream))
 
 
 def _in_json(found: Dataset, wanted: frozenset[str] | None) -> model.Dataset:

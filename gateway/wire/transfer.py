@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TypeVar
 
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
@@ -19,9 +17,8 @@ from pydicom.uid import (
 from gateway.wire.elements import EXPLICIT_LITTLE, Part10Error
 from gateway.wire.explicit import Conversion
 from gateway.wire.filemeta import file_meta
-from gateway.wire.part10 import AFTER_PIXEL_DATA, MAX_HEAD, PIXEL_DATA, QUICK, Part10Stream, decode, guarded
+from gateway.wire.part10 import AFTER_PIXEL_DATA, MAX_HEAD, PIXEL_DATA, Part10Stream, aside, decode, guarded
 
-T = TypeVar("T")
 FORBIDDEN_ON_THE_WEB = frozenset({str(ImplicitVRLittleEndian), str(ExplicitVRBigEndian)})
 """PS3.18 8.7.3.1: an origin server shall not send these."""
 _FIRST, _BEYOND = 1, 1 << 32
@@ -59,8 +56,8 @@ async def explicit_little_endian(stream: Part10Stream) -> AsyncIterator[bytes]:
             return
         conversion = Conversion(stream.encoding)
         head = await stream.read_head()
-        yield file_meta_of(stream, await apart(head, lambda: decode(head, stream.encoding, _NAMED)))
-        for chunk in sliced(await apart(head, lambda: conversion.convert(head))):
+        yield file_meta_of(stream, await aside(head, lambda: decode(head, stream.encoding, _NAMED)))
+        for chunk in sliced(await aside(head, lambda: conversion.convert(head))):
             yield chunk
         async for chunk in _pixel_data(stream, conversion):
             yield chunk
@@ -80,10 +77,10 @@ async def rewrite(stream: Part10Stream, change: Callable[[Dataset], Dataset]) ->
     try:
         conversion = Conversion(stream.encoding)
         stored = await stream.read_head()
-        head = await apart(stored, lambda: conversion.convert(stored))
-        changed = await apart(head, lambda: within_head(change(decode(head, EXPLICIT_LITTLE))))
+        head = await aside(stored, lambda: conversion.convert(stored))
+        changed = await aside(head, lambda: within_head(change(decode(head, EXPLICIT_LITTLE))))
         yield file_meta_of(stream, changed)
-        for chunk in sliced(await apart(head, lambda: encoded(changed))):
+        for chunk in sliced(await aside(head, lambda: encoded(changed))):
             yield chunk
         async for chunk in _pixel_data(stream, conversion):
             yield chunk
@@ -150,11 +147,6 @@ def _within(dataset: Dataset, low: int, high: int) -> Dataset:
     for tag in [tag for tag in dataset.keys() if not low <= tag < high]:  # noqa: SIM118
         del dataset[tag]
     return dataset
-
-
-async def apart(head: bytes, work: Callable[[], T]) -> T:
-    """What work on a head returns. Long ones (a functional group per frame) are worked on off the event loop."""
-    return work() if len(head) < QUICK else await asyncio.to_thread(work)
 
 
 def sliced(data: bytes) -> Iterator[bytes]:

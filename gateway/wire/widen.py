@@ -43,6 +43,11 @@ def without_oddities(text: str) -> str:
     return _WILDCARDS.sub("*", re.sub("[,?%]+", "*", text))
 
 
+def is_taken_alike(text: str) -> bool:
+    """Whether a key without wildcards means the same to every node."""
+    return text.isascii() and without_oddities(text) == text
+
+
 def rarest_word(text: str, widened: Callable[[str], str | None]) -> str | None:
     """Of the words of a name that is looked for in any order the one that leaves most of itself when it is `widened`, as
     '*word*'; None where nothing is left of any.

@@ -522,16 +522,22 @@ async def test_a_status_of_204_is_an_empty_search(simulator):
         assert (await found(adapter, Level.STUDY, exact("PatientID", "nobody")))[0] == []
 
 
-@pytest.fixture(scope="session")
-def many(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("many")
+def filled(folder, root, count, moments=None):
+    """The folder with so many studies of one instance, `root`.0 and on, at the moments (date, time) given by their numbers."""
     dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
     del dataset.PixelData
-    for number in range(130):
-        dataset.StudyInstanceUID = f"1.2.7.{number}"
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.7.{number}.1"
+    for number in range(count):
+        if moments:
+            dataset.StudyDate, dataset.StudyTime = moments(number)
+        dataset.StudyInstanceUID = f"{root}.{number}"
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{root}.{number}.1"
         dataset.save_as(folder / f"{number}.dcm")
-    with DicomwebSimulator(folder) as simulator:
+    return folder
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory):
+    with DicomwebSimulator(filled(tmp_path_factory.mktemp("many"), "1.2.7", 130)) as simulator:
         yield simulator
 
 
@@ -549,14 +555,12 @@ async def test_a_node_that_stops_at_its_own_maximum_is_asked_on(many, silent):
 @pytest.fixture(scope="session")
 def dated(tmp_path_factory):
     """120 studies of two days, of which the node gives 101, as Orthanc does with LimitFindResults 100."""
-    folder = tmp_path_factory.mktemp("dated")
-    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
-    del dataset.PixelData
-    for number in range(120):
-        dataset.StudyDate, dataset.StudyTime = f"2020010{1 + number % 2}", f"{number % 24:02}3000.5"
-        dataset.StudyInstanceUID = f"1.2.8.{number}"
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.8.{number}.1"
-        dataset.save_as(folder / f"{number}.dcm")
+    folder = filled(
+        tmp_path_factory.mktemp("dated"),
+        "1.2.8",
+        120,
+        lambda number: (f"2020010{1 + number % 2}", f"{number % 24:02}3000.5"),
+    )
     with DicomwebSimulator(folder, DicomwebOptions(max_results=100, ends_at_maximum=True)) as simulator:
         yield simulator
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from gateway.cli import patience
-from gateway.cli.sending import Protocol
 from gateway.simulators.bulk import large_multiframe
 from gateway.simulators.dicomweb import DicomwebSimulator
-from tests.running import Gateway
+from tests.running import Gateway, serving
 
 STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -35,13 +31,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        thread.join(30)
+    with serving(app) as port:
+        yield port
 
 
 @contextmanager

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 
-from gateway.cli.sending import HoldingTransport, Protocol
+from gateway.cli.sending import HoldingTransport
+from tests.running import serving
 
 LARGE = b"x" * 300_000
 
@@ -91,17 +88,6 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-@contextmanager
-def serving() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        thread.join(30)
-
-
 def ask(connection: socket.socket, path: str, until: bytes) -> bytes:
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     received = b""
@@ -111,7 +97,7 @@ def ask(connection: socket.socket, path: str, until: bytes) -> bytes:
 
 
 def test_streams_arrive_whole_one_after_another_and_a_broken_one_ends() -> None:
-    with serving() as port, socket.create_connection(("127.0.0.1", port), 30) as connection:
+    with serving(app) as port, socket.create_connection(("127.0.0.1", port), 30) as connection:
         for chunks in (1, 3, 7):
             answer = ask(connection, f"/{chunks}", b"\r\n0\r\n\r\n")
             head, _, body = answer.partition(b"\r\n\r\n")

@@ -42,6 +42,14 @@ def fail(breaker: Breaker, times: int) -> None:
         breaker.failed(admitted(breaker), DOWN)
 
 
+def to_be_tried() -> tuple[Breaker, Clock]:
+    """One that has opened, and whose five seconds are up."""
+    breaker, clock = breaker_of(failures=1, open=5.0)
+    fail(breaker, 1)
+    clock.now += 5
+    return breaker, clock
+
+
 def answer(breaker: Breaker, times: int) -> None:
     for _ in range(times):
         breaker.answered(admitted(breaker))
@@ -166,9 +174,7 @@ def test_who_asked_before_it_opened_changes_nothing_any_more(settle: str) -> Non
 
 
 def test_one_probe_finds_out_and_the_others_wait_for_it() -> None:
-    breaker, clock = breaker_of(failures=1, open=5.0)
-    fail(breaker, 1)
-    clock.now += 5
+    breaker, _ = to_be_tried()
     probe = admitted(breaker)
     assert breaker.admit() is None
     late = NodeTimeout("n", "did not answer")
@@ -179,18 +185,14 @@ def test_one_probe_finds_out_and_the_others_wait_for_it() -> None:
 
 
 def test_a_probe_whose_caller_left_makes_room_for_the_next() -> None:
-    breaker, clock = breaker_of(failures=1, open=5.0)
-    fail(breaker, 1)
-    clock.now += 5
+    breaker, _ = to_be_tried()
     breaker.left(admitted(breaker))
     breaker.answered(admitted(breaker))
     assert breaker.is_closed
 
 
 def test_a_probe_that_takes_its_time_makes_room_after_a_while() -> None:
-    breaker, clock = breaker_of(failures=1, open=5.0)
-    fail(breaker, 1)
-    clock.now += 5
+    breaker, clock = to_be_tried()
     slow = admitted(breaker)
     clock.now += 5
     quick = admitted(breaker)
@@ -200,9 +202,7 @@ def test_a_probe_that_takes_its_time_makes_room_after_a_while() -> None:
 
 
 def test_a_node_that_answers_slower_than_it_is_tried_again_is_asked_again() -> None:
-    breaker, clock = breaker_of(failures=1, open=5.0)
-    fail(breaker, 1)
-    clock.now += 5
+    breaker, clock = to_be_tried()
     slow = admitted(breaker)
     clock.now += 5
     next_one = admitted(breaker)
@@ -214,9 +214,7 @@ def test_a_node_that_answers_slower_than_it_is_tried_again_is_asked_again() -> N
 
 
 def test_an_earlier_probe_that_fails_leaves_the_verdict_to_the_one_under_way() -> None:
-    breaker, clock = breaker_of(failures=1, open=5.0)
-    fail(breaker, 1)
-    clock.now += 5
+    breaker, clock = to_be_tried()
     slow = admitted(breaker)
     clock.now += 5
     next_one = admitted(breaker)

@@ -1,9 +1,11 @@
 import asyncio
 import functools
+import itertools
 import threading
 import time
 import tracemalloc
 import zlib
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from struct import pack
@@ -390,25 +392,31 @@ async def test_a_long_head_is_changed_off_the_event_loop():
         assert (threads.pop() is threading.main_thread()) == is_here
 
 
+@contextmanager
+def turns_of_others():
+    """A counter whose next number is how often something else had its turn on the event loop meanwhile."""
+    turns = itertools.count()
+
+    async def others():
+        while True:
+            next(turns)
+            await asyncio.sleep(0)
+
+    waiting = asyncio.create_task(others())
+    yield turns
+    waiting.cancel()
+
+
 async def test_others_have_their_turn_while_one_chunk_of_deflated_zeros_is_followed():
     plain = written(sample(PatientID="P"))[132:]
     meta = 12 + int.from_bytes(plain[8:12], "little")
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     pixels = pack("<HH2sHL", 0x7FE0, 0x10, b"OB", 0, 64 << 20)
     packed = packer.compress(plain[meta:] + pixels) + packer.compress(bytes(64 << 20)) + packer.flush()
-    turns = 0
-
-    async def count():
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.create_task(count())
     file = file_meta("1.2", "1.2.3.4", DEFLATED) + packed
-    assert await joined((await opened(file, len(file), until=AFTER_UIDS)).raw()) == file
-    counting.cancel()
-    assert turns > 100
+    with turns_of_others() as turns:
+        assert await joined((await opened(file, len(file), until=AFTER_UIDS)).raw()) == file
+    assert next(turns) > 100
 
 
 async def test_a_head_can_be_extended_after_a_first_look():
@@ -470,20 +478,11 @@ def inflating(size):
 
 @pytest.mark.parametrize("use", [lambda stream: stream.raw(), lambda stream: stream.tail])
 async def test_others_have_their_turn_while_one_chunk_inflates_to_very_much(use):
-    turns = 0
-
-    async def others():
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    waiting = asyncio.create_task(others())
-    stream = await opened(inflating(32 << 20), 1 << 20)
-    async for _ in use(stream):
-        pass
-    waiting.cancel()
-    assert turns >= 32
+    with turns_of_others() as turns:
+        stream = await opened(inflating(32 << 20), 1 << 20)
+        async for _ in use(stream):
+            pass
+    assert next(turns) >= 32
 
 
 async def test_a_data_set_that_inflates_beyond_what_it_may_is_refused():

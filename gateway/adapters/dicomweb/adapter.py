@@ -125,6 +125,7 @@ class DicomwebAdapter:
             left = None if query.limit is None else query.limit - len(seen)
             # One row more than wanted shows whether there is more.
             answer = behind or await self._page(search, offset, None if left is None else left + 1, ends)
+            is_behind, behind = behind is not None, None
             if query.samples and left is not None and not offset and (sample := _sample(answer.document, left)):
                 self._note_most(query.level, len(answer.document))
                 yield search.report(truncated=True, sample=sample)
@@ -144,13 +145,11 @@ class DicomwebAdapter:
             is_withheld = not rows and _announces_more(answer)
             if is_repetition or is_withheld or (has_more and qido.IGNORES_OFFSET in quirks):
                 truncated, has_more = True, False
-            elif behind is not None and not rows:
+            elif is_behind and not rows:
                 truncated = hides
             elif has_more and offset == len(rows) and not _announces_more(answer):
                 most = None if query.limit is None else query.limit - len(seen) + 1
                 behind, hides = await self._behind(search, query, rows, most, ends)
-                continue
-            behind = None
         yield search.report(truncated=truncated, gaps=() if is_whole else (NOT_WHOLE,))
 
     async def _page(self, search: qido.Search, offset: int, limit: int | None, ends: float) -> JsonAnswer:

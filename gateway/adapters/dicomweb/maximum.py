@@ -13,7 +13,7 @@ from gateway.model.moments import da, parse_date, parse_time
 from gateway.model.query import Operator
 from gateway.model.seam import NativeMatch, NativeQuery
 from gateway.model.vocabulary import PATIENT_ID, STUDY_DATE, STUDY_TIME, STUDY_UID, keyword
-from gateway.wire.widen import without_oddities
+from gateway.wire.widen import is_taken_alike
 
 _FROM, _MOST_STARTS = 50, 10
 
@@ -55,16 +55,12 @@ def _by_patients(query: NativeQuery, rows: Iterable[Dataset]) -> tuple[NativeQue
     ids = [text(row, PATIENT_ID) for row in rows]
     alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(ids), max(ids), strict=False)))
     counted = Counter(each[: alike + 1] for each in ids if len(each) > alike)
-    told = [start for start in sorted(counted, key=lambda one: (counted[one], one)) if _is_taken_alike(start)]
+    told = [start for start in sorted(counted, key=lambda one: (counted[one], one)) if is_taken_alike(start)]
     name = keyword(PATIENT_ID)
     if len(ids) in counted.values() or any(match.path == name for match in query.match):
         return ()
     keys = (NativeMatch(name, Operator.WILDCARD, (f"{start}*",)) for start in told[:_MOST_STARTS])
     return tuple(_narrowed(query, key) for key in keys)
-
-
-def _is_taken_alike(text_: str) -> bool:
-    return text_.isascii() and without_oddities(text_) == text_
 
 
 def _narrowed(query: NativeQuery, match: NativeMatch) -> NativeQuery:

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Se
 
 from gateway.adapters.http.client import Answer
 from gateway.errors import NodeProtocolError
-from gateway.model.dataset import Dataset, text
+from gateway.model.dataset import Dataset, is_uid, text
 from gateway.model.query import Ref
 from gateway.model.seam import FramePart, Part
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID
 from gateway.wire import multipart
-from gateway.wire.elements import Part10Error, is_uid
+from gateway.wire.elements import Part10Error
 from gateway.wire.media import MediaType, parse_media_type
 from gateway.wire.multipart import MultipartError, MultipartPart
 from gateway.wire.part10 import AFTER_UIDS, Part10Stream, identified, open_part10

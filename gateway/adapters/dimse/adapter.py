@@ -16,7 +16,7 @@ from gateway.adapters.dimse.identifiers import FindRequest, TextMatching, reques
 from gateway.adapters.dimse.operations import Associations, Operation, find_context
 from gateway.adapters.dimse.probing import PATIENT_ROOT, STUDY_ROOT, Findings, Probing
 from gateway.adapters.dimse.receiving import Begun, Event, Finished
-from gateway.adapters.dimse.retrieving import Retrieving
+from gateway.adapters.dimse.retrieving import CANCELLED, Retrieving
 from gateway.adapters.dimse.rows import Rows
 from gateway.adapters.dimse.storage_scp import StorageReceiver
 from gateway.adapters.dimse.storing import on_disk, store_each
@@ -30,7 +30,7 @@ __all__ = ["DimseAdapter", "StorageReceiver"]
 T = TypeVar("T")
 _ROWS_AHEAD = 256
 _BYTES_AHEAD = 1 << 20
-_OUT_OF_RESOURCES, _SOP_CLASS_NOT_SUPPORTED, _CANCELLED = 0xA700, 0x0122, 0xFE00
+_OUT_OF_RESOURCES, _SOP_CLASS_NOT_SUPPORTED = 0xA700, 0x0122
 
 
 class DimseAdapter:
@@ -159,9 +159,8 @@ class DimseAdapter:
             return False
         if status == _OUT_OF_RESOURCES and not rows:
             raise NodeBusy(self.node, "is out of resources for C-FIND")
-        if (
-            status == _OUT_OF_RESOURCES or status >> 12 == 0xB or (status == _CANCELLED and rows)
-        ):  # nobody here has cancelled it
+        # A cancel is the node's own: nobody here sends one.
+        if status >> 12 == 0xB or (rows and status in (_OUT_OF_RESOURCES, CANCELLED)):
             return True
         lacks_parents = (query.level is not Level.STUDY and not query.study) or (
             query.level is Level.IMAGE and not query.series

@@ -170,10 +170,9 @@ class Probing:
 def _others(clock: str) -> list[str]:
     """Ranges of what is before the hour of a time, and of what is after."""
     hour = int(clock[:2])
-    return [
-        *([widen_times("00", f"{hour - 1:02}")] if hour else []),
-        *([widen_times(f"{hour + 1:02}", "23")] if hour < 23 else []),
-    ]
+    before = [widen_times("00", f"{hour - 1:02}")] if hour else []
+    behind = [widen_times(f"{hour + 1:02}", "23")] if hour < 23 else []
+    return before + behind
 
 
 def _declared(row: Identifier) -> str:

@@ -23,7 +23,7 @@ _OF_INSTANCES = ("SOPClassUID", "AvailableTransferSyntaxUID")
 _OUT_OF_RESOURCES = (0xA701, 0xA702)
 _SOP_CLASS_NOT_SUPPORTED = (0x0122, 0x0112, 0x0211)
 _MOVE_DESTINATION_UNKNOWN = 0xA801
-_CANCELLED = 0xFE00
+CANCELLED = 0xFE00
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +310,7 @@ class Retrieving:
             return Unsupported(self._node, f"does not support {service}")
         if status == _MOVE_DESTINATION_UNKNOWN:
             return NodeRefused(self._node, f"does not know {self._destination} as a C-MOVE destination")
-        if status == _CANCELLED:
+        if status == CANCELLED:
             return NodeProtocolError(self._node, f"cancelled {service} by itself")
         return NodeRefused(self._node, f"answered {service} with status {status:04X}")
 

@@ -38,7 +38,7 @@ class FhirAdapter:
         self._asking: asyncio.Task[Server] | None = None
         self._ask_again = 0.0
         self._refused: frozenset[str] = frozenset()
-        self._unfit: frozenset[str] = frozenset()
+        self._modality_is_above = False
         self._has_includes = True
 
     async def open(self) -> None:
@@ -56,9 +56,9 @@ class FhirAdapter:
         latency = time.monotonic() - started
         server, version = server_of(statement, self._version), version_of(statement)
         advice = [f'version = "{version}"'] if version and version != self._version else []
-        if "find" in self._capabilities_of(server):
+        if server.parameters:
             await self._look_at_some()
-        if self._unfit:
+        if self._modality_is_above:
             advice.append(
                 "modalities of studies whose series do not say them are not searched by, but looked for in all studies"
             )
@@ -66,14 +66,11 @@ class FhirAdapter:
             advice.append(f"the server does not search by {', '.join(wanting)}: such searches read all its studies")
         return Probe(
             product=product_of(statement),
-            capabilities=self._capabilities_of(server),
+            capabilities=("find", "locate") if server.parameters else (),
             advice=tuple(advice),
             latency=latency,
             details={"fhirVersion": version or "", "searchParam": " ".join(sorted(server.parameters))},
         )
-
-    def _capabilities_of(self, server: Server) -> tuple[str, ...]:
-        return ("find", "locate") if server.parameters else ()
 
     async def _look_at_some(self) -> None:
         """Shows what no statement says: where modalities are, that the parameter of that name is to find."""
@@ -91,8 +88,7 @@ class FhirAdapter:
                 for one in plan.searches:
                     async with aclosing(finding.studies(plan, one)) as studies:
                         async for study in studies:
-                            if not self._unfit and says_modality_above(study):
-                                self._unfit = frozenset({"modality"})  # which looks at the series alone
+                            self._modality_is_above = self._modality_is_above or says_modality_above(study)
                             yield FhirRecord(study, finding.known.resolve)
                 break
             except SearchRefused as refusal:
@@ -163,7 +159,9 @@ class FhirAdapter:
             self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         server = await asyncio.shield(self._asking)
         includes = server.includes if self._has_includes else frozenset()
-        return replace(server, refused=self._refused | self._unfit, includes=includes)
+        # The parameter of that name looks at the series alone.
+        unfit = {"modality"} if self._modality_is_above else frozenset()
+        return replace(server, refused=self._refused | unfit, includes=includes)
 
     def _is_stale(self, asked: asyncio.Task[Server]) -> bool:
         return asked.cancelled() or asked.exception() is not None or time.monotonic() > self._ask_again

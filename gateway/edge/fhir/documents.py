@@ -15,11 +15,11 @@ from gateway.edge.fhir.identifiers import DICOM_UID, node_mark
 from gateway.edge.fhir.imagingstudy import Renderer, Resource
 from gateway.edge.fhir.shown import tagged
 from gateway.errors import Unmappable
+from gateway.model.dataset import is_uid
 from gateway.model.documents import Document
 from gateway.wire.fhirxml import element_names
 
 _ID = re.compile(r"(?!\.+$)[A-Za-z0-9.-]{1,64}")  # not a step upwards in an address
-_UID = re.compile(r"[0-9.]{1,64}")
 _LONGEST = 55
 _DEEPEST = 40
 _HANDLED = frozenset({"resourceType", "id", "meta", "text", "language", "subject"})
@@ -199,7 +199,7 @@ def _actor(performer: Any) -> Any:
 def _study(given: Any, document: Document, values: Values) -> Resource | None:
     """A reference to our ImagingStudy; None where its UID is not known."""
     uid = next(_uids(given, document), "")
-    if not _UID.fullmatch(uid):
+    if not is_uid(uid):
         values.lose()
         return None
     identifier = {"system": DICOM_UID, "value": f"urn:oid:{uid}"}

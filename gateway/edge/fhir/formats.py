@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
 from starlette.requests import Request
 
-from gateway.edge.negotiation import ranges, with_plus
+from gateway.edge.negotiation import is_refused, ranges, with_plus
 from gateway.errors import NotAcceptable
 from gateway.wire import fhirxml
 from gateway.wire.media import MediaType, parse_media_type
@@ -57,7 +58,8 @@ def negotiated(request: Request, path_version: str | None) -> FhirFormat:
     offers = [(version, is_xml) for version in versions for is_xml in (False, True)]
     for range_ in (one for one in listed if one.quality > 0):
         for version, is_xml in offers:
-            if _closeness(range_, version, is_xml) and not _is_refused(listed, range_, version, is_xml):
+            closeness = partial(_closeness, version=version, is_xml=is_xml)
+            if closeness(range_) and not is_refused(listed, range_, closeness):
                 return FhirFormat(version, is_xml, request.query_params.get("_pretty") == "true")
     raise NotAcceptable(
         "FHIR resources are available as application/fhir+json and application/fhir+xml, in fhirVersion 4.0 and 5.0, each of "
@@ -77,12 +79,6 @@ def _closeness(range_: MediaType, version: str, is_xml: bool) -> int:
     else:
         level = 3 if name in (_XML if is_xml else _JSON) else _WILDCARDS.get(name, 0)
     return level and 2 * level + bool(asked)
-
-
-def _is_refused(listed: list[MediaType], by: MediaType, version: str, is_xml: bool) -> bool:
-    """Whether another range refuses the format in words as close as those of the one that it is asked for by."""
-    asked = _closeness(by, version, is_xml)
-    return any(one.quality <= 0 and _closeness(one, version, is_xml) >= asked for one in listed)
 
 
 def of_error(request: Request) -> FhirFormat:
