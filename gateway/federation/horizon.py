@@ -29,7 +29,7 @@ class Horizon:
     is told by those that are known already; before that it is guessed, and less for samples of samples. A day that `is_crowded`
     holds far more than the page needs; it `waits` for what lies before it, where that may be enough. One that holds very many is
     opened `in_turn`, node by node, where the page `may_take_turns`. `expected` is how many rows each of the `nodes` has up to
-    there, on the average.
+    there, on the average, and `expected_before` how many before the day itself.
     """
 
     sort: Sort
@@ -37,6 +37,7 @@ class Horizon:
     may_take_turns: bool = False
     nodes: int = 1
     expected: float = 0
+    expected_before: float = 0
     day: str = ""
     is_crowded: bool = False
     waits: bool = False
@@ -62,7 +63,7 @@ class Horizon:
         place = passed + max(_LEAST, ceil(MARGIN * max(1, self.wanted - known) / self.each)) - 1
         self.day = day_of(min([*self._moments[place : place + 1], *([end] if end else [])], default=""), self.sort)
         self.is_crowded = self.waits = self.in_turn = self.is_due = False
-        self.expected = 0
+        self.expected = self.expected_before = 0
         if not self.day:
             return
         first = bisect_left(self._moments, self.begin)
@@ -72,7 +73,8 @@ class Horizon:
         self.in_turn = self.may_take_turns and here * self.each > _HUGE
         self.waits = self.is_crowded and (self.in_turn or first > passed or is_most)
         self.is_due = self.in_turn and first == passed
-        self.expected = (first - passed + (0 if self.waits else here)) * self.each / self.nodes
+        self.expected_before = (first - passed) * self.each / self.nodes
+        self.expected = self.expected_before + (0 if self.waits else here * self.each / self.nodes)
 
     @property
     def begin(self) -> str:

@@ -27,7 +27,7 @@ from gateway.model.study import Row
 from gateway.model.vocabulary import Level
 from gateway.wire.threads import apart
 
-_SMALLEST_CEILING = 50
+_SMALLEST_CEILING = 52  # an archive that gives one more than that has no maximum of 50, which is a common one
 _CROWDED = 2000
 _CLEARLY_MORE = 1.5
 _PAGES = 4

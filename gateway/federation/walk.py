@@ -298,7 +298,11 @@ class Walk:
         if self.ceiling is None:
             return None
         most = self.ceiling << part.growth
-        return self.ceiling if self.horizon and self.horizon.expected > most else most
+        if self.horizon is None:
+            return most
+        is_before = bool(self.horizon.day) and part.ends_before(self.horizon.begin, self.sort)
+        expected = self.horizon.expected_before if is_before else self.horizon.expected
+        return self.ceiling if expected > most else most
 
     def _is_suspicious(self, count: int) -> bool:
         """Whether a DIMSE node that says nothing may have stopped at a round maximum of its own (C-FIND has no word for it)."""

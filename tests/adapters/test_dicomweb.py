@@ -617,6 +617,20 @@ async def test_a_round_number_of_studies_is_shown_to_be_all_by_a_part_of_it(many
     assert (len(rows), report.truncated) == (50, False)
 
 
+async def test_a_round_number_of_studies_is_believed_where_the_node_gives_more_of_any_and_that_is_remembered(tmp_path):
+    """A hundred studies of one moment; twenty more are of another."""
+    folder = filled(tmp_path, "1.2.9", 120, lambda number: (f"2020010{1 + (number >= 100)}", "101500"))
+    with DicomwebSimulator(folder) as simulator:
+        async with adapter_on(simulator.url, quirks=NONE) as adapter:
+            asked = []
+            for _ in range(2):
+                before = simulator.operations.total()
+                rows, report = await found(adapter, Level.STUDY, exact("StudyDate", "20200101"))
+                asked.append(simulator.operations.total() - before)
+                assert (len(rows), report.truncated) == (100, False)
+    assert asked == [3, 1]  # it, what lies behind it and any; then it alone
+
+
 async def test_a_round_number_of_studies_that_nothing_tells_apart_is_believed(many):
     """All are of one moment and of one patient."""
     async with adapter_on(many.url, quirks=NONE) as adapter:

@@ -123,6 +123,15 @@ def test_what_each_node_has_up_to_there_is_expected_of_what_was_seen_of_all() ->
     assert (made.day, made.waits, made.expected) == ("20580101", True, 7 * made.each / 8)
     made.move(700, moment("20580101", "235959", Sort.NEWEST), None)
     assert (made.day, made.waits, made.expected) == ("20580101", False, 37 * made.each / 8)
+    assert made.expected_before == 0
+
+
+def test_of_what_lies_before_a_crowded_day_less_is_expected_than_up_to_its_end() -> None:
+    made = Horizon(Sort.NEWEST, 51, nodes=8)
+    made.saw(moments([*["20590101"] * 3, *["20580101"] * 37, *DAYS[:40] * 30]), 0)
+    made.move(0, "", None)
+    assert (made.day, made.is_crowded, made.waits) == ("20580101", True, True)
+    assert made.expected_before == 3 * made.each / 8
 
 
 def test_a_node_that_showed_next_to_nothing_of_a_crowded_day_need_not_part_it() -> None:

@@ -57,6 +57,7 @@ _HARMLESS = re.compile("additional results|fuzzymatching|deprecat", re.IGNORECAS
 _NUMBER_OF_FRAMES = tag("NumberOfFrames")
 _LEARNING_SECONDS = 3.0
 _LEARN_AGAIN_AFTER = 60.0
+_LARGE_ROW = 16 * 1024
 
 
 class DicomwebAdapter:
@@ -152,10 +153,12 @@ class DicomwebAdapter:
                 behind, hides = await self._behind(search, query, rows, most, ends)
         yield search.report(truncated=truncated, gaps=() if is_whole else (NOT_WHOLE,))
 
-    async def _page(self, search: qido.Search, offset: int, limit: int | None, ends: float) -> JsonAnswer:
+    async def _page(
+        self, search: qido.Search, offset: int, limit: int | None, ends: float, ceiling: int | None = None
+    ) -> JsonAnswer:
         within = max(0.01, ends - time.monotonic())
         url = self._url(self._qido, search.resource, search.page(offset, limit))
-        answer = await self._http.get_json(url, accept=DICOM_JSON, expect=_NO, within=within)
+        answer = await self._http.get_json(url, accept=DICOM_JSON, expect=_NO, within=within, ceiling=ceiling)
         if answer.status not in _NO or (answer.status in _ABSENT and search.has_parent):
             return answer
         if search.is_relational or answer.status in _CANNOT:
@@ -175,8 +178,11 @@ class DicomwebAdapter:
             await asyncio.gather(hides, return_exceptions=True)
 
     async def _hides_some(self, query: NativeQuery, rows: Sequence[Dataset], ends: float) -> bool:
-        """As far as parts of these rows tell, which are asked for alone: one has others, or is no less."""
+        """Not where the node gives more of any studies. Else as far as parts of these rows tell, which are asked for alone: one
+        has others, or is no less."""
         if query.level is not Level.STUDY or maximum.names_as_many(query, len(rows)):
+            return False
+        if query.match and await self._gives_more_than(len(rows), ends):
             return False
         known = {text(row, STUDY_UID) for row in rows}
         with suppress(NodeError):  # then nothing tells
@@ -186,6 +192,20 @@ class DicomwebAdapter:
                 if len(found) >= len(rows) or not known.issuperset(found):
                     return True
         return False
+
+    async def _gives_more_than(self, count: int, ends: float) -> bool:
+        """Whether the node gives more studies than so many when it is asked for any, which is remembered: that is no maximum of
+        its own then. Of a node that heeds no limit that is not asked."""
+        quirks = await self._quirks()
+        if qido.IGNORES_LIMIT in quirks:
+            return False
+        any_ = qido.build(NativeQuery(Level.STUDY, ()), quirks)
+        given: set[str] = set()
+        with suppress(NodeError):
+            answer = await self._page(any_, 0, 2 * count + 1, ends, ceiling=(2 * count + 1) * _LARGE_ROW)
+            given.update(text(row, STUDY_UID) for row in self._rows(answer))
+        self._note_most(Level.STUDY, len(given))
+        return len(given) > count
 
     def _note_most(self, level: Level, count: int) -> None:
         self._most_at_once[level] = max(count, self._most_at_once.get(level, 0))
