@@ -135,9 +135,8 @@ def _log_request(told: Mapping[str, str | int | float]) -> None:
     """The one line of a request, as `log` would write it: written without the detour, since every request pays for it."""
     if _request_lines is None:
         return
-    timestamp = datetime.now(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
-    end = {"event": "request", "level": "info", "timestamp": timestamp, "request_id": request_id.get()}
-    _request_lines.write(orjson.dumps({**told, **end}) + b"\n")
+    end = {"event": "request", "level": "info", "timestamp": datetime.now(UTC), "request_id": request_id.get()}
+    _request_lines.write(orjson.dumps({**told, **end}, option=orjson.OPT_UTC_Z) + b"\n")
     _request_lines.flush()
 
 

@@ -21,8 +21,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     _waiting: asyncio.TimerHandle | None = None
     _writing: asyncio.TimerHandle | None = None
-    _is_in_body = False
-    _has_moved_on = False
+    _has_body = False
     _unread = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -37,35 +36,28 @@ class PatientProtocol(HttpToolsProtocol):
     # The head of a request
 
     def data_received(self, data: bytes) -> None:
-        self._has_moved_on = False
+        before, self._has_body = self.cycle, False
         HttpToolsProtocol.data_received(self, data)
-        if self._has_moved_on and self._waiting is None and not self._is_idle:  # as mostly
+        has_head = self.cycle is not before
+        if has_head and self._waiting is None and not self.cycle.response_complete:  # as mostly
             self._unread = 0
             return
-        self._unread = 0 if self._has_moved_on else self._unread + len(data)
+        self._unread = 0 if has_head or self._has_body else self._unread + len(data)
         if self.transport.is_closing():
             return
         if self._unread > HEAD_BYTES:
             self._refuse(TOO_LARGE)
-        elif self._is_in_body or not self._is_idle:
+        elif self._has_body or not self._is_idle:
             self._wait_no_longer_for_a_head()
         elif self._waiting is None:
             self._wait_for_a_head()
 
-    def on_headers_complete(self) -> None:
-        self._is_in_body = self._has_moved_on = True
-        HttpToolsProtocol.on_headers_complete(self)
-
     def on_chunk_header(self) -> None:
-        self._has_moved_on = True
+        self._has_body = True
 
     def on_body(self, body: bytes) -> None:
-        self._has_moved_on = True
+        self._has_body = True
         super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._is_in_body = False
-        HttpToolsProtocol.on_message_complete(self)
 
     @property
     def _is_idle(self) -> bool:

@@ -69,7 +69,9 @@ class Compression:
             await self._app(scope, receive, send)
             return
         asked, known = (b",".join(v for n, v in scope["headers"] if n == name) for name in _READ)
-        await self._app(scope, receive, _Sender(self, send, coding_for(asked), known, scope["method"] == "HEAD"))
+        coding = coding_for(asked)
+        is_head = scope["method"] == "HEAD"
+        await self._app(scope, receive, _Sender(self, send, coding, known, is_head) if coding else _as_it_is(send))
 
     async def whole(self, coding: str, body: bytes, headers: dict[bytes, bytes]) -> bytes:
         """A body that is there at once, compressed."""
@@ -89,6 +91,17 @@ class Compression:
         self._kept[name] = made
         while self._size > _KEPT_BYTES:
             self._size -= len(self._kept.popitem(last=False)[1])
+
+
+def _as_it_is(send: Send) -> Send:
+    """Sends one answer to who takes nothing compressed."""
+
+    async def sender(message: Message) -> None:
+        if message["type"] == "http.response.start" and (message["status"] == 304 or _is_text(message)):
+            message = {**message, "headers": [*message["headers"], _VARIES]}
+        await send(message)
+
+    return sender
 
 
 class _Sender:
@@ -116,7 +129,7 @@ class _Sender:
 
     async def _begin(self, start: Message, first: Message) -> None:
         body, goes_on = first.get("body", b""), bool(first.get("more_body"))
-        if not self._coding or (not goes_on and not self._is_head and len(body) < _SMALLEST):
+        if not goes_on and not self._is_head and len(body) < _SMALLEST:
             await self._send(start)
             await self._send(first)
             return
@@ -143,7 +156,7 @@ class _Sender:
         """The validator of what the caller has, so that it is this that goes on being fresh (RFC 9111 4.3.4)."""
         weak = _weakened(headers)
         has_packed = any(name == b"etag" and value in self._known for name, value in weak)
-        return weak if self._coding and has_packed else headers
+        return weak if has_packed else headers
 
     def _piece(self, message: Message) -> bytes:
         """Each piece leaves at once: what is streamed stays a stream."""

@@ -92,10 +92,10 @@ class AuditRecord:
         }
 
 
-def _asking(at: datetime, identifier: str, caller: Caller) -> dict[str, str]:
+def _asking(at: datetime, identifier: str, caller: Caller) -> dict[str, Any]:
     """Who asks and when."""
     return {
-        "time": at.isoformat(timespec="milliseconds"),
+        "time": at,  # orjson writes it, ten times as fast
         "request_id": identifier,
         "subject": caller.subject,
         "client": caller.client,
