@@ -24,7 +24,7 @@ from gateway.federation.spooled import Fetch, Sink, SpooledSeries, tee, version
 from gateway.model.answer import Issue, stale_issue
 from gateway.model.dataset import Dataset
 from gateway.model.query import Ref
-from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Part, Retrieves
+from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Identifies, Part, Retrieves
 from gateway.model.study import Row
 from gateway.telemetry import looking_up, stage
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, identified, open_part10
@@ -204,17 +204,35 @@ async def _describe(node: Node, adapter: Describes, ref: Ref, owner: Row) -> Asy
 async def _frames(
     node: Node, adapter: Frames, ref: Ref, numbers: Sequence[int], owner: Row
 ) -> AsyncIterator[FramePart]:
-    async with begun(node, "frames", owner, lambda: _first_byte(adapter.frames(ref, numbers), node, owner)) as frames:
+    def source() -> AsyncIterator[FramePart]:
+        return _first_byte(_of_owner(adapter.frames(ref, numbers), node, adapter, ref, owner), node, owner)
+
+    async with begun(node, "frames", owner, source) as frames:
         async for frame in frames:
             yield replace(frame, body=paced(frame.body, node, node.config.idle_deadline))
 
 
 async def _bulkdata(node: Node, adapter: BulkData, ref: Ref, address: str, owner: Row) -> AsyncIterator[FramePart]:
-    async with begun(
-        node, "bulkdata", owner, lambda: _first_byte(adapter.bulkdata(ref, address), node, owner)
-    ) as parts:
+    def source() -> AsyncIterator[FramePart]:
+        return _first_byte(_of_owner(adapter.bulkdata(ref, address), node, adapter, ref, owner), node, owner)
+
+    async with begun(node, "bulkdata", owner, source) as parts:
         async for part in parts:
             yield replace(part, body=paced(part.body, node, node.config.idle_deadline))
+
+
+async def _of_owner(
+    parts: AsyncIterator[FramePart], node: Node, adapter: object, ref: Ref, owner: Row
+) -> AsyncIterator[FramePart]:
+    """The same parts, once the node has said, where it can, that what was opened for them is still the patient's whom the metadata
+    name. Raises NodeProtocolError where it is not."""
+    asks = adapter if isinstance(adapter, Identifies) else None
+    async with aclosing_iterator(parts) as source:
+        async for part in source:
+            if asks and (found := await asks.identify(ref)):
+                Bearer(node, owner).check(ref, found)
+            asks = None
+            yield part
 
 
 @asynccontextmanager

@@ -236,6 +236,13 @@ class BulkData(Protocol):
 
 
 @runtime_checkable
+class Identifies(Protocol):
+    async def identify(self, ref: Ref) -> Dataset | None:
+        """Whose an instance is as it lies there now: its UIDs and its patient's identifiers; None where it is gone. Frames and
+        bulk data carry none, and what they are read from may be another one since it was described."""
+
+
+@runtime_checkable
 class Locates(Protocol):
     async def locate(self, ref: Ref) -> Sequence[Location]:
         """Where the instances under `ref` can be opened; empty when the node does not know them."""

@@ -68,6 +68,28 @@ def test_a_study_of_two_patients_is_not_found_by_what_the_other_ones_series_are(
     assert values(series.json(), "0020000E") == {uid("shared", "one")}
 
 
+# --- an instance that another patient's takes the place of
+
+
+@pytest.mark.parametrize("pixels", ["/frames/1", "/bulkdata/7FE00010"])
+def test_pixels_of_a_file_that_was_replaced_are_not_given_under_the_metadata_of_the_patient_before(
+    tmp_path: Path, pixels: str
+) -> None:
+    held = specimen(tmp_path, "P1", "shared", "one")
+    instance = (
+        f"/dicom-web/studies/{held.StudyInstanceUID}/series/{held.SeriesInstanceUID}/instances/{held.SOPInstanceUID}"
+    )
+    with Gateway([files_node("a", tmp_path)]) as gateway:
+        assert values(gateway.get(f"{instance}/metadata").json(), "00100020") == {"P1"}
+        assert gateway.get(instance + pixels).status_code == 200
+        for file in tmp_path.glob("*.dcm"):
+            file.unlink()
+        specimen(tmp_path, "P2", "shared", "one")
+        answer = gateway.get(instance + pixels)
+    assert answer.status_code == 502
+    assert "sent an instance of another patient than the study's" in answer.text
+
+
 # --- a bare PatientID
 
 

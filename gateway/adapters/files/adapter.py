@@ -14,9 +14,10 @@ from gateway.adapters.files.conditions import Conditions, conditions
 from gateway.adapters.files.incoming import accept
 from gateway.adapters.files.scan import Held
 from gateway.errors import NodeProtocolError, NotFound
-from gateway.model.dataset import Dataset
+from gateway.model.dataset import Dataset, attribute
 from gateway.model.query import Ref
 from gateway.model.seam import FramePart, NativeQuery, Part, Probe, Record, Report, StoreOutcome
+from gateway.model.vocabulary import INSTANCE_UID, ISSUER, PATIENT_ID, SERIES_UID, STUDY_UID
 from gateway.wire.bodies import bulk_value_of, frames_of
 from gateway.wire.dicomjson import DicomRecord
 from gateway.wire.instance import Part10Error, open_instance
@@ -115,6 +116,19 @@ class FilesAdapter:
             async with aclosing(bulk_value_of(self._catalogue.threads, Path(held.path), path)) as parts:
                 async for part in parts:
                     yield part
+
+    async def identify(self, ref: Ref) -> Dataset | None:
+        held = next(iter(await self._one(ref)), None)
+        if held is None:
+            return None
+        named = {
+            STUDY_UID: held.study,
+            SERIES_UID: held.series,
+            INSTANCE_UID: held.instance,
+            PATIENT_ID: held.patient,
+            ISSUER: held.issuer,
+        }
+        return {tag: attribute(tag, [value]) for tag, value in named.items() if value}
 
     async def _one(self, ref: Ref) -> Sequence[Held]:
         """The file of an instance, if there is one. Raises NodeProtocolError where two patients have it: pixels do not say whose
