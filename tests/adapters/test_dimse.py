@@ -903,6 +903,41 @@ async def test_a_node_out_of_resources_before_its_first_row_is_busy_and_has_not_
             await rows_of(adapter, NativeQuery(Level.STUDY))
 
 
+def takes(title, receiver):
+    calling = AE(title)
+    calling.add_requested_context("1.2.840.10008.1.1")
+    association = calling.associate("127.0.0.1", receiver.port)
+    accepted = association.is_established
+    association.abort()
+    return accepted
+
+
+async def test_names_that_no_name_server_answers_for_keep_the_c_move_receiver_from_nothing(monkeypatch):
+    resolved, answers = socket.getaddrinfo, threading.Event()
+
+    def by_a_silent_name_server(host, *more, **options):
+        if host in ("pacs.example", "ris.example"):
+            answers.wait(20)
+            host = "127.0.0.1"
+        return resolved(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", by_a_silent_name_server)
+    monkeypatch.setattr(storage_scp, "_LOOK_UP_SECONDS", 0.2)
+    receiver = StorageReceiver(
+        "GW", "127.0.0.1", 0, {"FAR": ["pacs.example"], "FARTHER": ["ris.example"], "NEAR": ["127.0.0.1"]}
+    )
+    began = time.monotonic()
+    await receiver.open()
+    try:
+        assert time.monotonic() - began < 5
+        assert await asyncio.to_thread(takes, "NEAR", receiver)
+        answers.set()
+        assert await asyncio.to_thread(takes, "FAR", receiver)
+    finally:
+        answers.set()
+        await receiver.close()
+
+
 async def test_a_pacs_whose_name_was_not_known_at_the_start_or_that_has_moved_may_call_all_the_same(monkeypatch):
     resolved, addresses = socket.getaddrinfo, []
 
@@ -914,12 +949,7 @@ async def test_a_pacs_whose_name_was_not_known_at_the_start_or_that_has_moved_ma
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 0)) for one in addresses]
 
     def is_let_in():
-        calling = AE("FRIEND")
-        calling.add_requested_context("1.2.840.10008.1.1")
-        association = calling.associate("127.0.0.1", receiver.port)
-        accepted = association.is_established
-        association.abort()
-        return accepted
+        return takes("FRIEND", receiver)
 
     monkeypatch.setattr(socket, "getaddrinfo", by_our_own_name_server)
     monkeypatch.setattr(storage_scp, "_LOOK_UP_EVERY", 0.0)

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,8 @@ _MAX_PDU = 131072
 _GREETING_TIMEOUT = 10.0
 _LOOK_UP_EVERY = 10.0
 """Seconds between two look-ups of where a caller of one AE title may call from."""
+_LOOK_UP_SECONDS = 2.0
+"""Seconds that the start waits for all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +109,17 @@ class StorageReceiver:
             await asyncio.to_thread(self._stop, server)
 
     async def admit(self, allowed_calling: Mapping[str, Collection[str]]) -> None:
-        """From now on these may call, and no others; associations that are there go on."""
+        """From now on these may call, and no others; associations that are there go on. Whose name takes long to look up keeps
+        nobody waiting: it is known once it is found."""
         self._allowed_calling = allowed_calling
-        self._addresses = await asyncio.to_thread(_addresses, allowed_calling)
+        self._addresses = {title.strip(): frozenset() for title in allowed_calling}
+        threads = [
+            threading.Thread(target=self._look_up, args=(title, allowed_calling), name="host-names", daemon=True)
+            for title in self._addresses
+        ]
+        for thread in threads:
+            thread.start()
+        await asyncio.to_thread(_wait_for, threads, _LOOK_UP_SECONDS)
 
     def _start(self) -> ThreadedAssociationServer:
         entity = AE(self.ae_title)
@@ -164,12 +174,15 @@ class StorageReceiver:
             if now - self._looked_up.get(title, -math.inf) < _LOOK_UP_EVERY or title not in self._addresses:
                 return False
             self._looked_up[title] = now
-        allowed = self._allowed_calling
-        own = {name: names for name, names in allowed.items() if name.strip() == title}
-        found = _addresses(own).get(title, frozenset())
-        if found and allowed is self._allowed_calling:
-            self._addresses = {**self._addresses, title: found}
-        return address in found
+        return address in self._look_up(title, self._allowed_calling)
+
+    def _look_up(self, title: str, allowed: Mapping[str, Collection[str]]) -> frozenset[str]:
+        """The addresses of one title, which are remembered while these titles may call."""
+        found = frozenset(_resolved(next(names for name, names in allowed.items() if name.strip() == title)))
+        with self._lock:
+            if found and allowed is self._allowed_calling:
+                self._addresses = {**self._addresses, title: found}
+        return found
 
     def _on_closed(self, event: evt.Event) -> None:
         if isinstance(event.assoc.dimse, Provider):
@@ -224,8 +237,10 @@ def _let_it_be_sent(association: Association) -> None:
         time.sleep(0.005)
 
 
-def _addresses(allowed: Mapping[str, Collection[str]]) -> dict[str, frozenset[str]]:
-    return {title.strip(): frozenset(_resolved(names)) for title, names in allowed.items()}
+def _wait_for(threads: Sequence[threading.Thread], seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, ends - time.monotonic()))
 
 
 def _resolved(names: Collection[str]) -> Iterator[str]:
