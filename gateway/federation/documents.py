@@ -33,11 +33,13 @@ _NOT_PASSED_ON = frozenset({"text", "contained"})
 
 @dataclass(slots=True)
 class _Said:
-    """What one node gave. `unidentified` are resources of which it does not say, or not surely, whose they are."""
+    """What one node gave. `unidentified` are resources of which it does not say, or not surely, whose they are; `gaps` say
+    what else is missing."""
 
     documents: list[Document] = field(default_factory=list)
     unidentified: int = 0
     truncated: bool = False
+    gaps: tuple[str, ...] = ()
 
 
 async def documents(federation: Federation, search: DocumentSearch, nodes: Sequence[Node]) -> Answer[Document]:
@@ -141,6 +143,8 @@ def _shortcomings(node: Node, kind: str, said: _Said) -> Iterable[Issue]:
         yield _issue(node, Unmappable.code, text)
     if said.truncated:
         yield Issue(node.id, "GW209", f"node {node.id}: has more {kind} than are asked for; narrow the search")
+    for gap in said.gaps:
+        yield Issue(node.id, "GW212", f"node {node.id}: {gap}")
 
 
 def _issue(node: Node, code: str, what: str) -> Issue:
@@ -149,8 +153,9 @@ def _issue(node: Node, code: str, what: str) -> Issue:
 
 async def _load(node: Node, query: ResourceQuery, search: DocumentSearch) -> Loaded:
     said = await node.asking("resources", lambda: _collect(node, query))
-    ttl = node.ttl.find if said.documents else min(node.ttl.find, node.ttl.negative)
-    return Loaded(said, ttl=ttl, tags=_mentions(said, search), may_be_stale=bool(said.documents), to_plain=_to_plain)
+    is_settled = bool(said.documents) and not said.gaps
+    ttl = node.ttl.find if is_settled else min(node.ttl.find, node.ttl.negative)
+    return Loaded(said, ttl=ttl, tags=_mentions(said, search), may_be_stale=is_settled, to_plain=_to_plain)
 
 
 def _mentions(said: _Said, search: DocumentSearch) -> frozenset[Tag]:
@@ -166,7 +171,7 @@ async def _collect(node: Node, query: ResourceQuery) -> _Said:
     async with aclosing_iterator(node.finder.resources(query)) as given:  # type: ignore[attr-defined]
         async for one in given:
             if isinstance(one, Report):
-                said.truncated, is_whole = one.truncated, True
+                said.truncated, said.gaps, is_whole = one.truncated, one.gaps, True
                 continue
             document = _document(node, query.kind, one)
             if document is None:
@@ -212,6 +217,7 @@ def _to_plain(said: _Said) -> dict[str, Any]:
         ],
         "unidentified": said.unidentified,
         "truncated": said.truncated,
+        "gaps": said.gaps,
     }
 
 
@@ -221,6 +227,6 @@ def _from_plain(node: str, plain: Any) -> _Said:
             Document(kind, version, identifier, resource, from_plain(row), studies)
             for kind, version, identifier, resource, row, studies in plain["documents"]
         ]
-        return _Said(found, plain["unidentified"], plain["truncated"])
+        return _Said(found, plain["unidentified"], plain["truncated"], tuple(plain["gaps"]))
     except (KeyError, TypeError, ValueError):
         raise NodeProtocolError(node, "has an answer in the cache that cannot be read") from None

@@ -30,11 +30,37 @@ def searched(*entries, base=None):
             return given(capabilities("identifier", "started"), FHIR_JSON)
         if path != "/fhir/ImagingStudy":
             return given({}, FHIR_JSON, 404)
-        own = base or f"http://127.0.0.1:{port}/fhir"
-        listed = [(url if "://" in url or not url else f"{own}/{url}", resource) for url, resource in entries]
-        return given(searchset(*listed), FHIR_JSON)
+        return given(addressed(entries, base or f"http://127.0.0.1:{port}/fhir"), FHIR_JSON)
 
     return respond
+
+
+def addressed(entries, base):
+    return searchset(*((url if "://" in url or not url else f"{base}/{url}", resource) for url, resource in entries))
+
+
+def reporting(*entries):
+    """A server that gives these entries to each search for reports; addresses begin with its own."""
+
+    def respond(method, path, query, body, port):
+        name = path.removeprefix("/fhir/")
+        if name == "metadata":
+            statement = capabilities("identifier", "started")
+            searched = [{"name": "identifier", "type": "token"}, {"name": "patient", "type": "reference"}]
+            statement["rest"][0]["resource"].append({"type": "DiagnosticReport", "searchParam": searched})
+            return given(statement, FHIR_JSON)
+        if name == "DiagnosticReport":
+            return given(addressed(entries, f"http://127.0.0.1:{port}/fhir"), FHIR_JSON)
+        own = dict(entries)
+        return given(own[name], FHIR_JSON) if name in own else given({}, FHIR_JSON, 404)
+
+    return respond
+
+
+def report(name, patient_id):
+    subject = {"type": "Patient", "identifier": {"value": patient_id}}
+    more = {"status": "final", "code": {"text": "CT"}, "identifier": [{"value": "A1"}]}
+    return {"resourceType": "DiagnosticReport", "id": name, "subject": subject, **more}
 
 
 def patients_by_study(gateway):
@@ -154,6 +180,19 @@ def test_an_outcome_among_the_results_counts_where_it_tells_of_a_gap(severity, c
         Gateway([fhir_node("n", port)]) as gateway,
     ):
         assert ("warning" in gateway.get("/dicom-web/studies").headers) is is_partial
+
+
+def test_reports_of_a_server_that_says_itself_that_some_are_missing_are_not_told_as_all():
+    outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "processing"}]}
+    with (
+        server(reporting(("DiagnosticReport/1", report("1", "P")), ("", outcome))) as port,
+        Gateway([fhir_node("n", port)]) as gateway,
+    ):
+        for _ in range(2):  # as it came, and as it was kept
+            answer = gateway.get("/fhir/DiagnosticReport?identifier=A1")
+            assert "node n: says that its answer is not whole" in answer.text
+            assert "no-store" in answer.headers["cache-control"]
+            assert "total" not in answer.json()
 
 
 @pytest.mark.parametrize("is_probed", [True, False])
