@@ -195,7 +195,8 @@ def _document(node: Node, kind: str, given: NodeResource) -> Document | None:
     held = {name: value for name, value in given.resource.items() if name not in _NOT_PASSED_ON}
     if given.resource.get("contained"):
         held["contained"] = []  # references into it are seen to lead nowhere
-    return Document(kind, given.version, str(given.resource.get("id") or ""), held, row, given.studies)
+    identifier = str(given.resource.get("id") or "")
+    return Document(kind, given.version, identifier, held, row, given.studies, given.address)
 
 
 def _bound(resource: dict[str, Any], room: int) -> int:
@@ -212,7 +213,7 @@ def _bound(resource: dict[str, Any], room: int) -> int:
 def _to_plain(said: _Said) -> dict[str, Any]:
     return {
         "documents": [
-            [one.kind, one.version, one.id, one.resource, to_plain(one.row), dict(one.studies)]
+            [one.kind, one.version, one.id, one.resource, to_plain(one.row), dict(one.studies), one.address]
             for one in said.documents
         ],
         "unidentified": said.unidentified,
@@ -224,8 +225,8 @@ def _to_plain(said: _Said) -> dict[str, Any]:
 def _from_plain(node: str, plain: Any) -> _Said:
     try:
         found = [
-            Document(kind, version, identifier, resource, from_plain(row), studies)
-            for kind, version, identifier, resource, row, studies in plain["documents"]
+            Document(kind, version, identifier, resource, from_plain(row), studies, address)
+            for kind, version, identifier, resource, row, studies, address in plain["documents"]
         ]
         return _Said(found, plain["unidentified"], plain["truncated"], tuple(plain["gaps"]))
     except (KeyError, TypeError, ValueError):

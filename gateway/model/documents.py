@@ -18,7 +18,8 @@ KINDS = ("DiagnosticReport", "ServiceRequest")
 class Document:
     """One resource of one patient, as its node gave it, in the FHIR `version` that the node speaks.
 
-    `id` is the node's own, which another node may use for something else. `row` says whose it is, and nothing of a study.
+    `id` is the node's own, which another node may use for something else; so may the node itself where it passes on what another
+    server has at `address`. `row` says whose it is, and nothing of a study.
     `studies` are the StudyInstanceUIDs behind the references to ImagingStudy in it, as far as they could be resolved.
     """
 
@@ -28,6 +29,7 @@ class Document:
     resource: dict[str, Any]
     row: Row
     studies: Mapping[str, str] = field(default_factory=dict)
+    address: str = ""
 
     @property
     def node(self) -> str:

@@ -162,13 +162,15 @@ class NodeResource:
     """A resource as the node gave it, in its FHIR `version`. `bearer` is a record with whose it is at `subject` and `patient`,
     for the mapping to read: it names nobody where the node does not say, or contradicts itself.
 
-    `studies` are the StudyInstanceUIDs behind its references to ImagingStudy, where they could be resolved.
+    `studies` are the StudyInstanceUIDs behind its references to ImagingStudy, where they could be resolved. `address` is where
+    it lies at another server whose it is, '' for the node's own.
     """
 
     resource: dict[str, Any]
     version: str
     bearer: Record
     studies: dict[str, str] = field(default_factory=dict)
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,24 @@ def test_studies_without_an_id_are_not_taken_for_one():
         assert len(patients_by_study(gateway)) == 3
 
 
+def test_reports_of_one_id_at_two_servers_behind_one_node_are_two_and_an_id_reads_the_one_that_it_was_given_to():
+    reports = [
+        ("DiagnosticReport/1", report("1", "AAA")),
+        (f"{ELSEWHERE}/DiagnosticReport/1", report("1", "BBB")),
+        ("https://r.example/fhir/DiagnosticReport/2", report("2", "CCC")),
+        ("DiagnosticReport/2", report("2", "DDD")),
+    ]
+    with server(reporting(*reports)) as port, Gateway([fhir_node("n", port)]) as gateway:
+        for _ in range(2):  # as it came, and as it was kept
+            entries = gateway.get("/fhir/DiagnosticReport?identifier=A1").json()["entry"]
+            ids = {one["resource"]["subject"]["identifier"]["value"]: one["resource"]["id"] for one in entries}
+            assert len({*ids.values()}) == len(ids) == 4
+        for whose, identifier in ids.items():
+            read = gateway.get(f"/fhir/DiagnosticReport/{identifier}")
+            assert read.status_code == 404 or read.json()["subject"]["identifier"]["value"] == whose
+        assert [gateway.get(f"/fhir/DiagnosticReport/{ids[one]}").status_code for one in ("AAA", "DDD")] == [200, 200]
+
+
 # --- answers that are not whole
 
 

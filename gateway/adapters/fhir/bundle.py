@@ -59,12 +59,16 @@ class Bundle:
 
     def is_own(self, resource: Resource) -> bool:
         """Whether it is the server's, as far as the address in its entry says."""
-        return id(resource) not in self._foreign
+        return not self.address_of(resource)
+
+    def address_of(self, resource: Resource) -> str:
+        """Where another server has it; '' for the server's own."""
+        return self._foreign.get(id(resource), "")
 
     def name_of(self, resource: Resource) -> str:
         """What it is told apart by: its id, its address where another server has it; '' where it has no id."""
         name = str(resource.get("id") or "")
-        return self._foreign.get(id(resource), name) if name else ""
+        return (self.address_of(resource) or name) if name else ""
 
     def link(self, relation: str) -> str:
         found = self._links.get(relation)

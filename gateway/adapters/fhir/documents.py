@@ -20,6 +20,7 @@ from gateway.model.vocabulary import Level
 from gateway.wire.fhirjson import Resource
 
 _PAGE, _STUDIES_AT_ONCE = 100, 20
+_Placed = tuple[str, Resource]  # a resource, behind the address that another server has it at
 _STUDY = re.compile(r"ImagingStudy/([A-Za-z0-9.-]{1,64})")
 
 
@@ -37,9 +38,9 @@ class Documents:
         """Each resource once."""
         try:
             async for fresh in self._batches():
-                await self._follow(fresh)
-                for resource in fresh:
-                    yield self._with_bearer(resource)
+                await self._follow([resource for _, resource in fresh])
+                for address, resource in fresh:
+                    yield self._with_bearer(resource, address)
         except SearchRefused as refusal:
             names = ", ".join(name for name, _ in refusal.search)
             raise NodeProtocolError(
@@ -47,9 +48,9 @@ class Documents:
             ) from None
         yield Report(truncated=self._truncated, gaps=self._finding.gaps)
 
-    async def _batches(self) -> AsyncGenerator[list[Resource], None]:
+    async def _batches(self) -> AsyncGenerator[list[_Placed], None]:
         for identifier in self._query.ids:
-            yield self._fresh([resource for resource in [await self._read(identifier)] if resource])
+            yield self._fresh([("", resource) for resource in [await self._read(identifier)] if resource])
         for search in [] if self._query.ids else await self._searches():
             try:
                 async for page in self._pages(search):
@@ -70,18 +71,20 @@ class Documents:
             raise NodeProtocolError(self._http.node, f"gave something else than the {self._query.kind} asked for")
         return resource
 
-    def _fresh(self, resources: Iterable[Resource]) -> list[Resource]:
+    def _fresh(self, resources: Iterable[_Placed]) -> list[_Placed]:
         """Those of the kind that were not seen, up to the ceiling."""
         fresh = []
-        for resource in resources:
-            identifier = str(resource.get("id") or f"none {len(self._seen)}")  # those without an id are told apart
-            if resource.get("resourceType") != self._query.kind or identifier in self._seen:
+        for address, resource in resources:
+            named = address or str(
+                resource.get("id") or f"none {len(self._seen)}"
+            )  # those without an id are told apart
+            if resource.get("resourceType") != self._query.kind or named in self._seen:
                 continue
             if len(self._seen) >= self._query.limit:
                 self._truncated = True
                 break
-            self._seen.add(identifier)
-            fresh.append(resource)
+            self._seen.add(named)
+            fresh.append((address, resource))
         return fresh
 
     # --- what the server is asked
@@ -151,13 +154,13 @@ class Documents:
         query = "&".join(f"{quote(name, safe=':.')}={quote(value, safe=':,|/')}" for name, value in pairs)
         return self._http.url(kind, query)
 
-    async def _pages(self, search: Search) -> AsyncGenerator[list[Resource], None]:
+    async def _pages(self, search: Search) -> AsyncGenerator[list[_Placed], None]:
         url = self._address(self._query.kind, search, min(_PAGE, self._query.limit))
         visited: set[str] = set()
         while url and not self._truncated:
             visited.add(url)
             bundle, base = await self._finding.page(url, search, is_first=len(visited) == 1)
-            yield [resource for _, resource in bundle.others]
+            yield [(bundle.address_of(resource), resource) for _, resource in bundle.others]
             following = bundle.link("next")
             url = self._http.check_address(following, base=base) if following else ""
             if url in visited:
@@ -191,9 +194,9 @@ class Documents:
             for study in filter(bundle.is_own, bundle.studies):
                 self._finding.known.add(study)
 
-    def _with_bearer(self, resource: Resource) -> NodeResource:
+    def _with_bearer(self, resource: Resource, address: str) -> NodeResource:
         uids = {reference: uid for reference, study in self._bearers.studies(resource) if (uid := study_uid(study))}
-        return NodeResource(resource, self._server.version, self._bearers.bearer(resource), uids)
+        return NodeResource(resource, self._server.version, self._bearers.bearer(resource), uids, address)
 
 
 def _escaped(value: str) -> str:

@@ -40,9 +40,9 @@ _PRIORITIES = frozenset({"routine", "urgent", "asap", "stat"})
 
 
 def document_id(node: str, original: str) -> str:
-    """The id here of a node's resource: 8 hex of the node id, '-' and the node's own id. One too long for that is told by
-    a digest, which has no way back: such a resource can be searched, not read."""
-    if len(original) <= _LONGEST:
+    """The id here of a node's resource: 8 hex of the node id, '-' and the node's own id. One too long for that, and the address
+    of one that another server has, are told by a digest, which has no way back: such a resource can be searched, not read."""
+    if len(original) <= _LONGEST and "/" not in original:
         return f"{node_mark(node)}-{original}"
     return f"{node_mark(node)}.{hashlib.sha256(original.encode()).hexdigest()[:_LONGEST]}"
 
@@ -68,7 +68,8 @@ def rendered(document: Document, renderer: Renderer) -> Resource:
     known = element_names(document.kind, is_r5=renderer.is_r5)
     if not found.keys() <= known:
         values.lose()
-    resource: Resource = {"resourceType": document.kind, "id": document_id(document.node, document.id)}
+    identifier = document_id(document.node, document.address or document.id)
+    resource: Resource = {"resourceType": document.kind, "id": identifier}
     labels = values.many(values.coding)(_member(given.get("meta"), "security"))
     if labels:
         resource["meta"] = {"security": labels}
