@@ -612,6 +612,27 @@ async def test_next_links_in_a_circle_end_and_are_reported_as_truncated(scripted
     assert report.truncated
 
 
+async def test_a_server_without_next_links_is_seen_to_have_more_than_the_limit_by_its_total(scripted):
+    async def script(exchange):
+        target = urlsplit(exchange.target)
+        if target.path == "/metadata":
+            resource = {"type": "ImagingStudy", "searchParam": [{"name": "identifier"}]}
+            body = {"resourceType": "CapabilityStatement", "rest": [{"resource": [resource]}]}
+        elif target.path != "/ImagingStudy":
+            return await exchange.reply(404)
+        else:
+            count = int(dict(parse_qsl(target.query))["_count"])
+            entries = [{"resource": a_study(number)} for number in range(7)][:count]
+            body = {"resourceType": "Bundle", "type": "searchset", "total": 7, "entry": entries}
+        return await exchange.reply(200, json.dumps(body).encode())
+
+    server = await scripted(script)
+    async with node_on(server.url) as node:
+        for limit, is_cut in ((3, True), (7, False), (9, False)):
+            rows, report = await node.ask(limit=limit)
+            assert (len(rows), report.truncated, report.gaps) == (min(limit, 7), is_cut, ())
+
+
 async def test_a_server_that_does_not_search_studies_is_unsupported(scripted):
     async def script(exchange):
         await exchange.reply(200, b'{"resourceType":"CapabilityStatement"}')

@@ -213,6 +213,56 @@ def test_reports_of_a_server_that_says_itself_that_some_are_missing_are_not_told
             assert "total" not in answer.json()
 
 
+def paging(total, *pages, kind="ImagingStudy"):
+    """A server that tells of `total` matches and gives those of each page, the next one linked."""
+
+    def respond(method, path, query, *_):
+        if path.endswith("metadata"):
+            return given(capabilities("identifier"), FHIR_JSON)
+        number = int(query.get("page", ["0"])[0])
+        bundle = addressed([(f"{kind}/{one['id']}", one) for one in pages[number]], "http://internal.example/fhir")
+        more = {"link": [{"relation": "next", "url": f"{kind}?page={number + 1}"}]} if number + 1 < len(pages) else {}
+        return given({**bundle, "total": total, **more}, FHIR_JSON)
+
+    return respond
+
+
+STUDIES = [imaging_study(number, {"identifier": {"value": "P"}}) for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("total", "pages", "is_cut"),
+    [
+        (5, [STUDIES[:3]], True),
+        (3, [STUDIES[:3]], False),
+        (9, [STUDIES[:2], STUDIES[2:4]], True),
+        (4, [STUDIES[:2], STUDIES[2:4]], False),
+        (9, [STUDIES[:3], STUDIES[3:]], False),  # an estimate
+        (1, [STUDIES[:3]], False),
+        ("many", [STUDIES[:3]], False),
+    ],
+)
+def test_a_server_that_tells_of_more_studies_than_it_gives_says_that_its_answer_is_not_whole(total, pages, is_cut):
+    with server(paging(total, *pages)) as port, Gateway([fhir_node("n", port)]) as gateway:
+        answer = gateway.get("/dicom-web/studies")
+    assert len(answer.json()) == sum(map(len, pages))
+    assert ("says that its answer is not whole" in answer.headers.get("warning", "")) is is_cut
+    assert ("no-store" in answer.headers["cache-control"]) is is_cut
+
+
+def test_nor_is_it_where_a_server_tells_of_more_reports_than_it_gives():
+    whole = reporting(("DiagnosticReport/1", report("1", "P")))
+
+    def respond(method, path, *rest):
+        status, headers, body = whole(method, path, *rest)
+        return status, headers, body.replace(b'"searchset"', b'"searchset", "total": 2')
+
+    with server(respond) as port, Gateway([fhir_node("n", port)]) as gateway:
+        answer = gateway.get("/fhir/DiagnosticReport?identifier=A1")
+    assert "node n: says that its answer is not whole" in answer.text
+    assert "total" not in answer.json()
+
+
 @pytest.mark.parametrize("is_probed", [True, False])
 def test_a_study_is_found_by_a_modality_that_none_of_its_series_says(is_probed):
     """The parameter `modality` of R4 looks at the series alone."""

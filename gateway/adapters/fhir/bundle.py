@@ -27,6 +27,7 @@ class Bundle:
 
     A server may know itself by another address, and may pass on what others have: a relative reference in a resource of those
     is made absolute, so that it names theirs (FHIR R4, 2.36.4.1). `says_partial`: it tells itself that something is missing.
+    `total` is how many matches it says that the whole search has, 0 where it does not.
     """
 
     def __init__(self, node: str, document: Any, base_url: str) -> None:
@@ -39,6 +40,8 @@ class Bundle:
         self.studies: list[Resource] = []
         self.others: list[tuple[str, Resource]] = []
         self.says_partial = False
+        total = document.get("total")
+        self.total = total if isinstance(total, int) else 0
         full_urls = [str(entry.get("fullUrl") or "") for entry in entries]
         bases = list(map(_base_of, full_urls))
         own = _own_base(bases, base_url.rstrip("/") + "/")
@@ -69,6 +72,12 @@ class Bundle:
         """What it is told apart by: its id, its address where another server has it; '' where it has no id."""
         name = str(resource.get("id") or "")
         return (self.address_of(resource) or name) if name else ""
+
+    def count_of(self, kind: str) -> int:
+        """How many resources of a type it holds."""
+        if kind == "ImagingStudy":
+            return len(self.studies)
+        return sum(resource["resourceType"] == kind for _, resource in self.others)
 
     def link(self, relation: str) -> str:
         found = self._links.get(relation)

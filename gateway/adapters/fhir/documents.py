@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from urllib.parse import quote
 
 from gateway.adapters.fhir import search as studies
@@ -46,7 +47,7 @@ class Documents:
             raise NodeProtocolError(
                 self._http.node, f"refused a search by {names} with status {refusal.status}"
             ) from None
-        yield Report(truncated=self._truncated, gaps=self._finding.gaps)
+        yield Report(truncated=self._truncated or self._finding.truncated, gaps=self._finding.gaps)
 
     async def _batches(self) -> AsyncGenerator[list[_Placed], None]:
         for identifier in self._query.ids:
@@ -142,7 +143,7 @@ class Documents:
     async def _by_patients(self, identifiers: str) -> list[Search]:
         search: Search = (("identifier", identifiers),)
         bundle, _ = await self._finding.page(self._address("Patient", search), search, is_first=True)
-        if bundle.link("next"):
+        if bundle.link("next") or bundle.total > bundle.count_of("Patient"):
             raise NodeProtocolError(self._http.node, "has more patients of one identifier than are asked for at once")
         people = [
             f"Patient/{one['id']}" for _, one in bundle.others if one["resourceType"] == "Patient" and "id" in one
@@ -156,15 +157,11 @@ class Documents:
 
     async def _pages(self, search: Search) -> AsyncGenerator[list[_Placed], None]:
         url = self._address(self._query.kind, search, min(_PAGE, self._query.limit))
-        visited: set[str] = set()
-        while url and not self._truncated:
-            visited.add(url)
-            bundle, base = await self._finding.page(url, search, is_first=len(visited) == 1)
-            yield [(bundle.address_of(resource), resource) for _, resource in bundle.others]
-            following = bundle.link("next")
-            url = self._http.check_address(following, base=base) if following else ""
-            if url in visited:
-                self._truncated, url = True, ""
+        async with aclosing(self._finding.pages(url, search, self._query.kind)) as pages:
+            async for bundle in pages:
+                yield [(bundle.address_of(resource), resource) for _, resource in bundle.others]
+                if self._truncated:
+                    return
 
     # --- what its resources refer to
 

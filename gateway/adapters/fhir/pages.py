@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import cast
 
 from gateway.adapters.fhir.bundle import Bundle, References, contained, is_named, references_to, study_uid
@@ -65,27 +66,49 @@ class Finding:
         )
 
     @property
+    def truncated(self) -> bool:
+        """Whether there is more than was given."""
+        return self._truncated
+
+    @property
     def gaps(self) -> tuple[str, ...]:
         """What is missing beside what was cut off: see Report."""
         return (NOT_WHOLE,) if self._says_partial else ()
 
     async def studies(self, plan: Plan, search: Search) -> AsyncGenerator[Resource, None]:
         """The studies of one search not seen in another. Raises SearchRefused, then nothing was given yet."""
-        url = self._http.url("ImagingStudy", plan.query(search, self._query.limit))
-        visited: set[str] = set()
-        while url and not self.is_full:
-            visited.add(url)
-            bundle, base = await self.page(url, search, is_first=len(visited) == 1)
-            fresh = list(self._fresh(bundle, search))
-            await self._follow(fresh)
-            for study in fresh:
-                yield study
-            following = bundle.link("next")
-            url = self._http.check_address(following, base=base) if following else ""
-            if url in visited:
-                self._truncated, url = True, ""
-        if url:  # full, with pages or a whole search not asked for
+        was_full = self.is_full
+        if was_full:
             self._truncated = True
+            return
+        url = self._http.url("ImagingStudy", plan.query(search, self._query.limit))
+        async with aclosing(self.pages(url, search, "ImagingStudy")) as pages:
+            async for bundle in pages:
+                fresh = list(self._fresh(bundle, search))
+                await self._follow(fresh)
+                for study in fresh:
+                    yield study
+                if self.is_full and bundle.link("next"):
+                    self._truncated = True
+                    return
+
+    async def pages(self, url: str, search: Search, kind: str) -> AsyncGenerator[Bundle, None]:
+        """The pages of a search for `kind`. Where the last is as full as the first and the server tells of more matches, some are
+        missing; behind a shorter one its total is the estimate that it may be (FHIR R5, Bundle.total)."""
+        visited: dict[str, int] = {}
+        while url not in visited:
+            bundle, base = await self.page(url, search, is_first=not visited)
+            visited[url] = bundle.count_of(kind)
+            yield bundle
+            following = bundle.link("next")
+            if not following:
+                counts = list(visited.values())
+                if bundle.total > sum(counts) and counts[-1] >= counts[0]:
+                    self._truncated |= self.is_full
+                    self._says_partial |= not self.is_full
+                return
+            url = self._http.check_address(following, base=base)
+        self._truncated = True
 
     async def page(self, url: str, search: Search, *, is_first: bool) -> tuple[Bundle, str]:
         """One page of a search and its own address. Raises SearchRefused for the first page of one that is not taken."""
