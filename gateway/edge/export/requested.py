@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from gateway.edge import received
 from gateway.edge.fhir.imagingstudy import Renderer
-from gateway.edge.fhir.studyquery import parse
+from gateway.edge.fhir.studyquery import RESULTS, parse
 from gateway.edge.querystring import query_pairs
 from gateway.errors import InvalidQuery
 
@@ -27,8 +27,8 @@ _FORMATS = (NDJSON, "application/ndjson", "ndjson")
 _MOST_BODY, _MOST_FILTERS = 256 * 1024, 50
 _NEXT_FILTER = re.compile(r",(?=[A-Z][A-Za-z]*\?)")
 _ELEMENT = re.compile(r"(?:([A-Z][A-Za-z]*)\.)?([a-z][A-Za-z]*)")
-# FHIR search result parameters, and what is decided for the export as a whole (Bulk Data 3.1.2, _typeFilter).
-_NOT_IN_A_FILTER = ("_count", "_sort", "_summary", "_total", "_include", "_cursor", "_format", "node")
+# Search result parameters are decided for the export as a whole (Bulk Data 3.1.2, _typeFilter).
+_NOT_IN_A_FILTER = frozenset(RESULTS)
 _WHY_NOT = {
     name: f"'{name}' cannot be answered truthfully: the hospitals do not say when a study was last changed, and its own date "
     "is not that; leave it out, narrow by _typeFilter=ImagingStudy?started=ge..., or follow what this gateway saw change by a "
