@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from gateway.edge.export import pages
+from gateway.edge.fhir import profiles
 from tests.catalogue import CatalogueNodes, catalogue_nodes, free_ports, made_up
 from tests.export.asking import ASYNC, Export, begin
 from tests.federation.flaky import Flaky
@@ -179,6 +180,17 @@ def test_elements_are_trimmed_to_what_was_asked_for_and_must_be_there(served: Ga
         assert set(study) <= {"resourceType", "id", "meta", "status", "subject", "started"}
         assert [tag["code"] for tag in study["meta"]["tag"]] == ["SUBSETTED"]
     assert all(set(one) == {"resourceType", "id", "meta", "identifier"} for one in export.lines(manifest, "Patient"))
+
+
+def test_studies_have_the_form_that_the_gateway_is_set_to_give_them(nodes: CatalogueNodes) -> None:
+    (url,) = [one.url for one in profiles.PROFILES if one.name == "mii"]
+    with Gateway(nodes.tables(quirks=[]), fhir_profile="mii", validate_fhir=True, **FAST) as running:
+        searched = running.get("/fhir/ImagingStudy?_count=1000").json()["entry"]
+        export = begin(running.client, "/fhir/$export?_type=ImagingStudy")
+        exported = list(export.lines(export.manifest(), "ImagingStudy"))
+    claims = {one["id"]: one.get("meta", {}).get("profile") for one in exported}
+    assert claims == {one["resource"]["id"]: one["resource"].get("meta", {}).get("profile") for one in searched}
+    assert [url] in claims.values()
 
 
 def test_the_patient_level_leaves_the_nodes_out(served: Gateway) -> None:

@@ -97,6 +97,7 @@ def _job(asked: FhirRequest, types: tuple[str, ...], wanted: requested.Asked) ->
         "request": f"{asked.root}{path}{query}",
         "request_id": request_id.get(),
         "is_r5": asked.renderer.is_r5,
+        "profile": asked.profile.name,
         "base": context.base,
         "types": list(types),
         "filters": wanted.filters,

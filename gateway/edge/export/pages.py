@@ -19,7 +19,7 @@ import orjson
 from gateway.edge import problems
 from gateway.edge.estate import Estate
 from gateway.edge.export.requested import ENDPOINT, ORGANIZATION, PATIENT, STUDY, patients_pair
-from gateway.edge.fhir import validity
+from gateway.edge.fhir import profiles, validity
 from gateway.edge.fhir.imagingstudy import Renderer, Resource
 from gateway.edge.fhir.shown import Shown
 from gateway.edge.fhir.studyquery import StudySearch, parse
@@ -259,7 +259,9 @@ class _Doing:
         return bodies, marks, sum(body.count for body in bodies if body.kind == STUDY)
 
     def _studies(self, items: Sequence[Found]) -> Iterable[Resource]:
-        return map(self.renderer.study, items)
+        is_r5 = bool(self.job.asked["is_r5"])
+        profile = profiles.configured(self.job.asked.get("profile", ""), "5.0" if is_r5 else "4.0")
+        return (profile.of(self.renderer.study(found), is_r5=is_r5) for found in items)
 
     def _patients(self, items: Sequence[Found]) -> Iterable[Resource]:
         """Each patient once, as the page's studies describe him: as `_include` does."""
