@@ -169,6 +169,58 @@ def test_reports_of_one_id_at_two_servers_behind_one_node_are_two_and_an_id_read
         assert [gateway.get(f"/fhir/DiagnosticReport/{ids[one]}").status_code for one in ("AAA", "DDD")] == [200, 200]
 
 
+# --- nonsense
+
+OWN = {"type": "ImagingStudy", "searchParam": [{"name": "identifier", "type": "token"}]}
+DEEP = '{"resourceType": "ImagingStudy", "id": "1", "extension": ' + "[" * 990 + "]" * 990 + "}"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        '"link": [{"relation": ["next"], "url": "http://x/"}]',
+        '"link": [{"relation": "self", "url": "http://[x/?identifier=1"}]',
+        f'"link": [], "entry": [{{"fullUrl": "http://a/ImagingStudy/1", "resource": {DEEP}}}]',
+        f"""
+        "entry": [{{"fullUrl": "http://a/ImagingStudy/2", "resource": {{"resourceType": "ImagingStudy", "id": "2"}}}},
+                  {{"fullUrl": "http://b/ImagingStudy/1", "resource": {DEEP}}}]
+        """,
+    ],
+)
+def test_a_bundle_of_nonsense_is_no_fault_of_the_gateways(more):
+    def respond(method, path, *_):
+        if path == "/fhir/metadata":
+            return given(capabilities("identifier"), FHIR_JSON)
+        return 200, FHIR_JSON, f'{{"resourceType": "Bundle", "type": "searchset", {more}}}'.encode()
+
+    with server(respond) as port, Gateway([fhir_node("n", port)]) as gateway:
+        for path in ("/fhir/ImagingStudy", "/fhir/ImagingStudy?identifier=A1"):
+            assert "GW000" not in gateway.get(path).text
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        7,
+        None,
+        [{"type": ["ImagingStudy"]}, OWN],
+        [{"type": "ImagingStudy", "searchParam": 7}],
+        [{**OWN, "searchInclude": 7}],
+        [{**OWN, "searchInclude": [7, {}]}],
+        [OWN, {"type": "Patient", "searchParam": {"name": "identifier"}}],
+    ],
+)
+def test_nor_is_a_capability_statement_of_nonsense(resources):
+    def respond(method, path, *_):
+        if path == "/fhir/metadata":
+            rest = [{"resource": resources}]
+            return given({"resourceType": "CapabilityStatement", "fhirVersion": 4, "rest": rest}, FHIR_JSON)
+        return given(searchset(), FHIR_JSON)
+
+    with server(respond) as port, Gateway([fhir_node("n", port)]) as gateway:
+        assert "GW000" not in gateway.get("/fhir/ImagingStudy").text
+
+
 # --- answers that are not whole
 
 

@@ -36,7 +36,7 @@ class Bundle:
         entries, links = document.get("entry") or [], document.get("link") or []
         if not _are_objects(entries) or not _are_objects(links):
             raise NodeProtocolError(node, "answered a search with a malformed Bundle")
-        self._links = {link.get("relation"): link.get("url") for link in links}
+        self._links = {str(link.get("relation")): link.get("url") for link in links}
         self.studies: list[Resource] = []
         self.others: list[tuple[str, Resource]] = []
         self.says_partial = False
@@ -95,16 +95,17 @@ def _base_of(full_url: str) -> str:
 
 
 def _make_absolute(held: Any, base: str) -> None:
-    """In place, wherever a reference stands."""
-    if isinstance(held, list):
-        for one in held:
-            _make_absolute(one, base)
-    elif isinstance(held, dict):
-        reference = held.get("reference")
-        if isinstance(reference, str) and _RELATIVE.fullmatch(_HISTORY.sub("", reference)):
-            held["reference"] = base + reference
-        for one in held.values():
-            _make_absolute(one, base)
+    """In place, wherever a reference stands, however deep."""
+    open_ = [held]
+    while open_:
+        one = open_.pop()
+        if isinstance(one, list):
+            open_ += one
+        elif isinstance(one, dict):
+            reference = one.get("reference")
+            if isinstance(reference, str) and _RELATIVE.fullmatch(_HISTORY.sub("", reference)):
+                one["reference"] = base + reference
+            open_ += one.values()
 
 
 def _tells_of_a_gap(outcome: Resource) -> bool:

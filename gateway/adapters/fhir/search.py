@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import product
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 from gateway.adapters.fhir.server import Server
 from gateway.model.query import Operator
@@ -247,7 +247,7 @@ def _base(parameter: str) -> str:
 
 def unused(search: Search, self_link: str) -> frozenset[str]:
     """The parameters sent that a server does not say it used, without modifiers and chains, which servers respell."""
-    used = {_base(name) for name, _ in parse_qsl(urlsplit(self_link).query)}
+    used = {_base(name) for name, _ in parse_qsl(self_link.partition("?")[2].partition("#")[0])}
     return frozenset(_base(name) for name, _ in search) - used
 
 

@@ -44,10 +44,10 @@ class Server:
 
 def server_of(statement: Any, version: Version) -> Server:
     """From a CapabilityStatement. A server that does not list its includes has those of its reference parameters."""
-    resources = {one.get("type"): one for one in _resources(statement)}
+    resources = {str(one.get("type")): one for one in _resources(statement)}
     study = resources.get("ImagingStudy", {})
     parameters = _names(study)
-    listed = study.get("searchInclude") or [f"ImagingStudy:{name}" for name in parameters]
+    listed = list(map(str, _listed(study.get("searchInclude")))) or [f"ImagingStudy:{name}" for name in parameters]
     if "*" in listed or "ImagingStudy:*" in listed:
         listed = [*listed, *(f"ImagingStudy:{name}" for name in parameters)]
     patient = resources.get("Patient", {})
@@ -55,22 +55,26 @@ def server_of(statement: Any, version: Version) -> Server:
         version,
         frozenset(parameters),
         frozenset(_names(patient)) if patient.get("searchParam") else None,
-        frozenset(one if one.startswith("ImagingStudy:") else f"ImagingStudy:{one}" for one in map(str, listed)),
-        others={str(kind): frozenset(_names(one)) for kind, one in resources.items()},
+        frozenset(one if one.startswith("ImagingStudy:") else f"ImagingStudy:{one}" for one in listed),
+        others={kind: frozenset(_names(one)) for kind, one in resources.items()},
     )
 
 
 def _resources(statement: Any) -> Iterable[dict[str, Any]]:
-    rest = statement.get("rest", []) if isinstance(statement, dict) else []
-    for mode in rest if isinstance(rest, list) else []:
-        for resource in mode.get("resource", []) if isinstance(mode, dict) else []:
-            if isinstance(resource, dict):
-                yield resource
+    for mode in _objects(statement.get("rest") if isinstance(statement, dict) else None):
+        yield from _objects(mode.get("resource"))
 
 
 def _names(resource: dict[str, Any]) -> list[str]:
-    listed = resource.get("searchParam") or []
-    return [str(one["name"]) for one in listed if isinstance(one, dict) and "name" in one]
+    return [str(one["name"]) for one in _objects(resource.get("searchParam")) if "name" in one]
+
+
+def _objects(held: Any) -> list[dict[str, Any]]:
+    return [one for one in _listed(held) if isinstance(one, dict)]
+
+
+def _listed(held: Any) -> list[Any]:
+    return held if isinstance(held, list) else []
 
 
 def version_of(statement: Any) -> Version | None:
