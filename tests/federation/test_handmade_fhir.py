@@ -143,6 +143,35 @@ def test_a_server_may_know_itself_by_another_address():
         assert patients_by_study(gateway) == {"1.2.3.1": "AAA"}
 
 
+def passing_on(*entries, itself):
+    """A server with a Patient/1 of its own, which gives entries of others; `itself` is the address in its self link."""
+
+    def respond(method, path, query, body, port):
+        if path == "/fhir/metadata":
+            return given(capabilities("identifier", "started"), FHIR_JSON)
+        if path == "/fhir/Patient/1":
+            return given(patient("1", "OWN"), FHIR_JSON)
+        if path != "/fhir/ImagingStudy":
+            return given({}, FHIR_JSON, 404)
+        base = f"http://127.0.0.1:{port}/fhir"
+        link = {"relation": "self", "url": f"{itself or base}/ImagingStudy?started=ge2000"}
+        return given({**searchset(*entries), "link": [link]}, FHIR_JSON)
+
+    return respond
+
+
+@pytest.mark.parametrize("reference", ["Patient/1", f"{ELSEWHERE}/Patient/1"])
+@pytest.mark.parametrize(("itself", "whose"), [("", None), ("http://internal.example/fhir", None), (ELSEWHERE, "OWN")])
+def test_whose_entries_they_are_is_told_by_the_self_link(reference, itself, whose):
+    """A server that passes on what one other has answers as one that knows itself by another address, but for that link."""
+    study = imaging_study(1, {"reference": reference})
+    with (
+        server(passing_on((f"{ELSEWHERE}/ImagingStudy/s1", study), itself=itself)) as port,
+        Gateway([fhir_node("n", port)]) as gateway,
+    ):
+        assert patients_by_study(gateway) == {"1.2.3.1": whose}
+
+
 def test_studies_without_an_id_are_not_taken_for_one():
     studies = [imaging_study(number, {"identifier": {"value": f"P{number}"}}) for number in range(3)]
     for study in studies:
@@ -167,6 +196,33 @@ def test_reports_of_one_id_at_two_servers_behind_one_node_are_two_and_an_id_read
             read = gateway.get(f"/fhir/DiagnosticReport/{identifier}")
             assert read.status_code == 404 or read.json()["subject"]["identifier"]["value"] == whose
         assert [gateway.get(f"/fhir/DiagnosticReport/{ids[one]}").status_code for one in ("AAA", "DDD")] == [200, 200]
+
+
+def test_reports_of_a_study_are_found_where_the_server_writes_its_own_address_into_each_reference():
+    itself = "http://internal.example/fhir"
+    about = {
+        "subject": {"reference": f"{itself}/Patient/p1"},
+        "imagingStudy": [{"reference": f"{itself}/ImagingStudy/s1"}],
+    }
+    entries = {
+        "ImagingStudy": imaging_study(1, {"reference": f"{itself}/Patient/p1"}),
+        "DiagnosticReport": {**report("1", ""), **about},
+    }
+    whole = reporting(("Patient/p1", patient("p1", "AAA")))
+
+    def respond(method, path, *rest):
+        kind = path.removeprefix("/fhir/")
+        if kind not in entries:
+            return whole(method, path, *rest)
+        bundle = searchset((f"{itself}/{kind}/{entries[kind]['id']}", entries[kind]))
+        return given(
+            {**bundle, "link": [{"relation": "self", "url": f"https://internal.example/fhir/{kind}?identifier=x"}]},
+            FHIR_JSON,
+        )
+
+    with server(respond) as port, Gateway([fhir_node("n", port)]) as gateway:
+        (entry,) = gateway.get("/fhir/DiagnosticReport?study=ImagingStudy/1.2.3.1").json()["entry"]
+    assert entry["resource"]["subject"]["identifier"]["value"] == "AAA"
 
 
 # --- nonsense

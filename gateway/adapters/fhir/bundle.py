@@ -27,6 +27,7 @@ class Bundle:
 
     A server may know itself by another address, and may pass on what others have: a relative reference in a resource of those
     is made absolute, so that it names theirs (FHIR R4, 2.36.4.1). `says_partial`: it tells itself that something is missing.
+    `own_base` is the address that it has by its own word, '' without that;
     `total` is how many matches it says that the whole search has, 0 where it does not.
     """
 
@@ -44,7 +45,8 @@ class Bundle:
         self.total = total if isinstance(total, int) else 0
         full_urls = [str(entry.get("fullUrl") or "") for entry in entries]
         bases = list(map(_base_of, full_urls))
-        own = _own_base(bases, base_url.rstrip("/") + "/")
+        own = _own_base(bases, base_url.rstrip("/") + "/", self.link("self"))
+        self.own_base = own if _lies_below(self.link("self"), own) else ""
         self._foreign: dict[int, str] = {}
         for entry, full_url, base in zip(entries, full_urls, bases, strict=True):
             resource = entry.get("resource")
@@ -84,9 +86,21 @@ class Bundle:
         return found if isinstance(found, str) else ""
 
 
-def _own_base(bases: Sequence[str], configured: str) -> str:
-    """The address that the server has in its own entries: the one that it was asked at, else that of the first entry."""
-    return configured if configured in bases else next(filter(None, bases), configured)
+def _own_base(bases: Sequence[str], configured: str, itself: str) -> str:
+    """The address that the server has in its own entries: the one that it was asked at, or that its self link lies below. Without
+    such a link, that of the first entry."""
+    if configured in bases:
+        return configured
+    others = [base for base in bases if base]
+    if itself.startswith(("http://", "https://")):
+        others = [base for base in others if _lies_below(itself, base)]
+    return others[0] if others else configured
+
+
+def _lies_below(url: str, base: str) -> bool:
+    """Whatever their schemes: a proxy may have taken TLS away."""
+    place, below = (one.partition("?")[0].partition("://")[2] for one in (url, base))
+    return bool(below) and f"{place}/".startswith(below)
 
 
 def _base_of(full_url: str) -> str:
@@ -133,7 +147,12 @@ class References:
 
     def __init__(self, base_url: str) -> None:
         self._base = base_url.rstrip("/") + "/"
+        self._also = self._base
         self._known: dict[str, Resource | None] = {}
+
+    def lies_also_at(self, base: str) -> None:
+        """The server knows itself by another address, too: its resources are the same."""
+        self._also = base or self._also
 
     def add(self, resource: Resource, full_url: str = "", *, is_own: bool = True) -> None:
         """By its id where it `is_own` of the server, and by its address: another server may have another one of that id."""
@@ -159,7 +178,8 @@ class References:
         return urljoin(self._base, self._plain(reference))
 
     def _plain(self, reference: str) -> str:
-        return _HISTORY.sub("", reference).removeprefix(self._base)
+        plain = _HISTORY.sub("", reference).removeprefix(self._base)
+        return plain.removeprefix(self._also)
 
 
 def is_named(document: Any, reference: str) -> bool:

@@ -122,6 +122,7 @@ class Finding:
         self._says_partial = self._says_partial or bundle.says_partial
         if is_first:
             self._unused |= unused(search, bundle.link("self"))
+        self.known.lies_also_at(bundle.own_base)
         for full_url, resource in bundle.others:
             self.known.add(resource, full_url, is_own=bundle.is_own(resource))
         return bundle, answer.url
