@@ -333,6 +333,18 @@ def test_lines_beyond_the_ceiling_end_the_export_with_a_word(nodes: CatalogueNod
 def test_exports_can_be_turned_off(nodes: CatalogueNodes) -> None:
     with Gateway(nodes.tables(quirks=[]), export_bytes=0) as running:
         assert running.get("/fhir/$export", headers=ASYNC).status_code == 404
+        assert "operation" not in running.get("/fhir/metadata").text
+
+
+@pytest.mark.parametrize("root", ["/fhir/r4", "/fhir/r5"])
+def test_the_capability_statement_names_each_level_that_can_be_exported(served: Gateway, root: str) -> None:
+    (rest,) = served.get(f"{root}/metadata").json()["rest"]
+    levels = {resource["type"]: resource.get("operation") for resource in [{**rest, "type": ""}, *rest["resource"]]}
+    defined = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition"
+    assert {type_: operations for type_, operations in levels.items() if operations} == {
+        "": [{"name": "export", "definition": f"{defined}/export"}],
+        "Patient": [{"name": "export", "definition": f"{defined}/patient-export"}],
+    }
 
 
 def test_an_export_expires(nodes: CatalogueNodes) -> None:

@@ -49,7 +49,10 @@ def routes(version: str | None) -> list[BaseRoute]:
 
 async def _metadata(asked: FhirRequest) -> Response:
     lacks = studysearch.lacks(asked)
-    return asked.respond(capability_statement(is_r5=asked.renderer.is_r5, root=asked.root, lacks=lacks))
+    exports = bool(asked.context.settings.export_bytes)
+    return asked.respond(
+        capability_statement(is_r5=asked.renderer.is_r5, root=asked.root, exports=exports, lacks=lacks)
+    )
 
 
 async def _read_study(asked: FhirRequest) -> Response:

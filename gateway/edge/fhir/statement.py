@@ -11,7 +11,9 @@ from gateway.edge.fhir.formats import FORMATS
 from gateway.edge.fhir.profiles import BASE, PROFILES
 
 _CREATED = "2026-11-26"
-_EXPORT = [{"name": "export", "definition": "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export"}]
+_DEFINED = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition"
+_EXPORT = {"operation": [{"name": "export", "definition": f"{_DEFINED}/export"}]}
+_PATIENT_EXPORT = {"operation": [{"name": "export", "definition": f"{_DEFINED}/patient-export"}]}
 _RENAMED = {"bodysite": "body-site", "basedon": "based-on"}
 """R4 spellings of parameters that R5 writes otherwise; both are understood in both."""
 
@@ -24,11 +26,16 @@ class _Key(Protocol):
     def all_modifiers(self) -> list[str]: ...
 
 
-def capability_statement(*, is_r5: bool, root: str, lacks: Mapping[str, str] = studykeys.UNRECORDED) -> dict[str, Any]:
-    """What this root serves, in its own version; `lacks` are parameters of ImagingStudy that it does not, with the reason."""
+def capability_statement(
+    *, is_r5: bool, root: str, exports: bool, lacks: Mapping[str, str] = studykeys.UNRECORDED
+) -> dict[str, Any]:
+    """What this root serves, in its own version; `exports` where that is turned on. `lacks` are parameters of ImagingStudy that it
+    does not, with the reason."""
+    of_patient = {"searchRevInclude": list(patientsearch.REVERSE_INCLUDES), **(_PATIENT_EXPORT if exports else {})}
+    rest: dict[str, Any] = {"mode": "server", "documentation": _documentation(lacks)}
     resources = [
         _resource("ImagingStudy", _study_keys(is_r5, lacks), _study_extras(is_r5)),
-        _resource("Patient", patientkeys.KEYS, {"searchRevInclude": list(patientsearch.REVERSE_INCLUDES)}),
+        _resource("Patient", patientkeys.KEYS, of_patient),
         _resource("Endpoint", directory.ENDPOINT),
         _resource("Organization", directory.ORGANIZATION),
         *(
@@ -46,9 +53,7 @@ def capability_statement(*, is_r5: bool, root: str, lacks: Mapping[str, str] = s
         "implementation": {"description": "Federated imaging look-ups", "url": root},
         "fhirVersion": "5.0.0" if is_r5 else "4.0.1",
         "format": list(FORMATS),
-        "rest": [
-            {"mode": "server", "documentation": _documentation(lacks), "resource": resources, "operation": _EXPORT}
-        ],
+        "rest": [{**rest, "resource": resources, **(_EXPORT if exports else {})}],
     }
 
 
