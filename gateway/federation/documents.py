@@ -27,6 +27,9 @@ from gateway.telemetry import looking_up, stage
 _MOST_DATA = 8 * 1024 * 1024
 """Characters of base64 that one node's answer is kept with: what is beyond is left out of its documents, which say so."""
 
+_DEEPEST = 100
+"""Levels of a resource: what lies deeper cannot be kept, and says nothing that is understood."""
+
 _NOT_PASSED_ON = frozenset({"text", "contained"})
 """Narrative is another's XHTML, and what is contained has been read where it was needed."""
 
@@ -193,10 +196,20 @@ def _document(node: Node, kind: str, given: NodeResource) -> Document | None:
     if not row.patient.is_named:
         return None
     held = {name: value for name, value in given.resource.items() if name not in _NOT_PASSED_ON}
+    if _is_too_deep(held):
+        held = {}  # nothing is left of it that could be passed on
     if given.resource.get("contained"):
         held["contained"] = []  # references into it are seen to lead nowhere
     identifier = str(given.resource.get("id") or "")
     return Document(kind, given.version, identifier, held, row, given.studies, given.address)
+
+
+def _is_too_deep(held: dict[str, Any]) -> bool:
+    level: list[Any] = [held]
+    for _ in range(_DEEPEST):
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+        level = [one for one in level if isinstance(one, (dict, list))]
+    return bool(level)
 
 
 def _bound(resource: dict[str, Any], room: int) -> int:

@@ -254,6 +254,18 @@ def test_a_bundle_of_nonsense_is_no_fault_of_the_gateways(more):
             assert "GW000" not in gateway.get(path).text
 
 
+def test_a_report_too_deep_to_be_kept_is_named_and_takes_no_others_with_it():
+    deep = {}
+    for _ in range(300):
+        deep = {"extension": [deep]}
+    entries = [("DiagnosticReport/1", {**report("1", "P"), **deep}), ("DiagnosticReport/2", report("2", "P"))]
+    with server(reporting(*entries)) as port, Gateway([fhir_node("n", port)]) as gateway:
+        for _ in range(2):  # as it came, and as it was kept
+            found, outcome = gateway.get("/fhir/DiagnosticReport?identifier=A1").json()["entry"]
+            assert found["resource"]["id"].endswith("-2")
+            assert "gave 1 resources that cannot be passed on" in outcome["resource"]["issue"][0]["diagnostics"]
+
+
 @pytest.mark.parametrize(
     "resources",
     [
