@@ -193,6 +193,13 @@ def test_studies_have_the_form_that_the_gateway_is_set_to_give_them(nodes: Catal
     assert [url] in claims.values()
 
 
+@pytest.mark.parametrize(
+    "elements", ["started,birthDate", "ImagingStudy.id,Patient.meta", "resourceType,Endpoint.name"]
+)
+def test_elements_of_any_exported_type_are_taken(served: Gateway, elements: str) -> None:
+    begin(served.client, f"/fhir/$export?_type=Endpoint&_elements={elements}")
+
+
 def test_the_patient_level_leaves_the_nodes_out(served: Gateway) -> None:
     export = begin(served.client, "/fhir/Patient/$export")
     assert {file["type"] for file in export.manifest()["output"]} == {"ImagingStudy", "Patient"}
@@ -230,6 +237,9 @@ def test_lenient_handling_says_in_the_manifest_what_it_left_out(served: Gateway)
         ("_typeFilter=ImagingStudy%3Fcolour%3Dred", "colour"),
         ("_typeFilter=ImagingStudy%3F_count%3D3", "_count"),
         ("_typeFilter=ImagingStudy%3F_profile%3Deu", "_profile"),
+        ("_elements=ImagingStudy.identifer", "_elements"),
+        ("_elements=started,colour", "_elements"),
+        ("_elements=Patient.started", "_elements"),
         ("_typeFilter=ImagingStudy%3F_elements%3Did", "_elements"),
         ("_typeFilter=ImagingStudy%3F_include%3Aiterate%3DEndpoint%3Aorganization", "_include:iterate"),
         ("_typeFilter=ImagingStudy%3Fstarted%3Dsoon", "started"),

@@ -17,6 +17,7 @@ from gateway.edge.fhir.imagingstudy import Renderer
 from gateway.edge.fhir.studyquery import RESULTS, parse
 from gateway.edge.querystring import query_pairs
 from gateway.errors import InvalidQuery
+from gateway.wire.fhirxml import element_names
 
 STUDY, PATIENT, ENDPOINT, ORGANIZATION = "ImagingStudy", "Patient", "Endpoint", "Organization"
 TYPES = {STUDY: "s", PATIENT: "r", ENDPOINT: "r", ORGANIZATION: "r"}
@@ -76,9 +77,17 @@ async def _check(asked: Asked, renderer: Renderer) -> None:
     """Everything that a search would refuse is refused now, not by a job hours later."""
     if asked.filters and asked.types is not None and STUDY not in asked.types:
         raise InvalidQuery("_typeFilter is for ImagingStudy, which _type leaves out", parameter="_typeFilter")
+    if not all(_is_element(one, is_r5=renderer.is_r5) for one in asked.elements):
+        raise InvalidQuery("_elements has a name that no element has, of that type or of any", parameter="_elements")
     for pairs in asked.filters or [[]]:
         search = await parse([*_pairs(pairs), *patients_pair(asked.patients)], renderer, lenient=False)
         asked.ignored += [text for text in search.unknown if text not in asked.ignored]
+
+
+def _is_element(text: str, *, is_r5: bool) -> bool:
+    type_, _, name = text.rpartition(".")
+    types = (type_,) if type_ else tuple(TYPES)
+    return name == "resourceType" or any(name in element_names(one, is_r5=is_r5) for one in types)
 
 
 def patients_pair(patients: Sequence[str]) -> list[tuple[str, str]]:
