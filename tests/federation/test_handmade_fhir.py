@@ -370,6 +370,21 @@ def test_a_server_that_tells_of_more_studies_than_it_gives_says_that_its_answer_
     assert ("no-store" in answer.headers["cache-control"]) is is_cut
 
 
+@pytest.mark.parametrize(
+    "link", [{"relation": "next"}, {"relation": "next", "url": None}, {"relation": "next", "url": [""]}]
+)
+def test_nor_is_an_answer_whole_whose_next_page_has_no_address(link):
+    def respond(method, path, *_):
+        if path == "/fhir/metadata":
+            return given(capabilities("identifier"), FHIR_JSON)
+        return given({**searchset(("", STUDIES[0])), "link": [link]}, FHIR_JSON)
+
+    with server(respond) as port, Gateway([fhir_node("n", port)]) as gateway:
+        answer = gateway.get("/dicom-web/studies")
+    assert len(answer.json()) == 1
+    assert "says that its answer is not whole" in answer.headers["warning"]
+
+
 def test_nor_is_it_where_a_server_tells_of_more_reports_than_it_gives():
     whole = reporting(("DiagnosticReport/1", report("1", "P")))
 

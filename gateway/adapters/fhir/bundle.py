@@ -40,7 +40,7 @@ class Bundle:
         self._links = {str(link.get("relation")): link.get("url") for link in links}
         self.studies: list[Resource] = []
         self.others: list[tuple[str, Resource]] = []
-        self.says_partial = False
+        self.says_partial = "next" in self._links and not self.link("next")  # a page that nobody can ask for
         total = document.get("total")
         self.total = total if isinstance(total, int) else 0
         full_urls = [str(entry.get("fullUrl") or "") for entry in entries]
