@@ -76,9 +76,8 @@ class Documents:
         """Those of the kind that were not seen, up to the ceiling."""
         fresh = []
         for address, resource in resources:
-            named = address or str(
-                resource.get("id") or f"none {len(self._seen)}"
-            )  # those without an id are told apart
+            # Those without an id are told apart.
+            named = address or str(resource.get("id") or f"none {len(self._seen)}")
             if resource.get("resourceType") != self._query.kind or named in self._seen:
                 continue
             if len(self._seen) >= self._query.limit:
