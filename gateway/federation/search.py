@@ -70,9 +70,9 @@ class NodeSearch:
     """One search on one node. `issues` collects what the rows found cannot claim.
 
     `limit` is a ceiling on the studies of one question, None for the node's own. Whoever sets `tells_truncation` False
-    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself. Who `samples` gets no rows of a truncated
-    answer, but in `sample` when its studies were, as the node gave them and not matched again. `ends` is when it is given up, on
-    the loop's clock; by default the node's own deadline from now on.
+    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself. `sample` is when the studies of a
+    truncated answer were, as the node gave them and not matched again; who `samples` gets no rows of it. `ends` is when it is
+    given up, on the loop's clock; by default the node's own deadline from now on.
     """
 
     node: Node
@@ -110,7 +110,6 @@ class NodeSearch:
             return await self._studies_by_uid(upper, uids)
         answer = await self._ask(upper, samples=self.samples)
         if self.samples and answer.truncated:
-            self.sample = answer.sample or [shown(row) for row in answer.rows]
             return ()
         decide = decider(upper)
         decided = [(row, self._decided(decide(row), lower, answer.complete_rows)) for row in answer.rows]
@@ -326,6 +325,7 @@ class NodeSearch:
         self.fetched += answer.given
         if answer.truncated and query.level is Level.STUDY:
             self.truncated = True
+            self.sample = answer.sample or [shown(row) for row in answer.rows]
         if answer.truncated and (self.tells_truncation or query.level is not Level.STUDY):
             self._note("GW209", "stopped at its maximum number of results; narrow the search to see the rest")
         for gap in answer.gaps:

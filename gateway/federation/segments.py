@@ -16,6 +16,7 @@ from gateway.federation.page import UNDATED, Sort, day_begins, day_ends, day_of,
 from gateway.model.dataset import text, texts
 from gateway.model.moments import da, parse_date
 from gateway.model.query import Match, Operator, Query
+from gateway.model.seam import Shown
 from gateway.model.study import Row
 from gateway.model.vocabulary import (
     MODALITIES_IN_STUDY,
@@ -206,6 +207,16 @@ def is_broad(query: Query) -> bool:
         return False
     day = query.match_on(STUDY_DATE)
     return not (day and day.operator is not Operator.RANGE) and not _means_one_span(query)
+
+
+def lies_elsewhere(shown: Iterable[Shown], query: Query) -> bool:
+    """Whether most of what a node showed lies on other days than those between which it was asked, by more than a time zone
+    makes."""
+    low, high = map(parse_date, _asked_days(query.match_on(STUDY_DATE)))
+    if low is None or high is None:
+        return False
+    days = [parse_date(day) for day, _ in shown]
+    return 2 * sum(day is None or not low - day <= _DAY >= day - high for day in days) > len(days)
 
 
 def can_be_cut(query: Query) -> bool:

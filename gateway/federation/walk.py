@@ -12,7 +12,7 @@ from gateway.federation.horizon import MARGIN, Horizon, runs_backwards
 from gateway.federation.node import Node
 from gateway.federation.page import Place, Sort, day_of, moment_at, timeless
 from gateway.federation.search import NodeSearch, shown
-from gateway.federation.segments import END, Cutter, Segment, can_be_cut, from_moment
+from gateway.federation.segments import END, Cutter, Segment, can_be_cut, from_moment, lies_elsewhere
 from gateway.model.answer import Issue
 from gateway.model.matching import decider
 from gateway.model.patient import PatientKey
@@ -24,6 +24,8 @@ _STEPS, _STRIDE, _MOST_STEPS, _DEEP_PARTS = 2, 3, 8, 32
 MOST_DEEP_QUESTIONS = 400
 """Parts below a day that one walk may ask a node for; what they do not cover is declared incomplete."""
 _SUSPICIOUS_FROM, _SHOWN = 200, 200
+_ELSEWHERE = 2
+"""Answers that mostly lie on other days than were asked for, after which no more days are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class Walk:
     _seen: str = ""
     _is_empty: bool = True
     _is_dense: bool = False
+    _elsewhere: int = 0
+    _is_heedless: bool = False
 
     def __post_init__(self) -> None:
         self._began = self.start
@@ -154,11 +158,19 @@ class Walk:
         self.has_answered = self.has_answered or bool(cut)
         if failure:
             raise failure
+        self._give_up_days()
         self._come_past_the_first_day()
         self._is_empty, self._is_dense = len(self.rows) == before, any(cut)
 
+    def _give_up_days(self) -> None:
+        """A node that does not look at the days it is asked for is asked once more, for all that it gives."""
+        if self._elsewhere >= _ELSEWHERE and not self._is_heedless:
+            self._is_heedless, self._pending = True, [Segment()]
+
     def _narrow(self) -> None:
         """Cuts what was too large, where the page is expected to end; elsewhere, where this node alone shows it."""
+        if self._is_heedless:
+            return
         narrowed: list[Segment] = []
         for part in self._pending:
             sample = self._too_large.pop(part, None)
@@ -251,13 +263,15 @@ class Walk:
             self._deep_questions += part.is_deep
         self._note(search.issues)
         too_large = search.truncated or self._is_suspicious(search.fetched)
+        self._elsewhere += too_large and lies_elsewhere(search.sample, part.narrowed(self.query))
         if too_large and is_sampled:
             return self._sampled(part, search.sample or [shown(row) for row in rows])
         smaller = self._cut(part, rows) if too_large and self._may_cut() else []
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
         self.is_whole = self.is_whole or (part.is_everything and not too_large)
-        if (search.truncated and not smaller) or (not too_large and self._lacks_what_was_shown(part, rows)):
+        is_cut_off = search.truncated or (too_large and self._is_heedless)
+        if (is_cut_off and not smaller) or (not too_large and self._lacks_what_was_shown(part, rows)):
             self._declare(part)
         return smaller
 
@@ -278,7 +292,7 @@ class Walk:
         return any(row.study not in found and decide(row)[0] for row in shown)
 
     def _may_cut(self) -> bool:
-        return can_be_cut(self.query) and self._deep_questions < MOST_DEEP_QUESTIONS
+        return can_be_cut(self.query) and not self._is_heedless and self._deep_questions < MOST_DEEP_QUESTIONS
 
     def _sampled(self, part: Segment, sample: Sequence[Shown]) -> list[Segment]:
         """What stands for days of which the node has more than it gave: themselves, until all nodes have shown where to cut."""
@@ -318,6 +332,8 @@ class Walk:
 
     def _declare(self, part: Segment, rest: str = "") -> None:
         where = f"not all is shown of {part.name}{rest}" if part.name else "narrow the search to see the rest"
+        if self._is_heedless:
+            where = "it does not look at StudyDate; narrow the search by other keys to see the rest"
         text = f"node {self.node.id}: stopped at its maximum number of results; {where}"
         self._note([Issue(self.node.id, "GW209", text)])
 
