@@ -20,6 +20,7 @@ from gateway.federation.resilience import Guard, Turn
 from gateway.mapping.ask import Asker
 from gateway.mapping.read import Reader
 from gateway.model.dataset import text
+from gateway.model.maximum import smells
 from gateway.model.moments import parse_date
 from gateway.model.patient import PatientKey
 from gateway.model.query import Operator, Query, Ref
@@ -72,6 +73,7 @@ class Node:
     guard: Guard = field(init=False)
     digest: str = field(init=False)
     _finds: bool = field(init=False)
+    _most_given: int = 0
 
     def __post_init__(self) -> None:
         self.guard = Guard(self.config.id, self.config)
@@ -126,6 +128,7 @@ class Node:
 
     async def probe(self) -> None:
         """Has the adapter learn what the node can do; what it learns it keeps. A node that fails is down until it answers."""
+        self._most_given = 0
         try:
             await self.asking("probe", self.finder.probe)
         except NodeError:
@@ -218,6 +221,8 @@ class Node:
         if unreadable and not given:
             raise NodeProtocolError(self.id, "gave only records that cannot be read")
         metrics.rows_of(self.id).inc(given)
+        if query.level is Level.STUDY:
+            self._most_given = max(given, self._most_given)
         truncated = report.truncated or self._stops_at(given, asked.limit)
         return NodeAnswer(tuple(rows), report.complete_rows, truncated, unreadable, report.sample, report.gaps)
 
@@ -225,6 +230,11 @@ class Node:
         """Whether so many rows are a maximum: the one asked for, or the node's own, which it may keep to without a word."""
         own = self.config.node_maximum
         return count >= min(limit or self.config.max_results, own or self.config.max_results)
+
+    def may_have_stopped_at(self, count: int) -> bool:
+        """Whether a DIMSE node that says nothing may have stopped at a maximum of its own (C-FIND has no word for it): not at
+        fewer studies than it once gave in one answer."""
+        return self.config.adapter == "dimse" and count >= self._most_given and smells(count)
 
     def _check_place(self, row: Row, query: Query) -> None:
         """A row of another study or series than asked for is a node gone wrong, not an answer."""

@@ -11,7 +11,7 @@ from gateway.federation.fanout import in_parallel
 from gateway.federation.horizon import MARGIN, Horizon, runs_backwards
 from gateway.federation.node import Node
 from gateway.federation.page import Place, Sort, day_of, moment_at, timeless
-from gateway.federation.search import NodeSearch, shown
+from gateway.federation.search import NodeSearch
 from gateway.federation.segments import END, Cutter, Segment, can_be_cut, from_moment, lies_elsewhere
 from gateway.model.answer import Issue
 from gateway.model.matching import decider
@@ -23,7 +23,7 @@ from gateway.model.study import Row
 _STEPS, _STRIDE, _MOST_STEPS, _DEEP_PARTS = 2, 3, 8, 32
 MOST_DEEP_QUESTIONS = 400
 """Parts below a day that one walk may ask a node for; what they do not cover is declared incomplete."""
-_SUSPICIOUS_FROM, _SHOWN = 200, 200
+_SHOWN = 200
 _ELSEWHERE = 2
 """Answers that mostly lie on other days than were asked for, after which no more days are asked for."""
 
@@ -262,10 +262,10 @@ class Walk:
         finally:
             self._deep_questions += part.is_deep
         self._note(search.issues)
-        too_large = search.truncated or self._is_suspicious(search.fetched)
+        too_large = search.suspected
         self._elsewhere += too_large and lies_elsewhere(search.sample, part.narrowed(self.query))
         if too_large and is_sampled:
-            return self._sampled(part, search.sample or [shown(row) for row in rows])
+            return self._sampled(part, search.sample)
         smaller = self._cut(part, rows) if too_large and self._may_cut() else []
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
@@ -317,12 +317,6 @@ class Walk:
         is_before = bool(self.horizon.day) and part.ends_before(self.horizon.begin, self.sort)
         expected = self.horizon.expected_before if is_before else self.horizon.expected
         return self.ceiling if expected > most else most
-
-    def _is_suspicious(self, count: int) -> bool:
-        """Whether a DIMSE node that says nothing may have stopped at a round maximum of its own (C-FIND has no word for it)."""
-        if self.node.config.adapter != "dimse" or count < _SUSPICIOUS_FROM:
-            return False
-        return count % 100 == 0 or count % 250 == 0 or count & (count - 1) == 0
 
     def _keep(self, rows: Sequence[Row]) -> None:
         self.rows.update({(row.study, row.patient): row for row in rows})

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from gateway.simulators.dimse import DimseOptions, DimseSimulator
 from tests.handmade import Given, dicomweb_node, given, server
 from tests.running import Gateway
 
@@ -49,3 +57,51 @@ def test_a_node_that_does_not_look_at_days_and_stops_at_its_maximum_is_asked_a_f
     said = "node n: stopped at its maximum number of results; it does not look at StudyDate"
     assert said in answer.headers["warning"]
     assert node.asked <= 25
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """140 studies of as many days."""
+    directory = tmp_path_factory.mktemp("many")
+    for number in range(140):
+        one = Dataset()
+        one.SOPClassUID, one.SOPInstanceUID = CTImageStorage, f"1.2.3.{number}.1.1"
+        one.StudyInstanceUID, one.SeriesInstanceUID = f"1.2.3.{number}", f"1.2.3.{number}.1"
+        one.PatientID, one.PatientName, one.Modality = f"P{number}", "N", "CT"
+        one.StudyDate, one.StudyTime = f"{date(2024, 6, 30) - timedelta(days=5 * number):%Y%m%d}", "120000"
+        one.file_meta = FileMetaDataset()
+        one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        one.file_meta.MediaStorageSOPClassUID, one.file_meta.MediaStorageSOPInstanceUID = (
+            CTImageStorage,
+            one.SOPInstanceUID,
+        )
+        one.save_as(directory / f"{number}.dcm", enforce_file_format=True)
+    return directory
+
+
+@contextmanager
+def pacs(directory: Path, **options: Any) -> Iterator[tuple[DimseSimulator, dict[str, Any]]]:
+    """A PACS that stops at 100 studies without a word."""
+    silent = DimseOptions(max_results=100, max_results_status=0, **options)
+    with DimseSimulator(directory, ae_title="PACS", options=silent) as simulator:
+        connection = {"host": "127.0.0.1", "port": simulator.port, "called_ae_title": "PACS"}
+        node = {"id": "n", "name": "n", "adapter": "dimse", "patient_id_issuer": "I", "connection": connection}
+        yield simulator, node
+
+
+def test_a_pacs_that_stops_at_a_hundred_studies_without_a_word_is_asked_in_parts(many: Path) -> None:
+    with pacs(many) as (_, node), Gateway([node], cache=False) as gateway:
+        answer = gateway.get("/dicom-web/studies")
+    assert len(answer.json()) == 140
+    assert "warning" not in answer.headers
+
+
+def test_a_pacs_that_looks_at_no_days_and_stops_at_a_round_number_without_a_word_is_named(many: Path) -> None:
+    with pacs(many) as (simulator, node), Gateway([node], cache=False) as gateway:
+        simulator.options = replace(simulator.options, ignored_keys=frozenset({"StudyDate"}))
+        answer = gateway.get("/dicom-web/studies")
+        assert simulator.operations["C-FIND STUDY"] <= 25
+    assert len(answer.json()) == 100
+    assert (
+        "node n: stopped at its maximum number of results; it does not look at StudyDate" in answer.headers["warning"]
+    )

@@ -27,6 +27,7 @@ from gateway.adapters.dicomweb.wado import (
 from gateway.adapters.http.client import Answer, HttpClient, JsonAnswer
 from gateway.errors import InvalidQuery, NodeError, NodeProtocolError, NodeTimeout, Unsupported
 from gateway.model.dataset import Dataset, text, values
+from gateway.model.maximum import smells
 from gateway.model.patient import patient_of
 from gateway.model.query import Operator, Ref
 from gateway.model.seam import (
@@ -216,7 +217,7 @@ class DicomwebAdapter:
         count = len(answer.document or ())
         if _announces_more(answer):
             return count > 0
-        return count >= self._most_at_once[level] and maximum.smells(count)
+        return count >= self._most_at_once[level] and smells(count)
 
     def _rows(self, answer: JsonAnswer) -> list[Dataset]:
         if answer.document is None:
