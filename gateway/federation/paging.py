@@ -130,7 +130,9 @@ def _walks(
     by_node: bool,
 ) -> list[Walk]:
     results = reach.skip + (reach.size or 0)
-    cutter = Cutter(query, reach.sort, datetime.now(UTC).date(), _share(results, len(nodes)) if _is_first(reach) else 0)
+    cutter = Cutter(
+        query, reach.sort, datetime.now(UTC).date(), _share(results, len(nodes)) if results and _is_first(reach) else 0
+    )
     ceiling = _ceiling(results, len(nodes)) if in_parts else None
     after, in_turn = reach.after, reach.after is not None and reach.after.in_turn
     first = min((node.id for node in nodes), default="")

@@ -236,7 +236,7 @@ def _means_one_span(query: Query) -> bool:
 class Cutter:
     """Cuts what is too large, in the order of `sort`. `today` anchors the first cut: most searches want what is recent.
 
-    `share` is how many results a first page takes from one node; 0 for a later page.
+    `share` is how many results a first page takes from one node; 0 for a later page, and for all there are.
     """
 
     query: Query
