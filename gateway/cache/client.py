@@ -239,8 +239,11 @@ class Cache(Session):
         packed = stored if self._seal is None else self._seal.open(stored, key)
         return None if packed is None else unpack(packed)
 
-    def _tags_of(self, key: str, stored: bytes) -> frozenset[Tag]:
-        entry = envelope.opened(self._unpacked(key, stored))
+    def _tags_of(self, key: str, stored: bytes) -> frozenset[Tag] | None:
+        value = self._unpacked(key, stored)
+        if value is None:
+            return None
+        entry = envelope.opened(value)
         return entry.tags if entry else frozenset()
 
 

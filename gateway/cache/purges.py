@@ -66,6 +66,10 @@ def heard(message: bytes, self_: str) -> Purge | None:
     return None if told.get("from") == self_ else purge
 
 
+ReadsTags = Callable[[str, bytes], frozenset[Tag] | None]
+"""What a stored entry mentions; None for one that cannot be read."""
+
+
 class PurgeLog:
     """The purges that this process heard last: what was being read or loaded meanwhile must not be kept."""
 
@@ -95,11 +99,12 @@ class Step(Protocol):
     async def __call__(self, command: Callable[[Link], Awaitable[T]]) -> T: ...
 
 
-async def carry_out(purge: Purge, sender: str, step: Step, reads_tags: Callable[[str, bytes], frozenset[Tag]]) -> int:
+async def carry_out(purge: Purge, sender: str, step: Step, reads_tags: ReadsTags) -> int:
     """Tells the other replicas, has Redis forget, tells them again; returns how many entries that were.
 
     Told first, so that what they are loading is not kept; told again, so that what they read meanwhile is dropped too.
-    `reads_tags` says what a stored entry mentions: where Redis evicts, it may have dropped an index before its entries.
+    Where Redis evicts, it may have dropped an index before its entries: what these mention is read from them, and those that
+    are sealed with another key are dropped.
     """
     if purge.kind == "keys":
         dropped = await unlink(purge.values, step)
@@ -118,7 +123,7 @@ async def carry_out(purge: Purge, sender: str, step: Step, reads_tags: Callable[
     return dropped
 
 
-async def _drop_tagged(tags: frozenset[Tag], step: Step, reads_tags: Callable[[str, bytes], frozenset[Tag]]) -> int:
+async def _drop_tagged(tags: frozenset[Tag], step: Step, reads_tags: ReadsTags) -> int:
     indexes = [index_key(tag) for tag in tags]
     listed = [await step(lambda link, index=index: link.members(index)) for index in indexes]  # type: ignore[misc]
     keys = {key.decode() for part in listed for key in part}
@@ -129,8 +134,13 @@ async def _drop_tagged(tags: frozenset[Tag], step: Step, reads_tags: Callable[[s
     return dropped
 
 
-async def _searched(tags: frozenset[Tag], step: Step, reads_tags: Callable[[str, bytes], frozenset[Tag]]) -> set[str]:
-    """The keys of entries that bear a tag, found by reading every entry."""
+async def _searched(tags: frozenset[Tag], step: Step, reads_tags: ReadsTags) -> set[str]:
+    """The keys of entries that bear a tag, or may, found by reading every entry."""
+
+    def may_bear(key: str, value: bytes | None) -> bool:
+        borne = frozenset() if value is None else reads_tags(key, value)
+        return borne is None or bool(borne & tags)
+
     found: set[str] = set()
     cursor: Cursor | None = Cursor()
     while cursor is not None:
@@ -139,8 +149,7 @@ async def _searched(tags: frozenset[Tag], step: Step, reads_tags: Callable[[str,
         for first in range(0, len(entries), _READ_STEP):
             some = entries[first : first + _READ_STEP]
             values: list[Any] = await step(lambda link, some=some: link.mget(some))  # type: ignore[misc]
-            read = zip(some, values, strict=True)
-            found |= {key for key, value in read if value is not None and reads_tags(key, value) & tags}
+            found |= {key for key, value in zip(some, values, strict=True) if may_bear(key, value)}
     return found
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from gateway.cache.answers import Answers, Loaded
 from gateway.cache.client import Cache
-from gateway.cache.keys import FEDERATED, PREFIX, key
+from gateway.cache.keys import FEDERATED, PREFIX, federated_key, key
 from gateway.cache.purges import Purge, PurgeLog, heard
+from gateway.cache.sealing import Seal
 from gateway.cache.tags import ANY_ISSUER, patient_tag, study_tag
 
 from .conftest import eventually
@@ -93,6 +94,28 @@ async def test_what_an_evicted_index_no_longer_names_is_found_all_the_same(cache
     monkeypatch.setattr(cache._link, "has_evicted", has_evicted)
     assert await cache.purge_study("1.2") == 1
     assert await left(cache, keys) == {"b"}
+
+
+async def test_an_entry_under_another_key_that_no_index_names_goes_with_any_purge(redis_server, monkeypatch):
+    """While a key is renewed, replicas of both read one Redis; what cannot be read may mention what is purged."""
+    old, new = [await Cache.open(redis_server.url, timeout=5, seal=Seal(bytes([n]) * 32)) for n in (1, 2)]
+    await eventually(lambda: old.is_coherent and new.is_coherent)
+    keys = await filled(old, a=[ONE])
+    await old.set_json(federated_key("offsets", "view", "a"), ["a place"], 60)
+    await new.set_json(federated_key("offsets", "view", "b"), ["a place"], 60)
+    await new._link.client.delete(f"{PREFIX}:tag:{ONE.hex()}")
+
+    async def has_evicted():
+        return True
+
+    monkeypatch.setattr(new._link, "has_evicted", has_evicted)
+    await new.purge_study("1.2")
+    assert await left(old, keys) == set()
+    assert await new.get_json(federated_key("offsets", "view", "b")) == ["a place"], (
+        "it can be read, and mentions nobody"
+    )
+    await old.close()
+    await new.close()
 
 
 async def test_eviction_is_noticed(cache):
