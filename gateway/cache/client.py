@@ -16,7 +16,7 @@ from gateway.cache import envelope, measures
 from gateway.cache.connections import TAGS_A_CALL
 from gateway.cache.embedded import EmbeddedServer
 from gateway.cache.listening import Listener
-from gateway.cache.purges import Purge, Step, carry_out
+from gateway.cache.purges import EVERYTHING_KEPT, Purge, Step, carry_out
 from gateway.cache.sealing import Seal
 from gateway.cache.session import Session, Unanswered, end
 from gateway.cache.tags import Tag, index_key
@@ -183,7 +183,7 @@ class Cache(Session):
         return await self._purge(Purge.of_patient(issuer, identifier))
 
     async def purge_all(self) -> int:
-        return await self._purge(Purge("all"))
+        return await self._purge(EVERYTHING_KEPT)
 
     async def _purge(self, purge: Purge) -> int:
         self._tell(purge)

@@ -24,8 +24,8 @@ _READ_STEP = 50
 @dataclass(frozen=True, slots=True)
 class Purge:
     """What is dropped. `values` are study UIDs, node ids or keys; "searches" are those nodes' answers to searches. A patient is
-    named by the hex of his tags (`tags.patient_tag` under his issuer and under any), since the message crosses Redis. "all" has
-    none, and is also said when a purge may have been missed."""
+    named by the hex of his tags (`tags.patient_tag` under his issuer and under any), since the message crosses Redis. "all" is also
+    said when a purge may have been missed; where somebody wants it, it is EVERYTHING_KEPT."""
 
     kind: Kind
     values: tuple[str, ...] = ()
@@ -51,6 +51,9 @@ class Purge:
 
     def message(self, sender: str) -> bytes:
         return orjson.dumps({"from": sender, "kind": self.kind, "values": self.values})
+
+
+EVERYTHING_KEPT = Purge("all", ("kept",))
 
 
 def heard(message: bytes, self_: str) -> Purge | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
-from gateway.cache.purges import Purge
+from gateway.cache.purges import EVERYTHING_KEPT, Purge
 from gateway.cache.spool import NotSpooled, Spool, SpooledInstance, Writer
 from gateway.cache.tags import patient_tag, study_tag
 from gateway.errors import NodeProtocolError, NotFound
@@ -112,11 +112,11 @@ class SpooledSeries:
             self._versions.popitem(last=False)
 
     def purged(self, purge: Purge) -> None:
-        """Lets go of the instances of a node, a study or a patient that was purged. Not of everything: that is also said when
-        a purge may have been missed, and what is here is held against what its node says of it before it is used."""
+        """Lets go of the instances of a node, a study or a patient that was purged, or of all. Not where a purge may merely have
+        been missed: what is here is held against what its node says of it before it is used."""
         tags = purge.tags()
         for (node, study), (issuer, identifier, *_) in list(self._versions.items()):
-            is_meant = purge.kind == "node" and node in purge.values
+            is_meant = purge == EVERYTHING_KEPT or (purge.kind == "node" and node in purge.values)
             if is_meant or tags & {study_tag(study), patient_tag(issuer, identifier)}:
                 self.spool.forget(node, study)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.cache.purges import Purge
+from gateway.cache.purges import EVERYTHING_KEPT, Purge
 from gateway.cache.spool import Spool
 from gateway.federation.spooled import SpooledSeries
 from gateway.model.patient import PatientKey
@@ -127,6 +127,7 @@ def test_the_spool_lets_go_of_what_is_purged(tmp_path: Path) -> None:
         (Purge.of_patient("I", "P"), [("w", "1.2"), ("v", "1.4")]),
         (Purge("node", ("w",)), [("w", "1.2"), ("w", "1.3")]),
         (Purge("all"), []),
+        (EVERYTHING_KEPT, [("w", "1.2"), ("w", "1.3"), ("v", "1.4")]),
     ):
         forgotten.clear()
         spooled.purged(purge)
