@@ -11,6 +11,8 @@ from pathlib import Path
 
 from gateway.model.query import Ref
 
+_FORGOTTEN_KEPT = 10_000
+
 
 class NotSpooled(LookupError):
     """The instance has left the spool since it was found: ask the node."""
@@ -52,6 +54,9 @@ class Shelf:
         self._studies: dict[tuple[str, str], dict[tuple[str, str], Entry]] = {}
         self._complete: set[tuple[str, str, str | None]] = set()
         self._leaving: dict[Path, int] = {}
+        self.position = 0
+        self._forgotten: OrderedDict[tuple[str, str | None], int] = OrderedDict()
+        self._unknown_before = 0
 
     def find(
         self, node: str, study: str, series: str | None = None, instance: str | None = None
@@ -102,15 +107,28 @@ class Shelf:
             entry.pins -= 1
             if not entry.retired or entry.pins:
                 return []
-            return self._leave(entry)
+            return self._let_go(entry.instance)
 
     def forget(self, node: str, study: str | None = None) -> list[Path]:
         """Takes out a study of a node, or all that came from the node."""
         with self._lock:
+            self._note_forgotten(node, study)
             theirs = [
                 e for e in self._entries.values() if e.instance.node == node and study in (None, e.instance.study)
             ]
             return [path for entry in theirs for path in self._remove(entry)]
+
+    def _note_forgotten(self, node: str, study: str | None) -> None:
+        self.position += 1
+        self._forgotten[node, study] = self.position
+        self._forgotten.move_to_end((node, study))
+        if len(self._forgotten) > _FORGOTTEN_KEPT:
+            self._unknown_before = self._forgotten.popitem(last=False)[1]
+
+    def _is_forgotten(self, instance: SpooledInstance, since: int) -> bool:
+        """Whether its study, or all of its node, was forgotten after that position; also when that is no longer known."""
+        places = ((instance.node, instance.study), (instance.node, None))
+        return max(self._unknown_before, *(self._forgotten.get(place, 0) for place in places)) > since
 
     def expire(self) -> list[Path]:
         """Takes out all that is too old."""
@@ -160,11 +178,14 @@ class Shelf:
         with self._lock:
             self.used = max(0, self.used - size)
 
-    def admit(self, instance: SpooledInstance) -> list[Path]:
-        """Takes a finished file into the index, in place of an earlier copy; names the files that have to go for it."""
+    def admit(self, instance: SpooledInstance, since: int | None = None) -> list[Path]:
+        """Takes a finished file into the index, in place of an earlier copy; names the files that have to go for it: itself
+        where what it is of was forgotten after the position `since`."""
         with self._lock:
             if not self.max_bytes:
                 return [instance.path]
+            if since is not None and self._is_forgotten(instance, since):
+                return self._let_go(instance)
             place = (instance.series, instance.instance)
             study = self._studies.setdefault((instance.node, instance.study), {})
             earlier = study.get(place)
@@ -186,10 +207,10 @@ class Shelf:
         """The file to delete now, or none while a reader has it: then its last reader deletes it."""
         del self._entries[entry.instance.path]
         entry.retired = True
-        return [] if entry.pins else self._leave(entry)
+        return [] if entry.pins else self._let_go(entry.instance)
 
-    def _leave(self, entry: Entry) -> list[Path]:
+    def _let_go(self, instance: SpooledInstance) -> list[Path]:
         """Its bytes may be reserved anew from now on, and written once the file is deleted."""
-        self.give_back(entry.instance.size)
-        self._leaving[entry.instance.path] = entry.instance.size
-        return [entry.instance.path]
+        self.give_back(instance.size)
+        self._leaving[instance.path] = instance.size
+        return [instance.path]

@@ -93,14 +93,27 @@ class Spool:
             os.close(self._lock)
             self._lock = None
 
+    @property
+    def position(self) -> int:
+        """Where it is in what it was told to forget: whoever retrieves notes it before (`since`)."""
+        return self._shelf.position
+
     def begin(
-        self, node: str, study: str, series: str, instance: str, *, transfer_syntax: str = "", size: int | None = None
+        self,
+        node: str,
+        study: str,
+        series: str,
+        instance: str,
+        *,
+        transfer_syntax: str = "",
+        size: int | None = None,
+        since: int | None = None,
     ) -> Writer:
-        """A writer for one instance, to be used in `async with`. With `size`, what is too large is refused at once."""
+        """A writer for one instance, to be used in `async with`. With `size`, what is too large is refused at once; with
+        `since`, what is of a study or a node that was forgotten after that position is not taken."""
         taken = SpooledInstance(Path(), node, study, series, instance, 0, transfer_syntax)
-        return Writer(
-            self._shelf, self._submit, taken, self._directory if (size or 0) <= self._shelf.max_bytes else None
-        )
+        directory = self._directory if (size or 0) <= self._shelf.max_bytes else None
+        return Writer(self._shelf, self._submit, taken, directory, since)
 
     def find(
         self, node: str, study: str, series: str | None = None, instance: str | None = None
@@ -163,8 +176,14 @@ class Writer:
     """
 
     def __init__(
-        self, shelf: Shelf, submit: Callable[..., Future[None]], instance: SpooledInstance, directory: Path | None
+        self,
+        shelf: Shelf,
+        submit: Callable[..., Future[None]],
+        instance: SpooledInstance,
+        directory: Path | None,
+        since: int | None,
     ) -> None:
+        self._since = since
         self._shelf = shelf
         self._submit = submit
         self._instance = instance
@@ -252,7 +271,7 @@ class Writer:
                 path, it.node, it.study, it.series, it.instance, self._size, it.transfer_syntax
             )
             self._ended = True
-            _delete(self._shelf, self._shelf.admit(self._committed))
+            _delete(self._shelf, self._shelf.admit(self._committed, self._since))
 
     def _discard(self) -> None:
         with self._lock:

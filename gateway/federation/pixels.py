@@ -62,14 +62,14 @@ class Pixels:
         self, node: Node, ref: Ref, owner: Row, places: Sequence[tuple[Adapter, Ref]], keeps: bool
     ) -> AsyncIterator[OpenedInstance]:
         given: list[str] = []
-        bearer = Bearer(node, owner)
+        bearer, since = Bearer(node, owner), self.spooled.spool.position
         async with aclosing_iterator(_parts(node, places, owner)) as parts:
             async for part in parts:
                 body = paced(part.body, node, node.config.idle_deadline)
                 if keeps:
                     sink = Sink()
                     one = await _open(bearer, ref, tee(body, sink))
-                    await self._keep(one, sink)
+                    await self._keep(one, sink, since)
                 else:
                     one = await _open(bearer, ref, body)
                 given.append(one.ref.instance or "")
@@ -79,12 +79,10 @@ class Pixels:
         if keeps:
             self.spooled.spool.complete(node.id, ref, given)
 
-    async def _keep(self, one: OpenedInstance, sink: Sink) -> None:
+    async def _keep(self, one: OpenedInstance, sink: Sink, since: int) -> None:
         ref, syntax = one.ref, one.stream.transfer_syntax
-        spool = self.spooled.spool
-        await sink.attach(
-            spool.begin(one.node, ref.study, ref.series or "", ref.instance or "", transfer_syntax=syntax)
-        )
+        place = one.node, ref.study, ref.series or "", ref.instance or ""
+        await sink.attach(self.spooled.spool.begin(*place, transfer_syntax=syntax, since=since))
 
     def _fetch(self, node: Node, owner: Row) -> Fetch:
         return lambda ref: self.instances(node, ref, owner, keep=True)

@@ -57,6 +57,28 @@ def names(found) -> list[str]:
     return [each.instance for each in found]
 
 
+@pytest.mark.parametrize("study", ["1", None])
+async def test_what_comes_of_a_retrieve_that_began_before_its_study_was_forgotten_is_not_taken(spool, study):
+    """It may be what the purge was about. What is retrieved after that is taken, and so is another study's."""
+    since = spool.position
+    async with spool.begin("n", "1", "2", "under way", since=since) as writer:
+        await writer.write(b"old")
+        spool.forget("n", study)
+        await writer.commit()
+    for node, of, instance, begun in (
+        ("n", "1", "old", since),
+        ("n", "1", "new", spool.position),
+        ("m", "1", "new", since),
+    ):
+        async with spool.begin(node, of, "2", instance, since=begun) as writer:
+            await writer.write(b"more")
+            await writer.commit()
+    assert names(spool.find("n", "1")) == ["new"]
+    assert names(spool.find("m", "1")) == ["new"]
+    await eventually(lambda: len(on_disk(spool)) == 2)
+    assert spool.used == 8
+
+
 @pytest.mark.parametrize("size", [0, 1, 512 * 1024, 3 * MB + 17])
 async def test_an_instance_comes_back_byte_for_byte(spool, size):
     content = os.urandom(size)
