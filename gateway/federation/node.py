@@ -20,7 +20,6 @@ from gateway.federation.resilience import Guard, Turn
 from gateway.mapping.ask import Asker
 from gateway.mapping.read import Reader
 from gateway.model.dataset import text
-from gateway.model.maximum import smells
 from gateway.model.moments import parse_date
 from gateway.model.patient import PatientKey
 from gateway.model.query import Operator, Query, Ref
@@ -28,6 +27,7 @@ from gateway.model.seam import Adapter, Finds, FindsByTime, Locates, Location, N
 from gateway.model.study import Row, from_plain, to_plain
 from gateway.model.vocabulary import ALWAYS_RETURNED, STUDY_DATE, STUDY_UID, Level
 from gateway.telemetry import looking_up, node_operation, stage
+from gateway.wire import maximum
 
 T = TypeVar("T")
 _NO_CHANCE = 0.1
@@ -178,6 +178,8 @@ class Node:
 
     async def _load(self, asked: NativeQuery, query: Query, patients: frozenset[PatientKey]) -> Loaded:
         answer = await self.asking("find", lambda: self._collect(asked, query))
+        if await self._hides_some(asked, query, answer):
+            answer = replace(answer, truncated=True)
         ttl = self.ttl.of(_kind(query))
         is_nothing = not answer.given and not query.undated  # of an archive that gives all it has, undated rows are few
         may_change_soon = is_nothing or bool(answer.gaps)
@@ -231,10 +233,28 @@ class Node:
         own = self.config.node_maximum
         return count >= min(limit or self.config.max_results, own or self.config.max_results)
 
-    def may_have_stopped_at(self, count: int) -> bool:
-        """Whether a DIMSE node that says nothing may have stopped at a maximum of its own (C-FIND has no word for it): not at
-        fewer studies than it once gave in one answer."""
-        return self.config.adapter == "dimse" and count >= self._most_given and smells(count)
+    async def _hides_some(self, asked: NativeQuery, query: Query, answer: NodeAnswer) -> bool:
+        """Whether a DIMSE node stopped at a maximum of its own, for which C-FIND has no word, as far as parts of a round number of
+        studies tell, which are asked for alone: one has others, or is no less. Not where it once gave more in one answer."""
+        is_told = answer.truncated or query.undated or self.config.adapter != "dimse"
+        count = len(answer.rows)
+        if is_told or query.level is not Level.STUDY or count < self._most_given or not maximum.smells(count):
+            return False
+        known = {row.study for row in answer.rows}
+        if not maximum.names_as_many(asked, count):
+            for part in maximum.parts_that_tell(asked, [row.attributes for row in answer.rows]):
+                found = await self._part(part, query)
+                if len(found) >= count or not known.issuperset(found):
+                    return True
+        return False
+
+    async def _part(self, part: NativeQuery, query: Query) -> list[str]:
+        """The studies that the node has of it; none where it does not say."""
+        try:
+            found = await self.asking("find", lambda: self._collect(part, query))
+        except NodeError:
+            return []
+        return [row.study for row in found.rows]
 
     def _check_place(self, row: Row, query: Query) -> None:
         """A row of another study or series than asked for is a node gone wrong, not an answer."""

@@ -70,10 +70,9 @@ class NodeSearch:
     """One search on one node. `issues` collects what the rows found cannot claim.
 
     `limit` is a ceiling on the studies of one question, None for the node's own. Whoever sets `tells_truncation` False
-    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself; `suspected` says that it may be so.
-    `sample` is when the studies of such an answer were, as the node gave them and not matched again; who `samples` gets no
-    rows of one that is truncated. `ends` is when it is given up, on the loop's clock; by default the node's own deadline from
-    now on.
+    looks at `truncated` (the node, or the ceiling, kept studies back) and says so itself. `sample` is when the studies of a
+    truncated answer were, as the node gave them and not matched again; who `samples` gets no rows of it. `ends` is when it is
+    given up, on the loop's clock; by default the node's own deadline from now on.
     """
 
     node: Node
@@ -84,7 +83,6 @@ class NodeSearch:
     sample: Sequence[Shown] = ()
     issues: list[Issue] = field(default_factory=list)
     truncated: bool = False
-    suspected: bool = False
     ends: float | None = None
     budget: Budget = field(init=False)
     _stale_for: float = 0.0
@@ -323,8 +321,8 @@ class NodeSearch:
             answer = replace(answer, rows=tuple(declared(row, availability) for row in answer.rows))
         if answer.stale_for is not None:
             self._note_stale(answer.stale_for)
-        if query.level is Level.STUDY and (answer.truncated or self.node.may_have_stopped_at(answer.given)):
-            self.truncated, self.suspected = self.truncated or answer.truncated, True
+        if answer.truncated and query.level is Level.STUDY:
+            self.truncated = True
             self.sample = answer.sample or [shown(row) for row in answer.rows]
         if answer.truncated and (self.tells_truncation or query.level is not Level.STUDY):
             self._note("GW209", "stopped at its maximum number of results; narrow the search to see the rest")

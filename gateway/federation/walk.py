@@ -262,7 +262,7 @@ class Walk:
         finally:
             self._deep_questions += part.is_deep
         self._note(search.issues)
-        too_large = search.suspected
+        too_large = search.truncated
         self._elsewhere += too_large and lies_elsewhere(search.sample, part.narrowed(self.query))
         if too_large and is_sampled:
             return self._sampled(part, search.sample)
@@ -270,8 +270,7 @@ class Walk:
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
         self.is_whole = self.is_whole or (part.is_everything and not too_large)
-        is_cut_off = search.truncated or (too_large and self._is_heedless)
-        if (is_cut_off and not smaller) or (not too_large and self._lacks_what_was_shown(part, rows)):
+        if (too_large and not smaller) or (not too_large and self._lacks_what_was_shown(part, rows)):
             self._declare(part)
         return smaller
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
 from gateway.adapters.dicomweb import DicomwebAdapter
-from gateway.adapters.dicomweb import maximum as maximum
 from gateway.adapters.dicomweb import qido as qido
 from gateway.adapters.dicomweb.quirks import ANSWERS_204, NO_FRAMES, NO_METADATA
 from gateway.adapters.http.client import HttpClient, Timeouts
@@ -44,6 +43,7 @@ from gateway.model.seam import (
 )
 from gateway.model.vocabulary import Level, tag
 from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
+from gateway.wire import maximum as maximum
 from gateway.wire.widen import widen_name
 
 NAMES = ["Müller^Jürgen", "Muller^Hans", "Kempf^Bo", "Żółć^Jan"]

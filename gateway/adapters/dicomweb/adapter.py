@@ -10,7 +10,6 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urljoin
 
-from gateway.adapters.dicomweb import maximum as maximum
 from gateway.adapters.dicomweb import qido as qido
 from gateway.adapters.dicomweb import stow as stow
 from gateway.adapters.dicomweb.quirks import DICOM_JSON, NO_ANY_SYNTAX, Learned, examine, learn
@@ -27,7 +26,6 @@ from gateway.adapters.dicomweb.wado import (
 from gateway.adapters.http.client import Answer, HttpClient, JsonAnswer
 from gateway.errors import InvalidQuery, NodeError, NodeProtocolError, NodeTimeout, Unsupported
 from gateway.model.dataset import Dataset, text, values
-from gateway.model.maximum import smells
 from gateway.model.patient import patient_of
 from gateway.model.query import Operator, Ref
 from gateway.model.seam import (
@@ -43,6 +41,7 @@ from gateway.model.seam import (
     StoreOutcome,
 )
 from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME, STUDY_UID, UID_OF_LEVEL, Level, keyword, tag
+from gateway.wire import maximum as maximum
 from gateway.wire.dicomjson import DicomRecord, sanitize
 
 _ABSENT = frozenset({404, 410})
@@ -217,7 +216,7 @@ class DicomwebAdapter:
         count = len(answer.document or ())
         if _announces_more(answer):
             return count > 0
-        return count >= self._most_at_once[level] and smells(count)
+        return count >= self._most_at_once[level] and maximum.smells(count)
 
     def _rows(self, answer: JsonAnswer) -> list[Dataset]:
         if answer.document is None:

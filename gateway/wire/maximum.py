@@ -15,7 +15,13 @@ from gateway.model.seam import NativeMatch, NativeQuery
 from gateway.model.vocabulary import PATIENT_ID, STUDY_DATE, STUDY_TIME, STUDY_UID, keyword
 from gateway.wire.widen import is_taken_alike
 
-_MOST_STARTS = 10
+_FROM, _MOST_STARTS = 50, 10
+
+
+def smells(count: int) -> bool:
+    """Whether so many rows may be a maximum: a round number, or one more than people set (Orthanc gives that)."""
+    is_round = count % 50 == 0 or count & (count - 1) == 0
+    return count >= _FROM and (is_round or count == _FROM + 1 or count % 100 == 1)
 
 
 def names_as_many(query: NativeQuery, count: int) -> bool:
