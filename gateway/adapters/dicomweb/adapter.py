@@ -84,6 +84,7 @@ class DicomwebAdapter:
         self._learning: asyncio.Task[Learned] | None = None
         self._learn_after = 0.0
         self._most_at_once: dict[Level, int] = {}
+        self._repeats_rows, self._asked_for_any = False, 0
         self._needs_plain_accept = quirks is not None and NO_ANY_SYNTAX in quirks
 
     async def open(self) -> None:
@@ -98,6 +99,7 @@ class DicomwebAdapter:
     async def probe(self) -> Probe:
         """Learns the node anew; what the node file says about quirks stays in force."""
         self._most_at_once.clear()
+        self._repeats_rows, self._asked_for_any = False, 0
         learned = await learn(self._http, self._qido)
         if learned.sure:
             self._learned = learned
@@ -143,6 +145,7 @@ class DicomwebAdapter:
             truncated = query.limit is not None and len(seen) > query.limit
             has_more = (query.limit is None or len(seen) <= query.limit) and self._goes_on(answer, query.level)
             is_repetition = bool(rows) and not fresh
+            self._repeats_rows = self._repeats_rows or is_repetition
             is_withheld = not rows and _announces_more(answer)
             if is_repetition or is_withheld or (has_more and qido.IGNORES_OFFSET in quirks):
                 truncated, has_more = True, False
@@ -169,7 +172,10 @@ class DicomwebAdapter:
         self, search: qido.Search, query: NativeQuery, rows: Sequence[Dataset], limit: int | None, ends: float
     ) -> tuple[JsonAnswer, bool]:
         """The page behind a first one of so round a number that it may be a maximum, and whether the node hides what would lie
-        there, since no offset leads on."""
+        there, since no offset leads on. A node that has repeated its rows there tells by that alone, as long as it does."""
+        if self._repeats_rows:
+            page = await self._page(search, len(rows), limit, ends)
+            return page, not page.document and await self._hides_some(query, rows, ends)
         hides = asyncio.create_task(self._hides_some(query, rows, ends))
         try:
             return await self._page(search, len(rows), limit, ends), await hides
@@ -194,11 +200,12 @@ class DicomwebAdapter:
         return False
 
     async def _gives_more_than(self, count: int, ends: float) -> bool:
-        """Whether the node gives more studies than so many when it is asked for any, which is remembered: that is no maximum of
-        its own then. Of a node that heeds no limit that is not asked."""
+        """Whether the node gives more studies than so many when it is asked for any: that is no maximum of its own then. It is
+        asked that once, and where it heeds no limit not at all."""
         quirks = await self._quirks()
-        if qido.IGNORES_LIMIT in quirks:
+        if qido.IGNORES_LIMIT in quirks or count <= self._asked_for_any:
             return False
+        self._asked_for_any = count
         any_ = qido.build(NativeQuery(Level.STUDY, ()), quirks)
         given: set[str] = set()
         with suppress(NodeError):
