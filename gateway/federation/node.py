@@ -240,13 +240,10 @@ class Node:
         count = len(answer.rows)
         if is_told or query.level is not Level.STUDY or count < self._most_given or not maximum.smells(count):
             return False
-        known = {row.study for row in answer.rows}
-        if not maximum.names_as_many(asked, count):
-            for part in maximum.parts_that_tell(asked, [row.attributes for row in answer.rows]):
-                found = await self._part(part, query)
-                if len(found) >= count or not known.issuperset(found):
-                    return True
-        return False
+        if maximum.names_as_many(asked, count):
+            return False
+        rows = [row.attributes for row in answer.rows]
+        return await maximum.hides_some(asked, rows, lambda part: self._part(part, query))
 
     async def _part(self, part: NativeQuery, query: Query) -> list[str]:
         """The studies that the node has of it; none where it does not say."""

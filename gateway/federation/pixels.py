@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from gateway.cache.answers import Answers, Loaded
@@ -138,7 +139,8 @@ class Pixels:
         if isinstance(adapter, Frames) and node.may("frames"):
             # Frames carry no identifiers: the metadata says first that they are of this patient.
             await self._require(node, ref, owner)
-            source = _or_else(_frames(node, adapter, ref, numbers, owner), source)
+            asked = partial(adapter.frames, ref, numbers)
+            source = _or_else(_frame_parts(node, "frames", adapter, ref, owner, asked), source)
         async with aclosing_iterator(source) as frames:
             async for frame in frames:
                 yield frame
@@ -158,7 +160,8 @@ class Pixels:
         self.spooled.settle(owner)
         source = self.spooled.bulkdata(node.id, ref, address, self._fetch(node, owner))
         if isinstance(adapter, BulkData) and isinstance(adapter, Describes) and node.may("bulkdata"):
-            source = _bulkdata(node, adapter, ref, address, owner)
+            asked = partial(adapter.bulkdata, ref, address)
+            source = _frame_parts(node, "bulkdata", adapter, ref, owner, asked)
         async with aclosing_iterator(source) as parts:
             async for part in parts:
                 yield part
@@ -199,22 +202,15 @@ async def _describe(node: Node, adapter: Describes, ref: Ref, owner: Row) -> Asy
             yield dataset
 
 
-async def _frames(
-    node: Node, adapter: Frames, ref: Ref, numbers: Sequence[int], owner: Row
+async def _frame_parts(
+    node: Node, operation: str, adapter: Adapter, ref: Ref, owner: Row, ask: Callable[[], AsyncIterator[FramePart]]
 ) -> AsyncIterator[FramePart]:
+    """What `ask` asks the adapter for: frames or bulk data of one instance."""
+
     def source() -> AsyncIterator[FramePart]:
-        return _first_byte(_of_owner(adapter.frames(ref, numbers), node, adapter, ref, owner), node, owner)
+        return _first_byte(_of_owner(ask(), node, adapter, ref, owner), node, owner)
 
-    async with begun(node, "frames", owner, source) as frames:
-        async for frame in frames:
-            yield replace(frame, body=paced(frame.body, node, node.config.idle_deadline))
-
-
-async def _bulkdata(node: Node, adapter: BulkData, ref: Ref, address: str, owner: Row) -> AsyncIterator[FramePart]:
-    def source() -> AsyncIterator[FramePart]:
-        return _first_byte(_of_owner(adapter.bulkdata(ref, address), node, adapter, ref, owner), node, owner)
-
-    async with begun(node, "bulkdata", owner, source) as parts:
+    async with begun(node, operation, owner, source) as parts:
         async for part in parts:
             yield replace(part, body=paced(part.body, node, node.config.idle_deadline))
 

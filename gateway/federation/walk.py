@@ -270,7 +270,8 @@ class Walk:
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
         self.is_whole = self.is_whole or (part.is_everything and not too_large)
-        if (too_large and not smaller) or (not too_large and self._lacks_what_was_shown(part, rows)):
+        is_short = not smaller if too_large else self._lacks_what_was_shown(part, rows)
+        if is_short:
             self._declare(part)
         return smaller
 

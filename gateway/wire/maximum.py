@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import takewhile
@@ -28,6 +28,19 @@ def names_as_many(query: NativeQuery, count: int) -> bool:
     """Whether the query asks for no more studies than were found."""
     uids = next((match.values for match in query.match if match.path == keyword(STUDY_UID)), ())
     return 0 < len(uids) <= count
+
+
+async def hides_some(
+    query: NativeQuery, rows: Sequence[Dataset], ask: Callable[[NativeQuery], Awaitable[Sequence[str]]]
+) -> bool:
+    """Whether an archive that gave these rows holds others, as far as parts of them tell, whose studies `ask` gives: one has
+    others, or is no less."""
+    known = {text(row, STUDY_UID) for row in rows}
+    for part in parts_that_tell(query, rows):
+        found = await ask(part)
+        if len(found) >= len(rows) or not known.issuperset(found):
+            return True
+    return False
 
 
 def parts_that_tell(query: NativeQuery, rows: Sequence[Dataset]) -> tuple[NativeQuery, ...]:
