@@ -110,9 +110,12 @@ class StorageReceiver:
 
     async def admit(self, allowed_calling: Mapping[str, Collection[str]]) -> None:
         """From now on these may call, and no others; associations that are there go on. Whose name takes long to look up keeps
-        nobody waiting: it is known once it is found."""
+        nobody waiting: it is known once it is found, and until then from where it was."""
+        before = {title.strip(): names for title, names in self._allowed_calling.items()}
+        now = {title.strip(): names for title, names in allowed_calling.items()}
+        known = {title: self._addresses.get(title, frozenset()) for title in now if before.get(title) == now[title]}
         self._allowed_calling = allowed_calling
-        self._addresses = {title.strip(): frozenset() for title in allowed_calling}
+        self._addresses = {title: known.get(title, frozenset()) for title in now}
         threads = [
             threading.Thread(target=self._look_up, args=(title, allowed_calling), name="host-names", daemon=True)
             for title in self._addresses
@@ -178,7 +181,7 @@ class StorageReceiver:
 
     def _look_up(self, title: str, allowed: Mapping[str, Collection[str]]) -> frozenset[str]:
         """The addresses of one title, which are remembered while these titles may call."""
-        found = frozenset(_resolved(next(names for name, names in allowed.items() if name.strip() == title)))
+        found = frozenset(_resolved(next((names for name, names in allowed.items() if name.strip() == title), ())))
         with self._lock:
             if found and allowed is self._allowed_calling:
                 self._addresses = {**self._addresses, title: found}
