@@ -369,8 +369,16 @@ class _Search:
             self.require_an_answer()
         if not all(walk.is_whole or walk.start == "" for walk in self.walks):
             page = replace(page, total=None)
-        # Where something is missing, what a node did not tell may be passed over for having been told: not in turn any more.
-        if self.by_node and page.items and page.last and not issues and self._is_told_in_turn(page.last.moment):
+        # What a node that failed did not tell may be passed over for having been told: not in turn any more. What it keeps back it
+        # will not tell another time either.
+        will_stay = {issue for walk in self.walks for issue in walk.declared}
+        if (
+            self.by_node
+            and page.items
+            and page.last
+            and will_stay.issuperset(issues)
+            and self._is_told_in_turn(page.last.moment)
+        ):
             page = replace(page, last=replace(page.last, in_turn=True))
         return page
 

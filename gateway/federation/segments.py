@@ -41,7 +41,9 @@ _FIRST_DAY, _DAY = date(1800, 1, 1), timedelta(days=1)
 _CLOCKS = (6 * 3600, 3600, 600, 60)
 _ALL_DAY = ("000000", "235959")
 _LONGEST_PREFIX = 4
-_PREFIXES = sorted(set(string.printable) - set(string.whitespace) - set("*?\\"))
+_NEARLY_ALL = 0.9
+_NEVER_ASKED = set("*?\\,%")  # a wildcard, or taken for more than itself
+_PREFIXES = sorted(set(string.printable) - set(string.whitespace) - _NEVER_ASKED)
 _TAKEN_ALIKE = set(filter(is_taken_alike, _PREFIXES))
 # DICOM CID 29 and 33, which every sane archive keeps to; what a node shows beside them is added.
 _MODALITIES = (
@@ -260,7 +262,11 @@ class Cutter:
             if segment.is_everything or parts:
                 return parts
         by_clock = self._by_clock(segment, rows) if takes_times else []
-        return by_clock or self._by_modality(segment, rows) or self._by_prefix(segment, rows)
+        if by_clock or set(segment.prefix) - _TAKEN_ALIKE:  # such a one was not asked of the node as it is
+            return by_clock
+        if _are_told_by_letters(segment, rows):
+            return self._by_prefix(segment, rows) or self._by_modality(segment, rows)
+        return self._by_modality(segment, rows) or self._by_prefix(segment, rows)
 
     def can_cut_range(self, segment: Segment) -> bool:
         """Whether there are days in a range to cut it by."""
@@ -360,7 +366,7 @@ class Cutter:
 
     def _by_modality(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
         shown = [set(texts(row.attributes, MODALITIES_IN_STUDY)) for row in rows]
-        if segment.modality or segment.prefix or not all(shown) or self.query.match_on(MODALITIES_IN_STUDY):
+        if segment.modality or not all(shown) or self.query.match_on(MODALITIES_IN_STUDY):
             return []
         codes = sorted({*_MODALITIES, *(code for codes in shown for code in codes)})
         return [segment.below(modality=code) for code in codes]
@@ -371,13 +377,23 @@ class Cutter:
         ids = [row.patient.id for row in rows]
         if length >= _LONGEST_PREFIX or not all(len(each) > length for each in ids) or self._names_patients():
             return []
-        if set(segment.prefix) - _TAKEN_ALIKE:  # this one was not asked of the node as it is
-            return []
-        letters = sorted({*_PREFIXES, *(each[length] for each in ids)} - set("*?\\"))
+        letters = sorted({*_PREFIXES, *(each[length] for each in ids)} - _NEVER_ASKED)
         return [segment.below(prefix=segment.prefix + letter) for letter in letters]
 
     def _names_patients(self) -> bool:
         return any(match.path[0] in (PATIENT_ID, OTHER_PATIENT_IDS) for match in self.query.matches)
+
+
+def _are_told_by_letters(segment: Segment, rows: Sequence[Row]) -> bool:
+    """Whether PatientIDs tell rows apart where modalities do not: nearly all show one and the same."""
+    length = len(segment.prefix)
+    letters = [row.patient.id[length : length + 1] for row in rows]
+    codes = [code for row in rows for code in set(texts(row.attributes, MODALITIES_IN_STUDY))]
+    return _most_alike(codes) >= _NEARLY_ALL * len(rows) > _most_alike(letters)
+
+
+def _most_alike(values: Iterable[str]) -> int:
+    return max(Counter(values).values(), default=0)
 
 
 def _asked_days(asked: Match | None) -> tuple[str, str]:

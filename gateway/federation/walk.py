@@ -44,6 +44,7 @@ class Walk:
     which on results are wanted; `horizon` is how far the page may reach, as all nodes' walks together show it. `rows` are
     those known so far; of what lies before `frontier` none is missing, but for what `issues` says. `expected` is how many rows
     there may be of the day that is opened in turn, 0 where nothing tells; `is_whole` says that all that the node has is known.
+    `declared` are those of the `issues` that say what the node keeps back of a part, however often it is asked.
     """
 
     node: Node
@@ -59,6 +60,7 @@ class Walk:
     looks_up_to: str = ""
     rows: dict[tuple[str, PatientKey], Row] = field(default_factory=dict)
     issues: list[Issue] = field(default_factory=list)
+    declared: set[Issue] = field(default_factory=set)
     failure: NodeError | None = None
     has_answered: bool = False
     expected: float = 0
@@ -279,7 +281,7 @@ class Walk:
         smaller = self.cutter.cut(part, rows, takes_times=self.node.takes_times)
         if smaller and smaller[0].is_deep and part.is_day:
             self._shown[part.low] = rows[:_SHOWN]
-        if smaller and smaller[0].prefix:  # of ids that begin otherwise, or end there, nothing tells
+        if smaller and smaller[0].prefix != part.prefix:  # of ids that begin otherwise, or end there, nothing tells
             self._declare(part, "" if part.prefix else ", PatientID unknown")
         return smaller
 
@@ -328,8 +330,10 @@ class Walk:
         where = f"not all is shown of {part.name}{rest}" if part.name else "narrow the search to see the rest"
         if self._is_heedless:
             where = "it does not look at StudyDate; narrow the search by other keys to see the rest"
-        text = f"node {self.node.id}: stopped at its maximum number of results; {where}"
-        self._note([Issue(self.node.id, "GW209", text)])
+        issue = Issue(self.node.id, "GW209", f"node {self.node.id}: stopped at its maximum number of results; {where}")
+        self._note([issue])
+        if not self._is_heedless:
+            self.declared.add(issue)
 
 
 def _are_alike(one: Segment, other: Segment) -> bool:

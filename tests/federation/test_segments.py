@@ -179,6 +179,19 @@ def test_where_a_study_shows_no_time_a_day_is_cut_by_modality_and_then_by_patien
     assert ct.name == "StudyDate 20000101, Modality CT"
 
 
+def test_where_nearly_all_are_of_one_modality_a_day_is_cut_by_patient_id_at_once() -> None:
+    cutter, day = Cutter(studies(), Sort.NEWEST, TODAY), Segment("20000101", "20000101", dated=True)
+    shown = [row(modalities=("SEG", "CT"), patient=f"{number % 3}{number}") for number in range(30)]
+    by_patient = cutter.cut(day, shown)
+    assert {"0", "1", "2", "A"} <= {part.prefix for part in by_patient}
+    assert not any(part.modality for part in by_patient)
+    alike = [row(modalities=("CT",), patient=f"LIDC-{number}") for number in range(30)]
+    assert all(part.modality for part in cutter.cut(day, alike))
+    one = next(part for part in by_patient if part.prefix == "1")
+    mixed = [row(modalities=("CT" if number % 2 else "MR",), patient=f"1{number}") for number in range(30)]
+    assert {"CT", "MR"} <= {part.modality for part in cutter.cut(one, mixed) if part.prefix == "1"}
+
+
 def test_a_part_asks_for_what_the_search_asks_for_and_for_itself() -> None:
     wanted = Match((MODALITIES_IN_STUDY,), Operator.EXACT, ("MR",))
     part = Segment("20000101", "20000131", dated=True)

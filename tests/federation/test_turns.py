@@ -107,6 +107,11 @@ def gateway_of(nodes: CatalogueNodes, **more: Any) -> Gateway:
     return Gateway(nodes.tables(quirks=[]), **more)
 
 
+def limited(nodes: CatalogueNodes, **more: Any) -> Gateway:
+    """Over nodes that stop at 60."""
+    return Gateway(nodes.tables(quirks=[], node_maximum=60), **more)
+
+
 @pytest.mark.parametrize("sort", ["-started", "started"])
 @pytest.mark.parametrize(
     ("seed", "count", "timed"), [(1, 7, 0.0), (2, 20, 0.0), (3, 45, 0.03), (4, 100, 0.5), (5, 20, 0.0)]
@@ -179,7 +184,7 @@ def test_the_first_page_opens_the_day_at_the_first_node_alone_and_asks_the_other
 @pytest.mark.parametrize("shared", [0.0, 0.4])
 def test_what_limited_nodes_keep_back_lies_in_parts_declared_incomplete(shared: float, turns: list[int]) -> None:
     known = archives(10, shared=shared)
-    with catalogue_nodes(known.rows, maximum=60) as nodes, Gateway(nodes.tables(quirks=[], node_maximum=60)) as gateway:
+    with catalogue_nodes(known.rows, maximum=60) as nodes, limited(nodes) as gateway:
         pages = list(bundles(gateway.client, "/fhir/ImagingStudy?_count=25"))
     found = Counter(study for page in pages for study in uids(page))
     declared = {(text.split()[1].rstrip(":"), DECLARED.search(text)[1]) for page in pages for text in diagnostics(page)}
@@ -190,6 +195,21 @@ def test_what_limited_nodes_keep_back_lies_in_parts_declared_incomplete(shared: 
         for row in rows:
             assert row["StudyInstanceUID"] not in missing or any(lies_in(row, part) for part in parts), row
     assert turns
+
+
+def test_of_a_day_with_parts_declared_incomplete_the_nodes_that_were_told_are_not_asked_again() -> None:
+    """All are of one modality, so that PatientIDs tell the day apart: of those that begin otherwise nothing is known."""
+    rows = [[row | {"ModalitiesInStudy": ["CT"]} for row in each] for each in archives(10, shared=0.0).rows]
+    asked: list[list[int]] = []
+    with catalogue_nodes(rows, maximum=60) as nodes, limited(nodes, cache=False) as gateway:
+        for page in bundles(gateway.client, "/fhir/ImagingStudy?_count=25"):
+            if any(DAY in text for text in diagnostics(page)):
+                asked.append([count.requests for count in nodes.counts()])
+            nodes.reset()
+    first, *others = asked
+    assert len(others) > 5
+    assert all(max(each) <= max(first) for each in others)
+    assert all(sum(requests > 10 for requests in each) <= 2 for each in others), others
 
 
 def test_a_node_that_breaks_off_between_two_pages_costs_what_it_has_and_repeats_nothing(turns: list[int]) -> None:
