@@ -54,7 +54,7 @@ class Paging:
             if self.watch is not None:
                 await self.watch.learn(found, found, asyncio.get_running_loop().time() + self.federation.deadline)
                 issues = tuple(dict.fromkeys((*issues, *self.watch.issues)))
-            return _cut(found, reach, issues, _ALL)
+            return _cut(found, _wanted(found, reach), reach, issues, _ALL)
         ends = asyncio.get_running_loop().time() + self.federation.deadline
         # Only a broad search in the order of time is opened in parts: any other is fetched whole.
         in_parts = reach.size is not None and reach.sort is not Sort.ID and is_broad(query)
@@ -190,6 +190,8 @@ class _Search:
     found: list[Found] = field(default_factory=list)
     gaps: list[Issue] = field(default_factory=list)
     turns: Turns = field(init=False)
+    _judged: list[Found] | None = None
+    _wanted: list[Found] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.turns = Turns(self.walks, self.reach.sort)
@@ -242,8 +244,15 @@ class _Search:
         self.horizon.move(len(self._certain()), self.frontier[0], end and end[0])
         return [walk for walk in waiting if not self.horizon.is_behind(walk.frontier)] or waiting
 
+    @property
+    def wanted(self) -> list[Found]:
+        """As `_wanted`: conditions are put to what was found once, however often is asked how far the page has come."""
+        if self._judged is not self.found:
+            self._judged, self._wanted = self.found, _wanted(self.found, self.reach)
+        return self._wanted
+
     def _certain(self) -> list[Found]:
-        return _certain(self.found, self.reach, self.frontier)
+        return _certain(self.wanted, self.reach, self.frontier)
 
     def _missing(self) -> int:
         """How many results the page and the one behind it still lack."""
@@ -292,6 +301,7 @@ class _Search:
             end = len(self.found)
             if frontier != _ALL:
                 end = bisect_left(self.found, frontier, key=lambda one: place_of(one, sort))
+            self._judged = None
             await self.watch.learn(self.found, self.found[:end], ends)
 
     def _near(self, rows: list[Row], margin: int) -> list[Row]:
@@ -348,7 +358,7 @@ class _Search:
         size = self.reach.size
         if size is None or self.reach.sort is Sort.ID:
             return None
-        results = _wanted(self.found, self.reach)
+        results = self.wanted
         return place_of(results[size], self.reach.sort) if len(results) > size else None
 
     def note_where_it_ends(self) -> None:
@@ -362,9 +372,9 @@ class _Search:
 
     def page(self, issues: Sequence[Issue]) -> Page:
         """The page, so far as its rows tell. Raises as `require_an_answer` where it is empty because nodes failed."""
-        page = _cut(self.found, self.reach, issues, min(self.frontier, self.stopped_at))
+        page = _cut(self.found, self.wanted, self.reach, issues, min(self.frontier, self.stopped_at))
         if not page.items:
-            page = _cut(self.found, self.reach, issues, self.frontier)
+            page = _cut(self.found, self.wanted, self.reach, issues, self.frontier)
         if not page.items:
             self.require_an_answer()
         if not all(walk.is_whole or walk.start == "" for walk in self.walks):
@@ -429,17 +439,16 @@ def _wanted(found: Sequence[Found], reach: Reach) -> list[Found]:
     return rest[reach.skip :]
 
 
-def _certain(found: Sequence[Found], reach: Reach, frontier: Place) -> list[Found]:
+def _certain(wanted: list[Found], reach: Reach, frontier: Place) -> list[Found]:
     """Those of the wanted results that lie before `frontier`."""
-    results = _wanted(found, reach)
     if frontier == _ALL:
-        return results
-    return [one for one in results if place_of(one, reach.sort) < frontier]
+        return wanted
+    return wanted[: bisect_left(wanted, frontier, key=lambda one: place_of(one, reach.sort))]
 
 
-def _cut(found: Sequence[Found], reach: Reach, issues: Sequence[Issue], frontier: Place) -> Page:
-    """The page out of the ordered results, of which those before `frontier` are certain."""
-    results = _certain(found, reach, frontier)
+def _cut(found: Sequence[Found], wanted: list[Found], reach: Reach, issues: Sequence[Issue], frontier: Place) -> Page:
+    """The page out of the ordered results, and of those that are `wanted`, of which those before `frontier` are certain."""
+    results = _certain(wanted, reach, frontier)
     items = results if reach.size is None else results[: reach.size]
     beyond = len(results) - len(items)
     total = None
