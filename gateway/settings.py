@@ -156,12 +156,17 @@ class Settings(BaseSettings):
     @property
     def on_loopback(self) -> bool:
         """Whether the server can be reached from this machine only."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address, as a URL's `hostname` gives it, means this machine only."""
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 6.3
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def read(**overrides: object) -> Settings:

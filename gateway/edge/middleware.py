@@ -16,9 +16,8 @@ from gateway.edge import problems
 from gateway.edge.leaving import has_left
 from gateway.edge.proxies import Proxies
 from gateway.errors import Forbidden, GatewayError, Unauthenticated
-from gateway.security import guard
 from gateway.security.caller import Caller
-from gateway.settings import Settings
+from gateway.settings import Settings, is_loopback
 from gateway.telemetry import Exchange, stage
 from gateway.wire.media import quoted
 
@@ -148,7 +147,7 @@ class Authentication:
         if tokens and self._require_tls and scope["scheme"] != "https":
             raise Unauthenticated("a token must not travel over plain HTTP: use https, and get a new token")
         caller = await self._identity.caller(tokens[0] if tokens else None)
-        if caller.is_open and not is_loopback("".join(sent(scope, b"host")[:1])):
+        if caller.is_open and not names_this_machine("".join(sent(scope, b"host")[:1])):
             raise Forbidden("without an issuer (GATEWAY_OIDC_ISSUER) this gateway answers as localhost only")
         return caller
 
@@ -169,9 +168,9 @@ def challenge(root: str, had_token: bool) -> str:
 
 
 @lru_cache(512)
-def is_loopback(host: str) -> bool:
+def names_this_machine(host: str) -> bool:
     """Whether a Host header names this machine: another name that leads here is a page's trick (DNS rebinding)."""
     try:
-        return guard.is_loopback(urlsplit(f"//{host}").hostname or "")
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:
         return False

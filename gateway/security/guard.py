@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import urlsplit
 
 from gateway.errors import SettingsError
-from gateway.settings import Settings
+from gateway.settings import Settings, is_loopback
 
 
 def check_start(settings: Settings) -> None:
@@ -25,16 +24,6 @@ def is_exposed(settings: Settings) -> bool:
     """Whether others than the users of this machine can reach it: there, tokens are needed and must come over TLS."""
     public = urlsplit(settings.public_root).hostname
     return not settings.on_loopback or bool(settings.trusted_proxies) or bool(public and not is_loopback(public))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address, as a URL's `hostname` gives it, means this machine only."""
-    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 6.3
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_certificate(settings: Settings) -> None:

@@ -18,7 +18,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, Key, OKPKey, RSAKey
 
 from gateway.errors import IdentityUnavailable, SettingsError
-from gateway.security.guard import is_loopback
+from gateway.settings import is_loopback
 from gateway.telemetry import log
 
 _MOST_BYTES = 1024 * 1024

@@ -50,6 +50,14 @@ async def answer_with(exchange, document=None):
 # --- what goes out
 
 
+async def test_a_document_is_asked_for_compressed_unless_it_stays_on_this_machine(scripted):
+    peer = await scripted(answer_with)
+    async with client(peer.url) as http, client("https://pacs.hospital.example/dicom-web") as far:
+        await http.get_json(http.url("studies"))
+        assert far.codings == "gzip, deflate"
+    assert peer.requests[0].headers["accept-encoding"] == "identity"
+
+
 async def test_a_query_string_goes_out_exactly_as_it_was_built(scripted):
     peer = await scripted(answer_with)
     raw = "PatientName=M*^J,%5E%2A%20&x=%C3%BC?"

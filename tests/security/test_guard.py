@@ -3,8 +3,8 @@
 import pytest
 
 from gateway.errors import SettingsError
-from gateway.security.guard import check_start, is_exposed, is_loopback
-from gateway.settings import Settings
+from gateway.security.guard import check_start, is_exposed
+from gateway.settings import Settings, is_loopback
 
 ISSUER = {"oidc_issuer": "https://login.example.eu/realms/imaging"}
 TLS = {"tls_certificate": "/etc/gateway/chain.pem", "tls_key": "/etc/gateway/key.pem"}

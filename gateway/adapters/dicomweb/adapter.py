@@ -290,7 +290,7 @@ class DicomwebAdapter:
 
     async def describe(self, ref: Ref) -> AsyncGenerator[Dataset, None]:
         url = self._url(self._wado, f"{ref.path}/metadata")
-        headers = {"Accept": DICOM_JSON, "Accept-Encoding": "gzip, deflate"}
+        headers = {"Accept": DICOM_JSON, "Accept-Encoding": self._http.codings}
         async with self._http.stream("GET", url, headers=headers, expect=_NO) as answer:
             status, base = answer.status, answer.url
             document = await self._http.read_json(answer) if status not in _NO else None

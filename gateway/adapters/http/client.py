@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import orjson
 
@@ -20,6 +20,7 @@ from gateway.adapters.http.auth import Basic, Bearer, ClientCredentials, HttpAut
 from gateway.adapters.http.body import Body
 from gateway.adapters.http.transport import Connections, Content, Reply, TlsOptions
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, NodeTimeout, NodeUnreachable
+from gateway.settings import is_loopback
 
 MAX_CHUNK = 1024 * 1024
 _MAX_REDIRECTS = 3
@@ -68,7 +69,8 @@ class HttpClient:
 
     Every method raises NodeError: unreachable, timed out, busy (429, 503), refused (401, 403, an address outside
     `allow`), or out of protocol. A status in `expect` is handed to the caller instead. The node's credentials go to
-    its own origin and to the `trusted` places; the other places of `allow` are asked without.
+    its own origin and to the `trusted` places; the other places of `allow` are asked without. `codings` are those in which a
+    document may come: over loopback, to compress it takes longer than to send it.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class HttpClient:
         self._addresses = AllowList(node, self.base_url, allow, trusted)
         self._authorizer = authorizer(node, auth, self._post_form)
         self._json_ceiling = json_ceiling
+        self.codings = "identity" if is_loopback(urlsplit(base_url).hostname or "") else "gzip, deflate"
         self._being_read = 0
         self._received, self._sent = metrics.received_from(node), metrics.sent_to(node)
 
@@ -122,7 +125,7 @@ class HttpClient:
     ) -> JsonAnswer:
         """One JSON document, read whole within `within` seconds (`timeouts.total`) and `ceiling` bytes."""
         seconds = self.timeouts.total if within is None else within
-        asked = {"Accept": accept, "Accept-Encoding": "gzip, deflate", **(headers or {})}
+        asked = {"Accept": accept, "Accept-Encoding": self.codings, **(headers or {})}
         with _deadline_named(self.node, f"did not complete its answer within {seconds:g} s"):
             async with asyncio.timeout(seconds), self.stream("GET", url, headers=asked, expect=expect) as answer:
                 document = await self.read_json(answer, ceiling) if 200 <= answer.status < 300 else None
