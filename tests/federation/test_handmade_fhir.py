@@ -225,6 +225,38 @@ def test_reports_of_a_study_are_found_where_the_server_writes_its_own_address_in
     assert entry["resource"]["subject"]["identifier"]["value"] == "AAA"
 
 
+@pytest.mark.parametrize(("status", "is_named"), [(403, True), (500, True), (404, False), (410, False)])
+def test_reports_of_studies_that_could_not_be_read_may_be_of_the_one_asked_for_and_are_named(status, is_named):
+    """One that is gone is not the one asked for, which the server has."""
+    own = imaging_study(1, {"reference": "Patient/p1"})
+    reports = {
+        name: {
+            **report(name, ""),
+            "subject": {"reference": "Patient/p1"},
+            "imagingStudy": [{"reference": f"ImagingStudy/{study}"}],
+        }
+        for name, study in {"1": own["id"], "2": "hidden", "3": "hidden"}.items()
+    }
+    whole = reporting(
+        *((f"DiagnosticReport/{name}", one) for name, one in reports.items()), ("Patient/p1", patient("p1", "AAA"))
+    )
+
+    def respond(method, path, query, body, port):
+        if path == "/fhir/ImagingStudy":
+            return given(addressed([(f"ImagingStudy/{own['id']}", own)], f"http://127.0.0.1:{port}/fhir"), FHIR_JSON)
+        if path == "/fhir/ImagingStudy/hidden":
+            return given({}, FHIR_JSON, status)
+        return whole(method, path, query, body, port)
+
+    with server(respond) as port, Gateway([fhir_node("n", port)]) as gateway:
+        for _ in range(2):  # as it came, and as it was kept
+            answer = gateway.get("/fhir/DiagnosticReport?study=ImagingStudy/1.2.3.1")
+            found = [one["resource"] for one in answer.json()["entry"]]
+            assert [one["id"][-2:] for one in found if one["resourceType"] == "DiagnosticReport"] == ["-1"]
+            assert ("node n: could not read 1 study that its DiagnosticReport" in answer.text) is is_named
+            assert ("total" not in answer.json()) is is_named
+
+
 # --- nonsense
 
 OWN = {"type": "ImagingStudy", "searchParam": [{"name": "identifier", "type": "token"}]}

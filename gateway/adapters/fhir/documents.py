@@ -33,6 +33,7 @@ class Documents:
         self._finding = Finding(http, NativeQuery(Level.STUDY, study=query.study or None), http.timeouts.total)
         self._bearers = Bearers(self._finding.known)
         self._seen: set[str] = set()
+        self._unread: set[str] = set()
         self._truncated = False
 
     async def found(self) -> AsyncGenerator[NodeResource | Report, None]:
@@ -47,7 +48,15 @@ class Documents:
             raise NodeProtocolError(
                 self._http.node, f"refused a search by {names} with status {refusal.status}"
             ) from None
-        yield Report(truncated=self._truncated or self._finding.truncated, gaps=self._finding.gaps)
+        yield Report(truncated=self._truncated or self._finding.truncated, gaps=(*self._finding.gaps, *self._gaps))
+
+    @property
+    def _gaps(self) -> tuple[str, ...]:
+        """What may be of the study that is asked for, of which nothing tells."""
+        if not self._unread or not self._query.study:
+            return ()
+        studies_ = f"{len(self._unread)} {'study' if len(self._unread) == 1 else 'studies'}"
+        return (f"could not read {studies_} that its {self._query.kind} resources refer to, which may be of this one",)
 
     async def _batches(self) -> AsyncGenerator[list[_Placed], None]:
         for identifier in self._query.ids:
@@ -170,6 +179,7 @@ class Documents:
         open_studies = [one for one in dict.fromkeys(named) if self._finding.known.is_open(one)]
         await self._know([found[1] for one in open_studies if (found := _STUDY.fullmatch(one))])
         await self._read_all((*(one for each in resources for one in references_to(each, "subject")), *open_studies))
+        self._unread |= set(filter(self._finding.is_unread, open_studies))
         await self._read_all(one for resource in resources for one in self._bearers.patients_of_studies(resource))
 
     async def _read_all(self, references: Iterable[str]) -> None:

@@ -151,6 +151,10 @@ class Finding:
         wanted = [ref for ref in dict.fromkeys(listed) if self.known.is_open(ref)]
         await asyncio.gather(*map(self.read, wanted))
 
+    def is_unread(self, reference: str) -> bool:
+        """Whether the server did not give it, though it may have it."""
+        return reference in self._unread
+
     async def read(self, reference: str) -> Resource | None:
         """The resource, or None where the server does not give it. Not the server's silence: that is raised."""
         if self.known.is_open(reference):
