@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import lru_cache
+from os.path import commonprefix
 from typing import Any
 
 from gateway.federation.page import UNDATED, Sort, day_begins, day_ends, day_of, moment, moment_of, timeless
@@ -40,7 +41,7 @@ LATER = "+"
 _FIRST_DAY, _DAY = date(1800, 1, 1), timedelta(days=1)
 _CLOCKS = (6 * 3600, 3600, 600, 60)
 _ALL_DAY = ("000000", "235959")
-_LONGEST_PREFIX = 4
+_MOST_LETTERS = 4
 _NEARLY_ALL = 0.9
 _NEVER_ASKED = set("*?\\,%")  # a wildcard, or taken for more than itself
 _PREFIXES = sorted(set(string.printable) - set(string.whitespace) - _NEVER_ASKED)
@@ -60,7 +61,8 @@ _MODALITIES = (
 class Segment:
     """`low` and `high` are StudyDates, '' open, both included; neither and not `undated` is everything.
 
-    `clock` is a range of StudyTime within one day. `growth` counts how often a ceiling on its rows was too low. A
+    `clock` is a range of StudyTime within one day. `prefix` is how its PatientIDs begin, as it was cut by `letters` of them, which
+    others may lie between. `growth` counts how often a ceiling on its rows was too low. A
     `crowded` one holds so much that it is not asked for before it is needed. A day that is opened `in_turn`, node by node, holds
     what has no time; what has, and comes before that, is the `timed` part of it.
     """
@@ -72,6 +74,7 @@ class Segment:
     clock: tuple[str, str] | None = None
     modality: str = ""
     prefix: str = ""
+    letters: int = 0
     growth: int = 0
     crowded: bool = False
     timed: bool = False
@@ -372,13 +375,17 @@ class Cutter:
         return [segment.below(modality=code) for code in codes]
 
     def _by_prefix(self, segment: Segment, rows: Sequence[Row]) -> list[Segment]:
-        """One letter more of the PatientID; where they all go on alike, that letter at once."""
-        length = len(segment.prefix)
+        """One letter more of the PatientID; where they all go on alike, the one behind that too."""
         ids = [row.patient.id for row in rows]
-        if length >= _LONGEST_PREFIX or not all(len(each) > length for each in ids) or self._names_patients():
+        known = len(segment.prefix)
+        if segment.letters >= _MOST_LETTERS or not all(len(each) > known for each in ids) or self._names_patients():
             return []
-        letters = sorted({*_PREFIXES, *(each[length] for each in ids)} - _NEVER_ASKED)
-        return [segment.below(prefix=segment.prefix + letter) for letter in letters]
+        stem = _stem(segment.prefix, ids)
+        letters = {*_PREFIXES, *(each[known] for each in ids)} - _NEVER_ASKED - set(stem[known : known + 1])
+        begins = {segment.prefix + letter for letter in letters}
+        if len(stem) > known:
+            begins |= {stem + letter for letter in {*_PREFIXES, *(each[len(stem)] for each in ids)} - _NEVER_ASKED}
+        return [segment.below(prefix=each, letters=segment.letters + 1) for each in sorted(begins)]
 
     def _names_patients(self) -> bool:
         return any(match.path[0] in (PATIENT_ID, OTHER_PATIENT_IDS) for match in self.query.matches)
@@ -386,10 +393,18 @@ class Cutter:
 
 def _are_told_by_letters(segment: Segment, rows: Sequence[Row]) -> bool:
     """Whether PatientIDs tell rows apart where modalities do not: nearly all show one and the same."""
-    length = len(segment.prefix)
-    letters = [row.patient.id[length : length + 1] for row in rows]
+    ids = [row.patient.id for row in rows]
+    length = len(_stem(segment.prefix, ids))
+    letters = [each[length : length + 1] for each in ids]
     codes = [code for row in rows for code in set(texts(row.attributes, MODALITIES_IN_STUDY))]
     return _most_alike(codes) >= _NEARLY_ALL * len(rows) > _most_alike(letters)
+
+
+def _stem(prefix: str, ids: Sequence[str]) -> str:
+    """How all of these begin that go on behind it; the prefix alone where they do not begin so, or not as every node takes it."""
+    stem = commonprefix(ids)  # noqa: RUF071 - of letters, as is meant
+    is_told = stem.startswith(prefix) and not set(stem) - _TAKEN_ALIKE and all(len(each) > len(stem) for each in ids)
+    return stem if is_told else prefix
 
 
 def _most_alike(values: Iterable[str]) -> int:

@@ -248,7 +248,7 @@ class Walk:
 
     async def _open(self, part: Segment) -> list[Segment]:
         """Asks for a part. Gives the smaller ones that stand for it where it was too large; [] when it is done."""
-        is_sampled = part.is_range and self._may_cut() and self.cutter.can_cut_range(part)
+        is_sampled = part.is_range and self._may_cut(part) and self.cutter.can_cut_range(part)
         limit = self._limit(part) if is_sampled else None
         search = NodeSearch(self.node, self.answers, limit, tells_truncation=False, samples=is_sampled)
         try:
@@ -268,7 +268,7 @@ class Walk:
         self._elsewhere += too_large and lies_elsewhere(search.sample, part.narrowed(self.query))
         if too_large and is_sampled:
             return self._sampled(part, search.sample)
-        smaller = self._cut(part, rows) if too_large and self._may_cut() else []
+        smaller = self._cut(part, rows) if too_large and self._may_cut(part) else []
         if not smaller or part.is_day or part.is_deep or part.undated:
             self._keep(rows)
         self.is_whole = self.is_whole or (part.is_everything and not too_large)
@@ -283,6 +283,8 @@ class Walk:
             self._shown[part.low] = rows[:_SHOWN]
         if smaller and smaller[0].prefix != part.prefix:  # of ids that begin otherwise, or end there, nothing tells
             self._declare(part, "" if part.prefix else ", PatientID unknown")
+            for begin in _passed_over(part, smaller):
+                self._declare(part.below(prefix=begin))
         return smaller
 
     def _lacks_what_was_shown(self, part: Segment, rows: Sequence[Row]) -> bool:
@@ -293,8 +295,10 @@ class Walk:
         decide, found = decider(part.narrowed(self.query)), {row.study for row in rows}
         return any(row.study not in found and decide(row)[0] for row in shown)
 
-    def _may_cut(self) -> bool:
-        return can_be_cut(self.query) and not self._is_heedless and self._deep_questions < MOST_DEEP_QUESTIONS
+    def _may_cut(self, part: Segment) -> bool:
+        if not can_be_cut(self.query) or self._is_heedless:
+            return False
+        return part.is_range or self._deep_questions < MOST_DEEP_QUESTIONS
 
     def _sampled(self, part: Segment, sample: Sequence[Shown]) -> list[Segment]:
         """What stands for days of which the node has more than it gave: themselves, until all nodes have shown where to cut."""
@@ -334,6 +338,12 @@ class Walk:
         self._note([issue])
         if not self._is_heedless:
             self.declared.add(issue)
+
+
+def _passed_over(part: Segment, smaller: Sequence[Segment]) -> set[str]:
+    """The letters behind which only those ids are asked for that go on as all do that were shown."""
+    known = len(part.prefix)
+    return {one.prefix[: known + 1] for one in smaller if len(one.prefix) > known + 1} if not known else set()
 
 
 def _are_alike(one: Segment, other: Segment) -> bool:

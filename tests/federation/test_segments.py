@@ -185,11 +185,21 @@ def test_where_nearly_all_are_of_one_modality_a_day_is_cut_by_patient_id_at_once
     by_patient = cutter.cut(day, shown)
     assert {"0", "1", "2", "A"} <= {part.prefix for part in by_patient}
     assert not any(part.modality for part in by_patient)
-    alike = [row(modalities=("CT",), patient=f"LIDC-{number}") for number in range(30)]
+    alike = [row(modalities=("CT",), patient="LIDC-1") for _ in range(30)]
     assert all(part.modality for part in cutter.cut(day, alike))
     one = next(part for part in by_patient if part.prefix == "1")
     mixed = [row(modalities=("CT" if number % 2 else "MR",), patient=f"1{number}") for number in range(30)]
     assert {"CT", "MR"} <= {part.modality for part in cutter.cut(one, mixed) if part.prefix == "1"}
+
+
+def test_letters_that_all_patient_ids_begin_with_are_no_cut_of_their_own() -> None:
+    cutter, day = Cutter(studies(), Sort.NEWEST, TODAY), Segment("20000101", "20000101", dated=True)
+    shown = [row(modalities=("CT",), patient=f"LIDC-IDRI-0{number:03}") for number in range(300)]
+    begins = {part.prefix for part in cutter.cut(day, shown)}
+    assert {"A", "1", "z", "LIDC-IDRI-00", "LIDC-IDRI-01", "LIDC-IDRI-0A"} <= begins
+    assert not {"L", "LI", "LIDC-IDRI-"} & begins
+    second = next(part for part in cutter.cut(day, shown) if part.prefix == "LIDC-IDRI-01")
+    assert "LIDC-IDRI-017" in {part.prefix for part in cutter.cut(second, shown[100:200])}
 
 
 def test_a_part_asks_for_what_the_search_asks_for_and_for_itself() -> None:

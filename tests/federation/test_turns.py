@@ -197,6 +197,21 @@ def test_what_limited_nodes_keep_back_lies_in_parts_declared_incomplete(shared: 
     assert turns
 
 
+def test_of_patients_whose_ids_all_begin_alike_none_is_missing_from_a_day_at_limited_nodes() -> None:
+    """As collections have them: LIDC-IDRI-0001. The letters that tell nothing apart take none of the walk's questions."""
+    known = archives(12, shared=0.0)
+    rows = [
+        [row | {"ModalitiesInStudy": ["CT"], "PatientID": f"LIDC-IDRI-{row['PatientID'][1:]:>04}"} for row in each]
+        for each in known.rows
+    ]
+    with catalogue_nodes(rows, maximum=60) as nodes, limited(nodes) as gateway:
+        pages = list(bundles(gateway.client, "/fhir/ImagingStudy?_count=60"))
+    assert [study for page in pages for study in uids(page)] == known.in_order("-started")
+    said = {text for page in pages for text in diagnostics(page)}
+    assert any("PatientID L*" in text for text in said), "those that begin otherwise behind it were not asked for"
+    assert not any("narrow the search" in text for text in said)
+
+
 def test_of_a_day_with_parts_declared_incomplete_the_nodes_that_were_told_are_not_asked_again() -> None:
     """All are of one modality, so that PatientIDs tell the day apart: of those that begin otherwise nothing is known."""
     rows = [[row | {"ModalitiesInStudy": ["CT"]} for row in each] for each in archives(10, shared=0.0).rows]
