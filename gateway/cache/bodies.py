@@ -54,6 +54,7 @@ class Kept:
 
     `made` and `expires` are by the monotonic clock. `age` is how old its oldest node answer was when it was made, in seconds.
     `route` names it in log and metrics. `keys` and `tags` are those of the node answers it was made from (see `tags`).
+    `asked` is how many bytes its own key takes, which the caller decides.
     """
 
     status: int
@@ -68,6 +69,7 @@ class Kept:
     expires: float
     age: float = 0.0
     then: Then | None = None
+    asked: int = 0
     done: dict[Any, float] = field(default_factory=dict)
 
     async def do_then(self, caller: Any, now: float) -> None:
@@ -84,7 +86,7 @@ class Kept:
         """About how many bytes it takes."""
         named = len(self.tags) + 2 * len(self.keys)
         headers = sum(len(name) + len(value) for name, value in self.headers)
-        return _OVERHEAD + len(self.body) + headers + len(self.grounds.record) + _PER_NAME * named
+        return _OVERHEAD + self.asked + len(self.body) + headers + len(self.grounds.record) + _PER_NAME * named
 
     def is_reached(self, purge: Purge, tags: frozenset[Tag]) -> bool:
         """Whether a purge drops it; `tags` are the purge's own."""

@@ -88,12 +88,12 @@ class KeptAnswers:
         if not making.may_be_kept or asked.not_kept or fresh.stale:
             making.end()
             return
-        made, route = self._bodies.now(), scope.get("route")
+        made, route, room = self._bodies.now(), scope.get("route"), _room_of(scope, asked)
         age, lasts = fresh.age, fresh.remaining if isfinite(fresh.remaining) else self._longest
 
         def keep() -> None:
             try:
-                self._bodies.keep(key, _kept(making, age, lasts, route, made), making.generation)
+                self._bodies.keep(key, _kept(making, age, lasts, route, made, room), making.generation)
             except Exception as error:  # noqa: BLE001 - the request that it is done in may be another's
                 log().error("fault", kind=type(error).__name__, reason=place_of(error))
             finally:
@@ -148,9 +148,18 @@ def canonical(path: bytes, query: bytes) -> bytes:
     return b"&".join(sorted(pieces))
 
 
-def _kept(making: Making, age: float, lasts: float, route: object, now: float) -> Kept:
+def _room_of(scope: Scope, asked: _Asked) -> int:
+    """The bytes of a key that are as many as the caller likes."""
+    return (
+        len(scope.get("raw_path") or scope["path"])
+        + len(scope["query_string"])
+        + sum(len(value) for _, value in asked.shaping)
+    )
+
+
+def _kept(making: Making, age: float, lasts: float, route: object, now: float, room: int) -> Kept:
     """The answer, which is of that age now and `lasts` so many seconds more, without the headers that change while it is kept;
-    these are told apart once, here."""
+    these are told apart once, here. Its key takes `room`."""
     assert making.whole is not None
     assert making.grounds is not None
     status, headers, body = making.whole
@@ -168,6 +177,7 @@ def _kept(making: Making, age: float, lasts: float, route: object, now: float) -
         now + lasts,
         age,
         making.then,
+        room,
     )
 
 

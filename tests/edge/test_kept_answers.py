@@ -400,6 +400,19 @@ def _counted(served: Served) -> float:
     return float(found[1]) if found else 0.0
 
 
+def test_what_was_asked_takes_room_too(served: Served) -> None:
+    long_names = "x/" + "y" * 20_000
+    for headers in ({"Accept": f"{JSON['Accept']}, {long_names}"}, {"Prefer": long_names}):
+        before = served.kept.bytes
+        assert served.get(STUDIES, headers=headers).status_code == 200
+        assert is_kept(served.get(STUDIES, headers=headers))
+        assert served.kept.bytes > before + len(long_names), headers
+    before, asked = served.kept.bytes, f"{STUDIES}?StudyDescription={'y' * 20_000}"
+    assert served.get(asked).status_code == 200
+    assert is_kept(served.get(asked))
+    assert served.kept.bytes > before + len(asked)
+
+
 def test_nothing_is_kept_where_there_is_no_cache(hospitals: list[dict[str, Any]]) -> None:
     for off in ({"cache": False}, {"kept_bytes": 0}, {"find_ttl": 0}):
         with Gateway(hospitals[:1], **off) as running:
