@@ -352,7 +352,7 @@ class Pipeline:
             for resource, permission in resources:
                 self.policy.require(caller, resource, permission)
             record.nodes = self.nodes_of(caller, names)
-            self.policy.require_nodes(caller, record.nodes)
+            self.policy.require_nodes(caller, record.nodes, names)
             yield record
             record.outcome = "partial" if record.issues else "success"
         except GatewayError as error:
@@ -365,9 +365,11 @@ class Pipeline:
             self.audit.write(record)
 
     def require(self, action: str, caller: Caller, names: Sequence[str], resource: str, permission: str) -> None:
-        """Raises Forbidden, and writes it down, before anything of the request is looked at."""
+        """Raises Forbidden or NotFound, and writes it down, before anything of the request is looked at."""
         try:
             self.policy.require(caller, resource, permission)
+            if names:
+                self.policy.require_nodes(caller, self.nodes_of(caller, names), names)
         except GatewayError as error:
             record = self.audit.begin(action, caller, names)
             record.outcome = error.code
@@ -408,7 +410,7 @@ class Pipeline:
                 nodes = self._nodes_for(caller, names)
                 record.nodes = tuple(node.id for node in nodes)
                 record.studies = [view.uid_inbound(ref.study)] if ref else record.studies
-                self.policy.require_nodes(caller, record.nodes)
+                self.policy.require_nodes(caller, record.nodes, names)
             yield nodes, view, record
             record.outcome = "partial" if record.issues else "success"
             if record.issues:

@@ -38,9 +38,10 @@ class Policy:
             return False
         return not purposes or caller.purpose in purposes
 
-    def require_nodes(self, caller: Caller, nodes: Collection[str]) -> None:
-        """Raises Forbidden when no node is left to ask; which of them would want what is not told."""
-        if nodes:
+    def require_nodes(self, caller: Caller, nodes: Collection[str], named: Collection[str] = ()) -> None:
+        """Raises Forbidden when no node is left to ask, or one that was asked for by name is not among those left; which of them
+        would want what is not told."""
+        if nodes and set(named).issubset(nodes):
             return
         reasons = []
         if caller.nodes is not None:
@@ -49,4 +50,5 @@ class Policy:
             reasons.append("the nodes may not accept its purpose of use")
         else:
             reasons.append("no single purpose of use is stated, and the nodes may require one")
-        raise Forbidden("no node is left that this caller may ask: " + "; ".join(reasons))
+        what = "a node is named that this caller may not ask" if nodes else "no node is left that this caller may ask"
+        raise Forbidden(f"{what}: {'; '.join(reasons)}")

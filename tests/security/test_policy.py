@@ -66,3 +66,10 @@ def test_no_node_left_is_forbidden_with_the_general_reason():
         POLICY.require_nodes(caller(purpose="TREAT"), [])
     with pytest.raises(Forbidden, match="some nodes only"):
         POLICY.require_nodes(caller(nodes=frozenset({"x"})), [])
+
+
+def test_a_node_that_is_named_and_not_left_is_forbidden_and_not_told_by_name():
+    POLICY.require_nodes(caller(), ["berlin", "paris"], ["paris"])
+    with pytest.raises(Forbidden, match="a node is named that this caller may not ask") as caught:
+        POLICY.require_nodes(caller(), ["berlin"], ["berlin", "paris"])
+    assert "paris" not in caught.value.detail

@@ -94,3 +94,33 @@ def test_it_is_written_down_whose_report_was_read(tmp_path: Path) -> None:
         found = records_of(audit, 2)
     assert [(one["studies"], list(one["match"])) for one in found] == [([uid("ct")], ["PatientID"])] * 2
     assert "12345" not in audit.read_text()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/dicom-web/studies?node=open,treating",
+        "/fhir/ImagingStudy?node=treating,open",
+        "/fhir/Endpoint?node=open,treating",
+        f"/dicom-web/studies/{uid('one')}/metadata?node=open,treating",
+        "/fhir/$export?node=open,treating&_type=ImagingStudy",
+    ],
+)
+def test_a_node_that_is_named_and_may_not_be_asked_is_not_left_out(
+    directory: Path, issuer: TestIssuer, tmp_path: Path, path: str
+) -> None:
+    specimen(directory, "12345", "one")
+    one = files_node("open", directory, patient_id_issuer="urn:one")
+    nodes = [one, {**one, "id": "treating", "purposes": ["TREAT"]}]
+    scope, audit = "system/*.rs", tmp_path / "audit"
+    with Gateway(nodes, oidc_issuer=issuer.issuer, audit=audit) as gateway:
+
+        def ask(path: str, **claims: str) -> int:
+            headers = {"Authorization": issuer.bearer(scope=scope, **claims), "Prefer": "respond-async"}
+            return gateway.get(path, headers=headers).status_code
+
+        good = 202 if "export" in path else 200
+        assert ask(path) == 403
+        assert [one["outcome"] for one in records_of(audit)] == ["GW104"]
+        assert ask(path, purpose_of_use="TREAT") == good
+        assert ask(path.replace("open,treating", "open").replace("treating,open", "open")) == good
