@@ -26,6 +26,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 # Paths that anyone may ask: they say nothing about patients or nodes.
 _OPEN = ("/live", "/ready", "/openapi.json")
 _OPEN_FHIR = re.compile(r"/fhir(?:/r4|/r5)?/(?:metadata/?|\.well-known/smart-configuration)")
+_ASKED_FOR = (b"x-forwarded-for", b"x-real-ip")
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 
@@ -147,8 +148,8 @@ class Authentication:
         if tokens and self._require_tls and scope["scheme"] != "https":
             raise Unauthenticated("a token must not travel over plain HTTP: use https, and get a new token")
         caller = await self._identity.caller(tokens[0] if tokens else None)
-        if caller.is_open and not names_this_machine("".join(sent(scope, b"host")[:1])):
-            raise Forbidden("without an issuer (GATEWAY_OIDC_ISSUER) this gateway answers as localhost only")
+        if caller.is_open:
+            _require_this_machine(scope)
         return caller
 
     async def _refuse(self, error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,6 +159,15 @@ class Authentication:
             root = self._public_root.rstrip("/") or str(request.base_url).rstrip("/")
             response.headers["WWW-Authenticate"] = challenge(root, "authorization" in request.headers)
         await response(scope, receive, send)
+
+
+def _require_this_machine(scope: Scope) -> None:
+    """Raises Forbidden where an open gateway is asked under another name, or by a proxy on this machine for another one."""
+    if not names_this_machine("".join(sent(scope, b"host")[:1])):
+        raise Forbidden("without an issuer (GATEWAY_OIDC_ISSUER) this gateway answers as localhost only")
+    for_whom = [one.strip() for name in _ASKED_FOR for value in sent(scope, name) for one in value.split(",")]
+    if not all(map(is_loopback, for_whom)):
+        raise Forbidden("without an issuer (GATEWAY_OIDC_ISSUER) this gateway answers no other machine through a proxy")
 
 
 def challenge(root: str, had_token: bool) -> str:

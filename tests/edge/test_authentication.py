@@ -176,3 +176,15 @@ async def test_an_open_gateway_is_not_found_under_a_name_that_a_web_page_made_up
         answer = await client.get("/nodes", headers={"Host": name})
     assert answer.status_code == 403
     assert "GATEWAY_OIDC_ISSUER" in answer.text
+
+
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "X-Real-IP"])
+async def test_an_open_gateway_answers_nobody_else_through_a_proxy_of_this_machine(name):
+    """A proxy that nobody named asks as localhost, for whoever reaches it."""
+    async with client_of(OpenIdentity(), base_url="http://localhost", peer="127.0.0.1", require_tls=False) as client:
+        for asks in ("10.0.0.7", "127.0.0.1, 10.0.0.7", "10.0.0.7, 127.0.0.1", "unknown"):
+            answer = await client.get("/nodes", headers={name: asks})
+            assert answer.status_code == 403, asks
+            assert "GATEWAY_OIDC_ISSUER" in answer.text
+        for asks in ("127.0.0.1", "::1", "127.0.0.1, ::1"):
+            assert (await client.get("/nodes", headers={name: asks})).json()["open"] is True
