@@ -14,6 +14,7 @@ def check_start(settings: Settings) -> None:
     A gateway on loopback is reachable from elsewhere all the same when a proxy or a public address is named.
     """
     _check_certificate(settings)
+    _check_origins(settings)
     if is_exposed(settings):
         _check_exposed(settings)
     if settings.oidc_issuer:
@@ -30,6 +31,16 @@ def _check_certificate(settings: Settings) -> None:
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         missing = "GATEWAY_TLS_KEY" if settings.tls_certificate else "GATEWAY_TLS_CERTIFICATE"
         raise SettingsError(f"{missing}: a certificate and its key are set together", parameter=missing)
+
+
+def _check_origins(settings: Settings) -> None:
+    """'null' is every page's as well: one that puts a frame with `sandbox` into itself has that origin."""
+    if not settings.oidc_issuer and not {"*", "null"}.isdisjoint(settings.cors_origins):
+        raise SettingsError(
+            "GATEWAY_CORS_ORIGINS: without GATEWAY_OIDC_ISSUER any page that is open in a browser here could read "
+            "patients; name the origins instead of * and null",
+            parameter="GATEWAY_CORS_ORIGINS",
+        )
 
 
 def _check_exposed(settings: Settings) -> None:

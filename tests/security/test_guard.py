@@ -27,6 +27,8 @@ def settings(**changes):
         {"host": "0.0.0.0"} | ISSUER | TLS,
         {"host": "0.0.0.0", "trusted_proxies": ("10.0.0.5",)} | ISSUER,
         {"trusted_proxies": ("127.0.0.1",)} | ISSUER,
+        {"cors_origins": ("https://viewer.example", "http://localhost:3000")},
+        {"cors_origins": ("*",)} | ISSUER,
     ],
 )
 def test_a_gateway_that_is_locked_or_on_loopback_starts(changes):
@@ -54,6 +56,8 @@ def test_a_gateway_that_is_locked_or_on_loopback_starts(changes):
         ({"oidc_issuer": "https://"}, "GATEWAY_OIDC_ISSUER"),
         ({"oidc_issuer": "https://[::1"}, "GATEWAY_OIDC_ISSUER"),
         ({"oidc_issuer": "login.example.eu"}, "GATEWAY_OIDC_ISSUER"),
+        ({"cors_origins": ("*",)}, "GATEWAY_CORS_ORIGINS"),
+        ({"cors_origins": ("https://viewer.example", "null")}, "GATEWAY_CORS_ORIGINS"),
     ],
 )
 def test_a_gateway_that_would_be_open_or_in_plain_text_names_the_variable_to_set(changes, variable):
