@@ -12,10 +12,13 @@ from gateway.errors import InvalidQuery
 
 NAME = re.compile(r"[A-Za-z0-9.:_-]{1,128}")
 """What the name of a parameter or attribute looks like; anything else may be a patient's and is not repeated."""
+_LONGEST = 1024
+_BETWEEN_VALUES = re.compile(r"[,\\|$]")
 
 
 def query_pairs(request: Request) -> list[tuple[str, str]]:
-    """The query string as pairs in order, '+' and percent-encoding decoded as UTF-8. Raises InvalidQuery for broken UTF-8.
+    """The query string as pairs in order, '+' and percent-encoding decoded as UTF-8. Raises InvalidQuery for broken UTF-8,
+    and for a value to match that is longer than any that an archive is searched for: what is made of it is kept in many places.
 
     A name that no parameter could have is refused here, since errors repeat names and such a one may be a patient's.
     """
@@ -29,7 +32,16 @@ def query_pairs(request: Request) -> list[tuple[str, str]]:
             pairs.append((name, unquote_plus(value, errors="strict")))
         except UnicodeDecodeError:
             raise InvalidQuery("the query string is not UTF-8", parameter=name) from None
+        _check_length(*pairs[-1])
     return pairs
+
+
+def _check_length(name: str, value: str) -> None:
+    """Of each value of a list; what selects nothing (a cursor) is as long as it is."""
+    if len(value) <= _LONGEST or name.startswith("_"):
+        return
+    if max(map(len, _BETWEEN_VALUES.split(value))) > _LONGEST:
+        raise InvalidQuery(f"{name}: a value has at most {_LONGEST} characters", parameter=name)
 
 
 def one_of(value: str, allowed: Collection[str], parameter: str) -> str:

@@ -46,3 +46,30 @@ def test_a_method_that_a_path_does_not_have_is_405_and_says_which_it_has(gateway
         assert response.status_code == 405
         assert "GET" in response.headers["allow"]
         assert "GW107" in response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "parameter"),
+    [
+        ("/dicom-web/studies?PatientName=", "PatientName"),
+        ("/dicom-web/studies?00081030=", "00081030"),
+        ("/fhir/ImagingStudy?patient.name=", "patient.name"),
+        ("/fhir/Patient?name:contains=", "name:contains"),
+        ("/fhir/DiagnosticReport?identifier=", "identifier"),
+    ],
+)
+def test_a_value_that_is_longer_than_any_archive_has_is_refused_by_name(
+    gateway: Gateway, path: str, parameter: str
+) -> None:
+    """What a caller asks is remembered in many places: a pattern of 60,000 characters took a megabyte, of each caller's making."""
+    response = gateway.get(path + "ab*" * 500)
+    assert response.status_code == 400
+    assert parameter in response.text
+    assert "ab*" not in response.text
+    assert gateway.get(path + "ab*" * 20).status_code != 413
+
+
+def test_a_long_list_of_short_values_is_taken(gateway: Gateway) -> None:
+    listed = ",".join(f"2.25.{number}" for number in range(1000, 1500))
+    for path in (f"/dicom-web/studies?StudyInstanceUID={listed}", f"/fhir/ImagingStudy?_id={listed}"):
+        assert gateway.get(path).status_code == 200
