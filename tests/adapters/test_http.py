@@ -235,6 +235,10 @@ def test_a_private_key_file_without_a_private_key_is_a_settings_error(tmp_path, 
         "https://pixels.example/wado2/x",
         "https://pixels.example/wado/../admin",
         "https://pixels.example/wado/%2e%2e/admin",
+        "https://pixels.example/wado/..;/admin",
+        "https://pixels.example/wado/..;x=1/admin",
+        "https://pixels.example/wado/..%5cadmin",
+        "https://pixels.example/wado/%252e%252e/admin",
         "http://home.example/\r\nX-Evil: 1",
     ],
 )
@@ -252,6 +256,7 @@ def test_an_address_outside_the_allow_list_is_refused(url):
         ("http://HOME.example:80/x", "http://HOME.example:80/x"),
         ("http://home.example./x", "http://home.example./x"),
         ("https://pixels.example:443/wado/rs?x=1", "https://pixels.example:443/wado/rs?x=1"),
+        ("https://pixels.example/wado/a..b/%2525;v=1/...", "https://pixels.example/wado/a..b/%2525;v=1/..."),
     ],
 )
 def test_an_address_inside_the_allow_list_becomes_absolute(url, absolute):

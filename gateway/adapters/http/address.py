@@ -27,9 +27,15 @@ class Place:
         if _origin(address) != (self.scheme, self.host, self.port):
             return False
         path = unquote(address.path)
-        if ".." in path.split("/"):
+        if _leads_up(path):
             return not self.prefix
         return not self.prefix or path == self.prefix or path.startswith(self.prefix + "/")
+
+
+def _leads_up(path: str) -> bool:
+    """Whether some server takes a step of the path for '..': Tomcat does with parameters behind it, IIS by a backslash, and one
+    that stands behind another decodes twice."""
+    return any(step.partition(";")[0] == ".." for step in re.split(r"[/\\]", unquote(path)))
 
 
 def place(url: str) -> Place:
