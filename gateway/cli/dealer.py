@@ -78,10 +78,12 @@ class Dealer:
         if self._is_closed:
             return
         loop = asyncio.get_running_loop()
-        if self._ready:
-            loop.add_reader(self._listener, self._deal)
-        else:
+        if not self._ready:
             loop.remove_reader(self._listener)
+            return
+        loop.add_reader(self._listener, self._deal)
+        if self._held is not None:  # the next caller, who would wake us, may be long in coming
+            self._deal()
 
     def _pause(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
