@@ -54,6 +54,7 @@ from gateway.federation.retrieve import Retrieval
 from gateway.federation.sighted import Record
 from gateway.federation.spooled import SpooledSeries
 from gateway.federation.storing import Storing
+from gateway.federation.whose import Claims
 from gateway.imaging.processes import Imaging
 from gateway.loop_lag import watch_the_loop
 from gateway.mapping.schema import Mapping as FormatMapping
@@ -210,7 +211,7 @@ async def _lifespan(
             stack.push_async_callback(part.close)
         ttl = Ttl(settings.find_ttl, settings.location_ttl, settings.metadata_ttl, negative=settings.negative_ttl)
 
-        offsets, seen = Offsets(cache), Record(Sightings(cache, settings.sightings_days))
+        offsets, seen, claims = Offsets(cache), Record(Sightings(cache, settings.sightings_days)), Claims()
         stack.push_async_callback(seen.close)
 
         def make_node(config: NodeConfig, builder: Builder, formats: Mapping[str, FormatMapping]) -> Node:
@@ -223,7 +224,7 @@ async def _lifespan(
             )
             retrieval = Retrieval(federation, Pixels(answers, spooled))
             storing = Storing(
-                answers, domains, lambda: spool.directory or settings.spool, settings.store_instance_bytes
+                answers, domains, lambda: spool.directory or settings.spool, settings.store_instance_bytes, claims
             )
             pictures = Pictures(retrieval, imaging)
             pipeline = Pipeline(federation, retrieval, Policy(), views, audit, offsets, storing, pictures, seen)

@@ -33,7 +33,7 @@ class Storing:
     domains: Domains
     directory: Callable[[], Path]
     most: int
-    claims: Claims = field(default_factory=Claims)
+    claims: Claims
     _purging: set[asyncio.Task[None]] = field(default_factory=set)
 
     def begin(self, node: Node, study: str | None, parts: AsyncIterator[MultipartPart]) -> Store:

@@ -31,7 +31,8 @@ _REMEMBERED, _MOST_REMEMBERED = 60.0, 10_000
 class Claims:
     """Whose the studies are that are being stored now, and whose files were looked into lately, by node and study.
 
-    Two requests at once must not begin one study for two patients. Kept by each process for itself.
+    Two requests at once must not begin one study for two patients, whatever node file each of them began under: claims are by
+    the node's id, what was found there by its digest. Kept by each process for itself.
     """
 
     _claimed: dict[tuple[str, str], PatientKey] = field(default_factory=dict)
@@ -152,7 +153,7 @@ class Whose:
 
     async def _inside(self, finder: Finds, study: str) -> PatientKey | None:
         """The patient of one instance of the study; None where the node gives none."""
-        seen = self.claims.seen(self.node.id, study)
+        seen = self.claims.seen(self.node.digest, study)
         if seen is not None or not isinstance(finder, Retrieves) or not self.node.may("retrieve"):
             return seen
         try:
@@ -163,7 +164,7 @@ class Whose:
         if found is None:
             return None
         patient = self._patient(found)
-        self.claims.remember(self.node.id, study, patient)
+        self.claims.remember(self.node.digest, study, patient)
         return patient
 
     async def _any_instance(self, finder: Finds, study: str) -> Ref | None:

@@ -6,8 +6,10 @@ import http.client
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from tests.lifecycle.conftest import (
     put,
     write,
 )
+from tests.sending import DICOM, body, encoded, instance, read, send, uids
 
 
 @contextmanager
@@ -310,3 +313,29 @@ def test_a_certificate_that_is_renewed_is_a_change_too(tmp_path: Path) -> None:
         (tmp_path / "new").write_text("new")
         (tmp_path / "new").replace(tmp_path / name)
         assert source.has_changed()
+
+
+def test_a_study_that_is_being_stored_stays_claimed_for_its_patient_when_the_node_file_changes(tmp_path: Path) -> None:
+    """The node is not asked whose the study is, so that only the claim keeps a second patient out of it."""
+    first, more, others = (instance("1.2.3", patient=who) for who in "AAB")
+    content, stored = body(encoded(first), encoded(more)), threading.Event()
+    half = content.index(encoded(more)) + 100
+    with DicomwebSimulator(tmp_path) as web:
+        table = node("web", "dicomweb", {"url": web.url}, capabilities=["store"], quirks=[], store=True)
+        with gateway([table], probe=False) as served, ThreadPoolExecutor(1) as sender:
+
+            def slowly() -> Iterator[bytes]:
+                yield content[:half]
+                stored.wait(60)
+                yield content[half:]
+
+            with httpx.Client(base_url=served.url, timeout=60) as one, httpx.Client(base_url=served.url) as other:
+                headers = {"Content-Type": DICOM}
+                sending = sender.submit(one.post, "/dicom-web/studies", content=slowly(), headers=headers)
+                eventually(lambda: list(tmp_path.rglob("*.dcm")))
+                write(served, [{**table, "name": "another name"}])
+                eventually(lambda: listed(served)["nodes"][0]["name"] == "another name")
+                refused = send(other, others)
+                stored.set()
+                assert read(sending.result()).stored == uids([first, more])
+            assert (refused.status, refused.failed) == (409, {others.SOPInstanceUID: 0xA901})
