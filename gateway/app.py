@@ -235,7 +235,7 @@ async def _lifespan(
             app.state.estate = estate
             app.state.bodies.clear()  # what was answered over other nodes
 
-        estates = Estates(settings, source, make_node, make_estate, put, spool.forget)
+        estates = Estates(settings, source, make_node, make_estate, put, spooled.forget)
         stack.push_async_callback(estates.close)
         await estates.open(*first)
         stack.push_async_callback(spooled.close)

@@ -95,11 +95,18 @@ class SpooledSeries:
 
     spool: Spool
     _arriving: dict[tuple[str, str, str], _Arriving] = field(default_factory=dict)
+    _bringing: set[asyncio.Task[None]] = field(default_factory=set)
     _versions: OrderedDict[tuple[str, str], tuple[str, ...]] = field(default_factory=OrderedDict)
 
     async def close(self) -> None:
         """Ends the retrieves that still run."""
-        await cancel_all([one.task for one in self._arriving.values() if one.task])
+        await cancel_all(self._bringing)
+
+    def forget(self, node: str) -> None:
+        """The node is another one now: what is here of it goes, and nobody new waits for what comes from the one before."""
+        for name in [name for name in self._arriving if name[0] == node]:
+            del self._arriving[name]
+        self.spool.forget(node)
 
     def settle(self, owner: Row) -> None:
         """Lets go of a study's instances when its node says something else of it now than when they came."""
@@ -221,6 +228,8 @@ class SpooledSeries:
         if arriving is None:
             arriving = self._arriving[name] = _Arriving()
             arriving.task = asyncio.create_task(self._bring(name, fetch, arriving))
+            self._bringing.add(arriving.task)
+            arriving.task.add_done_callback(self._bringing.discard)
             arriving.task.add_done_callback(_seen)
         async with arriving.news:
             await arriving.news.wait_for(lambda: ref.instance in arriving.arrived or arriving.ended)
@@ -236,7 +245,8 @@ class SpooledSeries:
                     await drain(one)
                     await self._tell(arriving, one.ref.instance)
         finally:
-            del self._arriving[name]
+            if self._arriving.get(name) is arriving:
+                del self._arriving[name]
             arriving.ended = True
             await self._tell(arriving, None)
 

@@ -102,6 +102,28 @@ async def test_an_instance_too_large_for_the_spool_is_described_though_the_node_
     await spool.close()
 
 
+async def test_who_asks_a_node_that_is_another_now_does_not_wait_for_the_one_before(tmp_path: Path) -> None:
+    spool, data = Spool(tmp_path), (DATA / "CT_small.dcm").read_bytes()
+    await spool.open()
+    spooled, is_asked = SpooledSeries(spool), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def hanging(_: Ref) -> AsyncIterator[AsyncIterator[OpenedInstance]]:
+        is_asked.set()
+        await asyncio.Event().wait()
+        yield _kept(data, spool)
+
+    before = asyncio.ensure_future(anext(spooled.frames("pacs", REF, [1], hanging)))
+    await is_asked.wait()
+    spooled.forget("pacs")
+    async with asyncio.timeout(5):
+        assert (await anext(spooled.frames("pacs", REF, [1], _one_at_a_time(data, spool)))).number == 1
+    await spooled.close()
+    await asyncio.wait([before], timeout=5)
+    assert before.done()
+    await spool.close()
+
+
 async def test_frames_of_a_truncated_instance_without_a_spool_are_the_nodes_fault(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=None)
     fetch = _one_at_a_time((DATA / "CT_small.dcm").read_bytes()[:-100], spool)
