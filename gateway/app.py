@@ -24,7 +24,6 @@ from gateway.assembly import Builder, build_node
 from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.bodies import Bodies
 from gateway.cache.client import Cache
-from gateway.cache.leftovers import prepare
 from gateway.cache.sealing import seal_of
 from gateway.cache.sightings import Sightings
 from gateway.cache.spool import Spool
@@ -56,6 +55,7 @@ from gateway.federation.spooled import SpooledSeries
 from gateway.federation.storing import Storing
 from gateway.federation.whose import Claims
 from gateway.imaging.processes import Imaging
+from gateway.leftovers import prepare
 from gateway.loop_lag import watch_the_loop
 from gateway.mapping.schema import Mapping as FormatMapping
 from gateway.pipeline import Pipeline, Views

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gateway.cache.leftovers import prepare
 from gateway.cache.shelf import NotSpooled, Shelf, SpooledInstance
 from gateway.errors import SettingsError
+from gateway.leftovers import prepare
 from gateway.model.query import Ref
 
 _log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from pathlib import Path
 from prometheus_client import multiprocess
 
 from gateway.cache.embedded import MAX_SOCKET_PATH, EmbeddedServer
-from gateway.cache.leftovers import claim, prepare, sweep
 from gateway.errors import SettingsError
+from gateway.leftovers import claim, prepare, sweep
 from gateway.metrics import FILES
 from gateway.settings import Settings
 from gateway.telemetry import log

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.cache.leftovers import claim, sweep
 from gateway.cache.spool import NotSpooled, Spool
 from gateway.errors import SettingsError
+from gateway.leftovers import claim, sweep
 from gateway.model.query import Ref
 
 from .conftest import eventually

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 from typing import Any
+
+import httpx
 
 from tests.bench.processes import Server, gateway
 from tests.lifecycle.conftest import Hospitals, Stream, eventually
@@ -38,3 +41,18 @@ def test_what_has_ended_refers_to_what_has_begun(hospitals: Hospitals) -> None:
         begun, ended = audited(served)
     assert (begun["outcome"], ended["outcome"], ended["count"]) == ("begun", "success", 1)
     assert begun["request_id"] == ended["request_id"]
+
+
+def test_the_index_of_a_directory_does_not_outlive_a_killed_process_longer_than_until_the_next_start(
+    hospitals: Hospitals, tmp_path: Path
+) -> None:
+    """It has the patients' names in it."""
+    elsewhere = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}"
+    left = []
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        with gateway([hospitals.node("first", hospitals.first)], before=elsewhere) as served:
+            assert len(httpx.get(f"{served.url}/dicom-web/studies").json()) == 1
+            left.append(len(list(tmp_path.rglob("index.sqlite"))))
+            served.process.send_signal(end)
+            served.process.wait(30)
+    assert (left, list(tmp_path.rglob("index.sqlite"))) == ([1, 1], [])

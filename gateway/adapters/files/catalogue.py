@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -14,6 +16,7 @@ from pathlib import Path
 from gateway.adapters.files.index import Index
 from gateway.adapters.files.scan import Held, Stamp, listing, read_held
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeUnreachable
+from gateway.leftovers import prepare
 from gateway.model.query import Ref
 from gateway.wire.instance import Part10Error
 from gateway.wire.threads import Threads, run
@@ -29,11 +32,13 @@ class Catalogue:
     """The files of one node. Blocking work on them goes through `threads`; failures become NodeErrors."""
 
     def __init__(self, node: str, directory: Path, index: Path | None, rescan: float, character_set: str) -> None:
-        """`index` is the SQLite file; None is a temporary one, readable by this user only and gone with `close`."""
+        """`index` is the SQLite file; None is a temporary one, readable by this user only and gone with `close`, or at somebody's
+        next start where the process was killed."""
         self.node = node
         self.directory = directory
         self.character_set = character_set
         self._file = index
+        self._private: tuple[Path, int] | None = None
         self._rescan = rescan
         self._stop = threading.Event()
         self._scan: asyncio.Task[None] | None = None
@@ -43,13 +48,15 @@ class Catalogue:
     async def open(self) -> None:
         """Makes the index and begins to fill it; the first search waits until it is filled."""
         self._stop.clear()
-        self._temporary = tempfile.TemporaryDirectory(prefix="gateway-files-") if self._file is None else None
-        file = self._file or Path(self._temporary.name if self._temporary else ".") / "index.sqlite"
-        settings = {"directory": str(self.directory.absolute()), "character_set": self.character_set}
-        self.index = Index(file, settings)
         self.readers = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"files-{self.node}")
         self.threads = Threads(self.readers, _FAILURES, self._told)
         self._scanner = ThreadPoolExecutor(1, thread_name_prefix=f"files-{self.node}-scan")
+        file = self._file
+        if file is None:
+            self._private = await self.threads.call(prepare, Path(tempfile.gettempdir()))
+            file = self._private[0] / "index.sqlite"
+        settings = {"directory": str(self.directory.absolute()), "character_set": self.character_set}
+        self.index = Index(file, settings)
         await self.threads.call(self.index.open)
         self._begin_scan()
 
@@ -60,8 +67,10 @@ class Catalogue:
             await asyncio.wait([self._scan])
         for pool in (self._scanner, self.readers):
             pool.shutdown(wait=False)
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        private, self._private = self._private, None
+        if private is not None:
+            shutil.rmtree(private[0], ignore_errors=True)
+            os.close(private[1])
 
     async def up_to_date(self, *, at_once: bool = False) -> None:
         """Waits until the index shows the directory as it was at most `rescan` seconds ago.
