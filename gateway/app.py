@@ -202,7 +202,8 @@ async def _lifespan(
         answers = Answers(cache, stale, settings.local_cache_bytes)
         stack.push_async_callback(answers.close)
         spool = Spool(settings.spool, max_bytes=settings.spool_bytes, max_age=settings.spool_seconds)
-        spooled = SpooledSeries(spool)
+        scratch = await _private_directory(settings, stack)
+        spooled = SpooledSeries(spool, scratch)
         cache.on_purge(spooled.purged)
         patients, audit = PatientIds(secret, settings.store), Audit(settings.audit, secret)
         imaging = Imaging(settings.imaging_processes, settings.imaging_seconds, settings.imaging_pixels)
@@ -223,9 +224,7 @@ async def _lifespan(
                 nodes, answers, domains, settings.search_deadline, settings.bare_patient_id == "refuse"
             )
             retrieval = Retrieval(federation, Pixels(answers, spooled))
-            storing = Storing(
-                answers, domains, lambda: spool.directory or settings.spool, settings.store_instance_bytes, claims
-            )
+            storing = Storing(answers, domains, scratch, settings.store_instance_bytes, claims)
             pictures = Pictures(retrieval, imaging)
             pipeline = Pipeline(federation, retrieval, Policy(), views, audit, offsets, storing, pictures, seen)
             pipeline.gives_explicit = settings.default_transfer_syntax == "explicit"
@@ -241,7 +240,7 @@ async def _lifespan(
         stack.push_async_callback(spooled.close)
         app.state.reload, app.state.node_file_state = estates.reload, lambda: estates.node_file
         app.state.patients, app.state.cache_state = patients, lambda: cache.state
-        exports = Exports(await _export_directory(settings, stack), settings.export_bytes)
+        exports = Exports(settings.export_directory or scratch / "exports", settings.export_bytes)
         pages = Pages(exports, patients, secret, settings.validate_fhir, lambda: app.state.estate)
         exporting = Engine(exports, queue_of(cache), pages, settings.export_at_once, settings.export_seconds)
         if settings.export_bytes:
@@ -258,17 +257,15 @@ async def _lifespan(
             app.state.ready = False
 
 
-async def _export_directory(settings: Settings, stack: AsyncExitStack) -> Path:
-    """The one given, or a private one that goes with this process. Raises SettingsError."""
-    if settings.export_directory is not None or not settings.export_bytes:
-        return settings.export_directory or settings.spool
+async def _private_directory(settings: Settings, stack: AsyncExitStack) -> Path:
+    """Goes with this process, at the next start where it was killed. Raises SettingsError."""
     try:
         directory, lock = await asyncio.to_thread(prepare, settings.spool)
     except OSError:
         raise SettingsError(f"the spool directory {settings.spool} cannot be written to") from None
     stack.callback(os.close, lock)
     stack.push_async_callback(asyncio.to_thread, shutil.rmtree, directory, ignore_errors=True)
-    return directory / "exports"
+    return directory
 
 
 def _redis_url(settings: Settings) -> str | None:

@@ -91,9 +91,11 @@ class _Arriving:
 
 @dataclass(slots=True)
 class SpooledSeries:
-    """`spool` may be off: every question then costs a retrieve of its own, through a file that is gone at once."""
+    """`spool` may be off: every question then costs a retrieve of its own, through a file that is gone at once. Such files lie in
+    `scratch`, by default in the system's temporary directory."""
 
     spool: Spool
+    scratch: Path | None = None
     _arriving: dict[tuple[str, str, str], _Arriving] = field(default_factory=dict)
     _bringing: set[asyncio.Task[None]] = field(default_factory=set)
     _versions: OrderedDict[tuple[str, str], tuple[str, ...]] = field(default_factory=OrderedDict)
@@ -199,7 +201,7 @@ class SpooledSeries:
         """The metadata of an instance of a running retrieve, from its file; None where the spool did not take it."""
         with contextlib.ExitStack() as stack:
             if self.spool.directory is None:
-                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-"))
+                directory = stack.enter_context(tempfile.TemporaryDirectory(dir=self.scratch))
                 return await _threads(node).call(metadata, await _save(one, Path(directory) / "instance"), str)
             await drain(one)
             found = self._spooled(one.node, one.ref)
@@ -213,7 +215,7 @@ class SpooledSeries:
         if found is not None:
             with contextlib.suppress(NotSpooled):
                 return stack.enter_context(self.spool.pin(found))
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-"))
+        directory = stack.enter_context(tempfile.TemporaryDirectory(dir=self.scratch))
         return await _fetch_alone(ref, fetch, Path(directory) / "instance")
 
     def _spooled(self, node: str, ref: Ref) -> SpooledInstance | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Storing:
 
     answers: Answers
     domains: Domains
-    directory: Callable[[], Path]
+    directory: Path
     most: int
     claims: Claims
     _purging: set[asyncio.Task[None]] = field(default_factory=set)
@@ -41,7 +41,7 @@ class Storing:
         adapter = _adapter(node)
         issuer = node.config.patient_id_issuer
         coerce = with_issuer(issuer) if node.config.store.set_issuer else as_it_is
-        intake = Intake(parts, self.directory(), self.most, study, coerce)
+        intake = Intake(parts, self.directory, self.most, study, coerce)
         return Store(node, adapter, intake, Whose(node, adapter, self.domains, self.claims))
 
     async def purge(self, store: Store) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
-from tests.bench.processes import Server, gateway
+from tests.bench.processes import Server, gateway, node
 from tests.lifecycle.conftest import Hospitals, Stream, eventually
+from tests.sending import DICOM, body, encoded, instance
 
 
 def audited(served: Server) -> list[dict[str, Any]]:
@@ -56,3 +59,29 @@ def test_the_index_of_a_directory_does_not_outlive_a_killed_process_longer_than_
             served.process.send_signal(end)
             served.process.wait(30)
     assert (left, list(tmp_path.rglob("index.sqlite"))) == ([1, 1], [])
+
+
+@pytest.mark.parametrize("spool_bytes", [0, 1_000_000])
+def test_what_was_being_stored_when_a_process_was_killed_goes_at_the_next_start_with_and_without_a_spool(
+    spool_bytes: int, hospitals: Hospitals, tmp_path: Path
+) -> None:
+    content = body(encoded(instance()), encoded(instance()))
+    head = f"POST /dicom-web/studies HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {DICOM}\r\nContent-Length: {len(content)}\r\n\r\n"
+    hanging = {"host": "127.0.0.1", "port": 1, "called_ae_title": "PACS"}
+
+    def left() -> list[Path]:
+        return list(tmp_path.rglob("*.dcm"))
+
+    with socket.create_server(("127.0.0.1", 0)) as pacs:
+        hanging["port"] = pacs.getsockname()[1]
+        table = node("pacs", "dimse", hanging, store=True, connect_deadline=60, capabilities=["store"])
+        for end in (signal.SIGKILL, signal.SIGTERM):
+            with gateway([table], spool=tmp_path, spool_bytes=spool_bytes, drain_seconds=0) as served:
+                if end is signal.SIGKILL:
+                    sender = socket.create_connection(("127.0.0.1", served.port))
+                    sender.sendall(head.encode() + content)
+                    eventually(left)
+                served.process.send_signal(end)
+                served.process.wait(30)
+    sender.close()
+    assert left() == []
