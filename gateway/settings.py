@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import SettingsError
+
+
+def _listed(given: Any) -> Any:
+    """A list from its JSON; pydantic-settings would raise what names no variable, with the value in it."""
+    if not isinstance(given, str):
+        return given
+    try:
+        found = json.loads(given)
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise ValueError('is not a JSON list, such as ["first", "second"]')
+    return found
+
+
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -109,8 +127,8 @@ class Settings(BaseSettings):
     rate_burst: int = Field(
         100, ge=1, description="requests that a caller may make at once before the rate limit holds"
     )
-    trusted_proxies: tuple[str, ...] = Field((), description="JSON list of proxy addresses whose Forwarded is believed")
-    cors_origins: tuple[str, ...] = Field((), description="JSON list of web origins that browsers may call from")
+    trusted_proxies: Texts = Field((), description="JSON list of proxy addresses whose Forwarded is believed")
+    cors_origins: Texts = Field((), description="JSON list of web origins that browsers may call from")
     cross_origin_resource_policy: str = Field(
         "",
         pattern="^(same-origin|same-site|cross-origin)?$",
@@ -176,4 +194,4 @@ def read(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "GATEWAY_" + "_".join(str(step) for step in first["loc"]).upper()
-        raise SettingsError(f"{name}: {first['msg']}", parameter=name) from None
+        raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}", parameter=name) from None

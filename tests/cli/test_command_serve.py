@@ -76,6 +76,14 @@ def test_a_missing_node_file_and_a_wrong_variable_are_one_line_each(command: Com
     assert "GATEWAY_SEARCH_DEADLINE: " in refused(command, "--port", "0", GATEWAY_SEARCH_DEADLINE="soon")
 
 
+@pytest.mark.parametrize("name", ["GATEWAY_TRUSTED_PROXIES", "GATEWAY_CORS_ORIGINS"])
+@pytest.mark.parametrize("given", ["10.0.0.5", '{"proxy": "10.0.0.5"}', "[10.0.0.5"])
+def test_what_is_no_list_is_named_by_its_variable_and_not_shown(command: Command, name: str, given: str) -> None:
+    told = refused(command, "--port", "0", **{name: given})
+    assert f'{name}: is not a JSON list, such as ["first", "second"]' in told
+    assert "10.0.0.5" not in told
+
+
 def test_a_node_without_its_mapping_and_a_mapping_with_an_unknown_key_are_one_line_each(command: Command) -> None:
     write_nodes(command, "http://127.0.0.1:9/dicom-web", "dicom-atlantis")
     assert "node[es-madrid].mapping: there is no mapping 'dicom-atlantis'" in refused(command, "--port", "0")
