@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from gateway.errors import SettingsError
 from gateway.settings import Settings, is_loopback
@@ -14,6 +14,7 @@ def check_start(settings: Settings) -> None:
     A gateway on loopback is reachable from elsewhere all the same when a proxy or a public address is named.
     """
     _check_certificate(settings)
+    _check_public_root(settings.public_root)
     _check_origins(settings)
     if is_exposed(settings):
         _check_exposed(settings)
@@ -58,17 +59,32 @@ def _check_exposed(settings: Settings) -> None:
         )
 
 
+def _check_public_root(root: str) -> None:
+    """What is no URL names no host, and would pass for an address on loopback."""
+    if root and _root_url(root) is None:
+        raise SettingsError(
+            "GATEWAY_PUBLIC_ROOT: give an https URL without query or fragment, such as https://imaging.example.eu: every "
+            "address in an answer begins with it",
+            parameter="GATEWAY_PUBLIC_ROOT",
+        )
+
+
 def _check_issuer(issuer: str) -> None:
-    """An https URL without query or fragment (OpenID Connect Discovery 1.0, 3); plain http on loopback only."""
-    try:
-        url = urlsplit(issuer)
-        host = url.hostname or ""
-    except ValueError:
-        url, host = urlsplit(""), ""
-    secure = url.scheme == "https" or (url.scheme == "http" and is_loopback(host))
-    if not host or not secure or url.query or url.fragment or url.username:
+    """OpenID Connect Discovery 1.0, 3; plain http on loopback only."""
+    url = _root_url(issuer)
+    if url is None or (url.scheme == "http" and not is_loopback(url.hostname or "")):
         raise SettingsError(
             "GATEWAY_OIDC_ISSUER: give an https URL without query or fragment (http only for an issuer on loopback): "
             "the keys that tokens are verified with are fetched from there",
             parameter="GATEWAY_OIDC_ISSUER",
         )
+
+
+def _root_url(text: str) -> SplitResult | None:
+    """A URL with a host, and without query, fragment or credentials, or None."""
+    try:
+        url = urlsplit(text)
+        is_root = url.scheme in ("https", "http") and bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:
+        return None
+    return url if is_root and not (url.query or url.fragment or url.username) else None
