@@ -34,7 +34,7 @@ Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 class Settings(BaseSettings):
     """Every field is the environment variable GATEWAY_<FIELD>; README.md lists them all."""
 
-    model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     host: str = Field("127.0.0.1", description="address to listen on; off loopback needs GATEWAY_OIDC_ISSUER")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on")
