@@ -37,6 +37,9 @@ def load_all(directories: Iterable[Path] = ()) -> dict[str, Mapping]:
 
 
 def _files(directory: Path) -> list[Path]:
+    """Path.glob finds nothing, without a word, where there is no directory."""
+    if not directory.is_dir():
+        raise InvalidMapping(f"{directory}: is no directory of mappings")
     try:
         return sorted(directory.glob("*.toml"))
     except OSError:

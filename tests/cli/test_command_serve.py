@@ -94,6 +94,12 @@ def test_a_node_without_its_mapping_and_a_mapping_with_an_unknown_key_are_one_li
     assert "atlantis.toml: colour: unknown key" in refused(command, "--port", "0", "--mappings", "formats")
 
 
+def test_a_directory_of_mappings_that_is_none_is_named(command: Command) -> None:
+    write_nodes(command, "http://127.0.0.1:9/dicom-web")
+    for name in ("formatss", "nodes.toml"):
+        assert f"{name}: is no directory of mappings" in refused(command, "--port", "0", GATEWAY_MAPPINGS=name)
+
+
 def test_a_taken_port_is_named_with_another_one_to_choose(command: Command) -> None:
     write_nodes(command, "http://127.0.0.1:9/dicom-web")
     with socket.create_server(("127.0.0.1", 0)) as other:
