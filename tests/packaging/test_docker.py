@@ -279,8 +279,9 @@ def test_orthanc_runs_on_its_configuration_and_lets_in_the_gateway_only(hospital
     assert {row["0020000D"]["Value"][0] for row in rows} == wanted
 
 
-@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
-def test_the_health_check_is_the_answer_of_live(status, code):
+@contextlib.contextmanager
+def answering(status):
+    """A server whose every answer has this status: its port, and what it is asked for."""
     asked = []
 
     class Live(BaseHTTPRequestHandler):
@@ -295,11 +296,26 @@ def test_the_health_check_is_the_answer_of_live(status, code):
     server = HTTPServer(("127.0.0.1", 0), Live)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        assert healthy(server.server_port) == code
-        assert asked == ["/live"]
+        yield server.server_port, asked
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+def test_the_health_check_is_the_answer_of_live(status, code):
+    with answering(status) as (port, asked):
+        assert healthy(port) == code
+        assert asked == ["/live"]
+
+
+def test_the_health_check_asks_no_proxy_that_the_engine_gives_its_containers(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with answering(200) as (port, _):
+        assert healthy(port) == 0
 
 
 def test_the_health_check_fails_where_nothing_listens():
