@@ -162,6 +162,14 @@ def test_without_a_gateway_query_says_how_to_get_one(command: Command, refused_p
     assert "Traceback" not in done.stderr
 
 
+def test_what_is_asked_of_a_gateway_on_this_machine_goes_through_no_proxy(
+    command: Command, gateway: Gateway, refused_port: int
+) -> None:
+    proxy = f"http://127.0.0.1:{refused_port}"
+    done = command.inside("query", "--url", gateway.url, http_proxy=proxy, HTTP_PROXY=proxy, no_proxy="", NO_PROXY="")
+    assert done.exit_code == 0, done.stderr
+
+
 def test_several_warnings_in_one_header_are_told_apart() -> None:
     headers = ['299 gateway "node a: says \\"no\\", twice", 299 gateway "node b: cannot be reached"', '299 - "c"']
     assert query.warnings_of(headers) == ('node a: says "no", twice', "node b: cannot be reached", "c")
