@@ -85,7 +85,17 @@ def ask(url: str, token: str = "", filters: Sequence[tuple[str, str]] = (), node
         ) from None
     if answer.status_code not in (200, 204):
         raise GatewayError(_refusal(answer))
-    return Studies(answer.json() if answer.content else [], warnings_of(answer.headers.get_list("warning")))
+    return Studies(_rows(answer, url), warnings_of(answer.headers.get_list("warning")))
+
+
+def _rows(answer: httpx.Response, url: str) -> list[Dataset]:
+    try:
+        rows = answer.json() if answer.content else []
+    except ValueError:
+        rows = None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise GatewayError(f"what answers at {url} is no gateway: it does not give DICOM JSON")
+    return rows
 
 
 def warnings_of(headers: Iterable[str]) -> tuple[str, ...]:

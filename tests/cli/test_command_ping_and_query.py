@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,27 @@ def test_what_is_asked_of_a_gateway_on_this_machine_goes_through_no_proxy(
     proxy = f"http://127.0.0.1:{refused_port}"
     done = command.inside("query", "--url", gateway.url, http_proxy=proxy, HTTP_PROXY=proxy, no_proxy="", NO_PROXY="")
     assert done.exit_code == 0, done.stderr
+
+
+@pytest.mark.parametrize("answer", [b"<html>Log in</html>", b'{"resourceType": "Bundle"}', b"[1]", b"\xff"])
+def test_another_server_than_a_gateway_is_told_in_one_line(command: Command, answer: bytes) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = command.inside("query", "--url", url)
+        server.shutdown()
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == f"imaging-gateway: what answers at {url} is no gateway: it does not give DICOM JSON\n"
 
 
 def test_several_warnings_in_one_header_are_told_apart() -> None:
