@@ -27,7 +27,7 @@ from gateway.model.vocabulary import (
     STUDY_UID,
     tag,
 )
-from gateway.security.guard import is_loopback
+from gateway.settings import is_loopback
 
 _DESCRIPTION = tag("StudyDescription")
 _DEADLINE = 60.0
