@@ -8,6 +8,7 @@ import logging
 import math
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from gateway.telemetry import log
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _CLOSE = (b"connection", b"close")
 _TICK = 0.1
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2, whatever the system allows: those that RFC 9325 (BCP 195) recommends, as PS3.15 B asks of DICOM servers."""
 # Seconds that cancelled requests have to give back what they hold, and the seconds after which the server stops waiting.
 _UNWINDING, _BACKSTOP = 5.0, 10.0
 
@@ -243,6 +246,9 @@ def run(
         raise SettingsError(
             "GATEWAY_TLS_CERTIFICATE, GATEWAY_TLS_KEY: cannot be read as PEM, or do not belong together"
         ) from None
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        config.ssl.set_ciphers(_CIPHERS)
     server = serve(config, app, on_ready, delay=settings.drain_delay, drain=settings.drain_seconds, on_hangup=on_hangup)
     try:
         server.run(list(listeners))

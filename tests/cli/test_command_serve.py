@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import threading
+import warnings
 from pathlib import Path
 
 import httpx
@@ -15,6 +17,7 @@ import pytest
 from gateway.simulators.corpus import Corpus
 from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
 from tests.cli.commands import ROOT, Command
+from tests.faults.certificates import Authority
 
 
 def write_nodes(command: Command, url: str, mapping: str = "dicom") -> None:
@@ -28,7 +31,7 @@ def address(process: subprocess.Popen[str]) -> str:
     """From the line that says where it serves."""
     assert process.stderr
     for line in process.stderr:
-        if found := re.match(r"imaging-gateway: serving nodes.toml on (http://127\.0\.0\.1:\d+)$", line):
+        if found := re.match(r"imaging-gateway: serving nodes.toml on (https?://127\.0\.0\.1:\d+)$", line):
             return found[1]
     raise AssertionError("the gateway did not say that it serves")
 
@@ -60,6 +63,38 @@ def test_sigterm_lets_the_request_under_way_end_and_the_exit_is_clean(command: C
     assert answers[0].status_code == 200
     assert answers[0].content == study.instances[0].path.read_bytes()
     assert "server" not in answers[0].headers
+
+
+def agreed(url: str, least: ssl.TLSVersion, most: ssl.TLSVersion, ciphers: str) -> str | None:
+    """The cipher suite that the gateway agrees to with such a client; None where it does not."""
+    client = ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    client.set_ciphers(f"{ciphers}@SECLEVEL=0")
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        client.minimum_version, client.maximum_version = least, most
+    address = httpx.URL(url)
+    try:
+        with (
+            socket.create_connection((address.host, address.port or 443), 10) as plain,
+            client.wrap_socket(plain) as connection,
+        ):
+            used = connection.cipher()
+            return used[0] if used else None
+    except (ssl.SSLError, ConnectionError):
+        return None
+
+
+def test_tls_is_of_today_and_keeps_secrets_whatever_the_system_allows(command: Command, tmp_path: Path) -> None:
+    """RFC 9325 (BCP 195), to which the secure transport profiles of PS3.15 refer."""
+    Path(command.directory, "nodes.toml").write_text("")
+    pem, old, new = str(Authority(tmp_path).file("good")), ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+    files = {"GATEWAY_TLS_CERTIFICATE": pem, "GATEWAY_TLS_KEY": pem}
+    with command.running("serve", "--port", "0", **files, OPENSSL_CONF="/dev/null") as process:
+        url = address(process)
+        assert agreed(url, new, new, "DEFAULT")
+        assert agreed(url, old, old, "DEFAULT") in ("ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-AES128-GCM-SHA256")
+        assert agreed(url, old, old, "ECDHE-ECDSA-AES128-SHA256:ECDHE-ECDSA-AES128-SHA:AES128-SHA") is None
+        assert agreed(url, ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, "ALL") is None
 
 
 def refused(command: Command, *words: str, **environment: str) -> str:

@@ -59,3 +59,7 @@ class Authority:
         """The context showing 'good' or 'expired' from its next handshake on."""
         context.load_cert_chain(self._files[name])
         return context
+
+    def file(self, name: str) -> Path:
+        """The PEM file with the key and the certificate called 'good' or 'expired'."""
+        return self._files[name]
