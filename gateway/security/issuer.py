@@ -223,7 +223,8 @@ def _imported(jwk: Any) -> RSAKey | ECKey | OKPKey | None:
     """One key; None for a symmetric one, one meant for something else, a weak one and one that cannot be read."""
     if not isinstance(jwk, dict) or jwk.get("kty") not in ("RSA", "EC", "OKP") or jwk.get("use") not in (None, "sig"):
         return None
-    if "verify" not in (jwk.get("key_ops") or ["verify"]):
+    operations = jwk.get("key_ops") or ["verify"]
+    if not isinstance(operations, list) or "verify" not in operations:
         return None
     try:
         key: Key = JWKRegistry.import_key(_public(jwk))

@@ -374,6 +374,7 @@ async def test_keys_that_cannot_be_read_are_passed_over_and_good_ones_kept(issue
         None,
         good | {"kid": "enc", "use": "enc"},
         good | {"kid": "signs", "key_ops": ["sign"]},
+        good | {"kid": "numbered", "key_ops": 5},
         weak.as_dict(private=False),
     ]
     issuer.jwks = {"keys": [*odd, good]}
