@@ -22,8 +22,13 @@ def query_pairs(request: Request) -> list[tuple[str, str]]:
 
     A name that no parameter could have is refused here, since errors repeat names and such a one may be a patient's.
     """
+    return pairs_of(request.url.query)
+
+
+def pairs_of(query: str) -> list[tuple[str, str]]:
+    """As `query_pairs`, of a query string that is itself the value of a parameter."""
     pairs = []
-    for piece in filter(None, request.url.query.split("&")):
+    for piece in filter(None, query.split("&")):
         raw_name, _, value = piece.partition("=")
         name = unquote_plus(raw_name)
         if not NAME.fullmatch(name):

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl
 
 import orjson
 from starlette.requests import Request
@@ -15,7 +14,7 @@ from starlette.requests import Request
 from gateway.edge import received
 from gateway.edge.fhir.imagingstudy import Renderer
 from gateway.edge.fhir.studyquery import RESULTS, parse
-from gateway.edge.querystring import query_pairs
+from gateway.edge.querystring import pairs_of, query_pairs
 from gateway.errors import InvalidQuery
 from gateway.wire.fhirxml import element_names
 
@@ -120,7 +119,7 @@ def _take_filter(asked: Asked, value: str, lenient: bool) -> None:
         type_, mark, query = one.partition("?")
         if type_ != STUDY or not mark:
             raise InvalidQuery("_typeFilter is ImagingStudy?<search>, once or more", parameter="_typeFilter")
-        pairs = parse_qsl(query, keep_blank_values=True)
+        pairs = pairs_of(query)
         refused = sorted({name for name, _ in pairs if name in _NOT_IN_A_FILTER})
         if refused:
             raise InvalidQuery(f"{', '.join(refused)} cannot be part of a _typeFilter", parameter="_typeFilter")
