@@ -12,7 +12,7 @@ from gateway.errors import InvalidQuery, NotAcceptable
 from gateway.imaging.syntaxes import BASELINE, EXPLICIT, LOSSLESS, can_decode
 from gateway.model.query import check_uid
 from gateway.wire.frames import frame_media_type
-from gateway.wire.media import MediaType, parse_accept, parse_media_type
+from gateway.wire.media import MediaType, parse_accept, parse_media_type, split_list
 
 DICOM = "application/dicom"
 DICOM_JSON = "application/dicom+json"
@@ -22,6 +22,7 @@ MULTIPART = "multipart/related"
 IMAGE_TYPES = ("image/jpeg", "image/jls", "image/jp2", "image/jpx", "image/jphc", "image/jxl", "image/dicom-rle")
 _ALONE, _IN_PARTS = MediaType("application", "dicom"), MediaType("multipart", "related", {"type": DICOM})
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "*"})
+_MOST_RANGES = 64
 _PLUS = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
 FRAME_TYPES = (OCTETS, *IMAGE_TYPES, "video/mpeg", "video/mp4", "video/mpeg2", "video/h265")
 
@@ -40,21 +41,28 @@ def accepted(request: Request, *, strict: bool) -> list[MediaType]:
 
 
 def ranges(request: Request, *, strict: bool) -> list[MediaType]:
-    """The ranges of all Accept headers, best first, also those refused (q=0). Raises NotAcceptable when strict.
+    """The ranges of all Accept headers, best first, also those refused (q=0). Raises NotAcceptable for too many, or none if strict.
 
     The `accept` query parameter wins over the headers (PS3.18 8.3.3.1). It takes no wildcards: those in it are as if they
     were not there.
     """
     asked = with_plus(",".join(request.query_params.getlist("accept")))
-    named = [range_ for range_ in parse_accept(asked) if "*" not in range_.essence]
+    named = [range_ for range_ in _parsed(asked, "accept") if "*" not in range_.essence]
     if named:
         return named
     text = ",".join(request.headers.getlist("accept"))
     if text.strip():
-        return parse_accept(text)
+        return _parsed(text, "Accept")
     if strict:
         raise NotAcceptable("an Accept header is required (PS3.18 8.7.5)", parameter="Accept")
     return [parse_media_type("*/*")]
+
+
+def _parsed(text: str, parameter: str) -> list[MediaType]:
+    """Raises NotAcceptable for more ranges than anybody means: each that takes something is held against each that refuses."""
+    if len(split_list(text)) > _MOST_RANGES:
+        raise NotAcceptable(f"{parameter} lists at most {_MOST_RANGES} media types", parameter=parameter)
+    return parse_accept(text)
 
 
 def with_plus(text: str) -> str:

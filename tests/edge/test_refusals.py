@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,3 +74,20 @@ def test_a_long_list_of_short_values_is_taken(gateway: Gateway) -> None:
     listed = ",".join(f"2.25.{number}" for number in range(1000, 1500))
     for path in (f"/dicom-web/studies?StudyInstanceUID={listed}", f"/fhir/ImagingStudy?_id={listed}"):
         assert gateway.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/fhir/metadata", "/fhir/nothing", "/dicom-web/studies/1.2"])
+def test_a_list_of_what_is_accepted_that_goes_on_and_on_holds_nobody_up(gateway: Gateway, path: str) -> None:
+    """Each range that takes something was held against each that refuses: one request of 60 KB, which needs no token, for minutes."""
+    refused = "application/fhir+json;q=0,application/fhir+xml;q=0,multipart/related;q=0,application/dicom+json;q=0"
+    accept = ",".join([*(f"*/*;a={number}" for number in range(800)), refused])
+    began = time.monotonic()
+    response = gateway.get(path, headers={"Accept": accept})
+    assert response.status_code in (404, 406), response.text
+    assert time.monotonic() - began < 1.0
+
+
+def test_a_long_list_of_what_is_accepted_is_refused_in_words(gateway: Gateway) -> None:
+    response = gateway.get("/dicom-web/studies", headers={"Accept": "application/dicom+json," * 65})
+    assert (response.status_code, response.json()["parameter"]) == (406, "Accept")
+    assert gateway.get("/dicom-web/studies", headers={"Accept": "x/y," * 63 + "*/*"}).status_code == 200
