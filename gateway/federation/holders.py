@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from gateway.errors import InvalidQuery
 from gateway.federation.page import newest_first
 from gateway.model.answer import Found
 from gateway.model.patient import PatientKey
@@ -28,6 +29,7 @@ from gateway.model.vocabulary import (
 _OF_A_HOLDER = frozenset(
     {MODALITIES_IN_STUDY, tag("SOPClassesInStudy"), STUDY_SERIES_COUNT, STUDY_INSTANCE_COUNT, INSTANCE_AVAILABILITY}
 )
+_MOST_QUESTIONS = 32
 MOST_COMPLETED = 1000
 """Results whose other holders are looked up in one search; the newest go first."""
 
@@ -35,8 +37,15 @@ Held = tuple[str, PatientKey, str]
 
 
 def questions(query: Query) -> list[Query]:
-    """The query once per key that holders answer differently, each with all other keys; or the query alone."""
+    """The query once per key that holders answer differently, each with all other keys; or the query alone. Raises InvalidQuery
+    for more of them than nodes are to be asked for one search."""
     own = [match for match in query.matches if depends_on_holder(match)]
+    if len(own) > _MOST_QUESTIONS:
+        name = own[-1].name
+        text = (
+            f"{name}: at most {_MOST_QUESTIONS} conditions on series and instances, each of which every node is asked"
+        )
+        raise InvalidQuery(text, parameter=name)
     rest = tuple(match for match in query.matches if match not in own)
     return [replace(query, matches=(*rest, match)) for match in own] or [query]
 

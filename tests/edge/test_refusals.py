@@ -91,3 +91,20 @@ def test_a_long_list_of_what_is_accepted_is_refused_in_words(gateway: Gateway) -
     response = gateway.get("/dicom-web/studies", headers={"Accept": "application/dicom+json," * 65})
     assert (response.status_code, response.json()["parameter"]) == (406, "Accept")
     assert gateway.get("/dicom-web/studies", headers={"Accept": "x/y," * 63 + "*/*"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "between"),
+    [
+        ("/dicom-web/studies?multiplevaluematching=true&ModalitiesInStudy=X0", "%5CX"),
+        ("/fhir/ImagingStudy?modality=X0", "&modality=X"),
+    ],
+)
+def test_a_search_that_is_a_question_to_every_node_for_each_of_many_values_is_refused(
+    gateway: Gateway, path: str, between: str
+) -> None:
+    """4,000 of them were 4,000 C-FINDs to every PACS, by one request."""
+    asked = [path, *map(str, range(1, 33))]
+    response = gateway.get(between.join(asked))
+    assert (response.status_code, "ModalitiesInStudy" in response.text) == (400, True), response.text
+    assert gateway.get(between.join(asked[:-1])).status_code == 200
