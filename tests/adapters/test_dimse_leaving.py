@@ -11,9 +11,10 @@ from specimens import specimen, uid
 
 from gateway.adapters.dimse import DimseAdapter
 from gateway.errors import NodeBusy
-from gateway.model.query import Operator
+from gateway.model.query import Operator, Ref
 from gateway.model.seam import NativeMatch, NativeQuery
 from gateway.model.vocabulary import Level
+from gateway.simulators.bulk import ct_series
 from gateway.simulators.dimse import DimseOptions, DimseSimulator
 from tests.faults.leftovers import connections_to
 
@@ -107,3 +108,31 @@ def test_a_retrieve_does_not_end_neatly_when_the_node_sent_more_than_it_had_list
         node = {"id": "n", "name": "n", "adapter": "dimse", "connection": connection(pacs)}
         with Gateway([node]) as gateway, pytest.raises(httpx.RemoteProtocolError):
             gateway.get(f"/dicom-web/studies/{uid('s')}", headers=STORED)
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.5])
+async def test_a_retrieve_whose_adapter_is_closed_between_two_instances_has_not_come_to_its_end(tmp_path, wait):
+    study = ct_series(tmp_path, 12, rows=512, columns=512)
+    with DimseSimulator(tmp_path) as pacs:
+        adapter = DimseAdapter("n", **connection(pacs))
+        await adapter.open()
+        parts = adapter.retrieve(Ref(study))
+        for _ in range(3):
+            part = await anext(parts)
+            async for _ in part.body:
+                pass
+        await asyncio.sleep(wait)  # the node is held back meanwhile
+        await adapter.close()
+        with pytest.raises(NodeBusy, match="stopped"):
+            await anext(parts)
+
+
+async def test_a_probe_whose_adapter_is_closed_says_so(tmp_path):
+    with DimseSimulator(tmp_path, options=DimseOptions(delay=1.0)) as pacs:
+        adapter = DimseAdapter("n", **connection(pacs))
+        await adapter.open()
+        probing = asyncio.create_task(adapter.probe())
+        await asyncio.sleep(0.3)
+        await adapter.close()
+        with pytest.raises(NodeBusy, match="stopped"):
+            await probing

@@ -59,6 +59,13 @@ class Channel(Generic[T]):
             self._items.clear()
             self._room.notify_all()
 
+    def break_off(self, failure: BaseException) -> None:
+        """From the event loop: as if the reader had left, who is still there and hears of the failure."""
+        with self._room:
+            self._ended, self._failure = True, failure
+            self.leave()
+            self._wake()
+
     def __aiter__(self) -> Channel[T]:
         return self
 

@@ -61,6 +61,11 @@ class Operation(Generic[T]):
         self.channel.leave()
         self.stop()
 
+    def break_off(self, node: str) -> None:
+        """From the event loop, by another than the reader, who must not take it for the end of an answer; does not block."""
+        self.channel.break_off(NodeBusy(node, "the operation was stopped"))
+        self.stop()
+
     def stop(self) -> None:
         """From any thread: the association in use is aborted by the thread that uses it."""
         with self._lock:
@@ -115,7 +120,7 @@ class Associations:
         if threads is None:
             return
         for operation in list(self._operations):
-            operation.leave()
+            operation.break_off(self.peer.node)
         for association in self._taken_idle(0):
             threads.submit(association.end, release=True)
         await asyncio.to_thread(threads.shutdown, True)
