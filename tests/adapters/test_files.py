@@ -16,8 +16,9 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from gateway.adapters.files import FilesAdapter
+from gateway.adapters.files import FilesAdapter, catalogue
 from gateway.adapters.files.incoming import accept
+from gateway.adapters.files.scan import Listing
 from gateway.errors import InvalidQuery, NodeError, NodeProtocolError, NodeUnreachable, NotFound
 from gateway.model.dataset import as_text, text, texts, values
 from gateway.model.query import Operator, Ref
@@ -544,6 +545,27 @@ def open_files(directory):
         except OSError:
             continue
     return [t for t in targets if t.startswith(str(directory)) or "index.sqlite" in t]
+
+
+async def test_closing_does_not_wait_for_a_share_that_hangs(tmp_path, monkeypatch):
+    """A mount whose server is gone keeps whoever looks into it; those who are to be closed after this node wait as well."""
+    looks, may_see = threading.Event(), threading.Event()
+
+    def hanging(directory):
+        looks.set()
+        may_see.wait(60)
+        return Listing({}, [])
+
+    monkeypatch.setattr(catalogue, "listing", hanging)
+    monkeypatch.setattr(catalogue, "_PARTING", 0.5, raising=False)
+    adapter = FilesAdapter("files", directory=tmp_path)
+    await adapter.open()
+    try:
+        await asyncio.to_thread(looks.wait, 10)
+        async with asyncio.timeout(10):
+            await adapter.close()
+    finally:
+        may_see.set()
 
 
 async def test_leaving_early_or_being_cancelled_frees_every_file_and_cursor(archive, tmp_path):

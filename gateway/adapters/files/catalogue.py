@@ -24,6 +24,7 @@ from gateway.wire.threads import Threads, run
 _THREADS = 4
 _FAILURES = (OSError, Part10Error, sqlite3.Error)
 _BATCH = 100
+_PARTING = 10.0
 _SETTLED = 2.0
 """Seconds after its last change from which on a broken file counts as broken, and not as being written."""
 
@@ -61,10 +62,10 @@ class Catalogue:
         self._begin_scan()
 
     async def close(self) -> None:
-        """Stops a scan that is under way after its current batch."""
+        """Stops a scan that is under way after its current batch, and leaves alone one that hangs in a share."""
         self._stop.set()
         if self._scan is not None:
-            await asyncio.wait([self._scan])
+            await asyncio.wait([self._scan], timeout=_PARTING)
         for pool in (self._scanner, self.readers):
             pool.shutdown(wait=False)
         private, self._private = self._private, None
