@@ -7,7 +7,7 @@ are gone or changed are seen by no new request; their adapters are closed when t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,8 +174,12 @@ class Estates:
         lease = _Lease(file, estate, residents, receiver)
         old: set[object] = {part for other in self._leases for part in other.parts}
         new = [part for part in lease.parts if part not in old]
-        await _open_all(new)
-        self._leases.append(lease)
+        self._leases.append(lease)  # from now on what it takes over is not closed with those who had it
+        try:
+            await _open_all(new)
+        except BaseException:
+            await self._let_go(lease, closed=new)
+            raise
         self._forget_changed(residents, before)
         self._tell_of(residents, before)
         self.put(estate)
@@ -239,15 +243,22 @@ class Estates:
                 await lease.estate.users.gone()
         except TimeoutError:
             outcome = "cut"
-        self._leases.remove(lease)
-        kept: set[object] = {part for other in self._leases for part in other.parts}
-        for part in lease.parts:
-            if part not in kept:
-                await part.close()
-                if isinstance(part, _Resident):
-                    log().warning("node retired", node=part.node.id, outcome=outcome)
+        for part in await self._let_go(lease):
+            if isinstance(part, _Resident):
+                log().warning("node retired", node=part.node.id, outcome=outcome)
         self._forget_changed(self._leases[-1].residents, lease)
         await self._admit_callers()
+
+    async def _let_go(
+        self, lease: _Lease, closed: Sequence[_Resident | StorageReceiver] = ()
+    ) -> list[_Resident | StorageReceiver]:
+        """Closes what nobody else has, and is not `closed` already; gives what it closed."""
+        self._leases.remove(lease)
+        kept: set[object] = {*closed, *(part for other in self._leases for part in other.parts)}
+        own = [part for part in lease.parts if part not in kept]
+        for part in own:
+            await part.close()
+        return own
 
     def _beside(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

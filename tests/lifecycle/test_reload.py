@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import re
 import signal
@@ -17,7 +18,14 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.reload import Source
+from gateway import settings
+from gateway.assembly import Builder, build_node
+from gateway.cache.answers import Ttl
+from gateway.edge.estate import Estate
+from gateway.federation.node import Node
+from gateway.federation.nodes import NodeConfig, NodeFile
+from gateway.mapping.load import load_all
+from gateway.reload import Estates, Source
 from gateway.simulators.bulk import ct_series, large_multiframe
 from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
 from gateway.simulators.dimse import DimseOptions, DimseSimulator
@@ -339,3 +347,47 @@ def test_a_study_that_is_being_stored_stays_claimed_for_its_patient_when_the_nod
                 stored.set()
                 assert read(sending.result()).stored == uids([first, more])
             assert (refused.status, refused.failed) == (409, {others.SOPInstanceUID: 0xA901})
+
+
+async def test_a_receiver_that_a_new_file_takes_over_is_not_closed_with_the_last_request_of_an_old_one() -> None:
+    is_opening, may_open = asyncio.Event(), asyncio.Event()
+
+    class Slow:
+        async def open(self) -> None:
+            is_opening.set()
+            await may_open.wait()
+
+        async def close(self) -> None:
+            """Holds nothing."""
+
+    def make_node(config: NodeConfig, builder: Builder, formats: Any) -> Node:
+        made = build_node(config, builder, formats, Ttl())
+        builder.built[:] = [Slow()]  # type: ignore[list-item]
+        return made
+
+    table = node("slow", "dicomweb", {"url": "http://127.0.0.1:9"})
+    receiver = {"host": "127.0.0.1", "port": peers.free_port()}
+    with_receiver = NodeFile.model_validate({"move_receiver": receiver})
+    later = NodeFile.model_validate({"move_receiver": receiver, "node": [table]})
+    seen: list[Estate] = []
+    source, formats = Source(Path("nodes.toml"), None, NodeFile()), load_all([])
+    estates = Estates(
+        settings.read(probe=False),
+        source,
+        make_node,
+        lambda file, formats, nodes: Estate(None, {}, None),  # type: ignore[arg-type]
+        seen.append,
+        lambda node: None,
+    )
+    await estates.open(with_receiver, formats)
+    with seen[-1].users:
+        await estates._put_in_place(NodeFile(), formats)
+        opening = asyncio.create_task(estates._put_in_place(later, formats))
+        await is_opening.wait()
+    await asyncio.sleep(0.2)
+    may_open.set()
+    await opening
+    assert _accepts(receiver["port"])
+    await asyncio.sleep(0.5)  # until the probe's connection is over
+    await estates.close()
+    assert not _accepts(receiver["port"])
