@@ -106,5 +106,13 @@ def _missing(table: BaseModel, key: str) -> Iterator[str]:
         value = getattr(table, name)
         if isinstance(value, BaseModel):
             yield from _missing(value, f"{key}.{name}")
-        elif isinstance(value, Path) and name != "index" and not value.exists():
-            yield f"{key}.{name}: there is no {value}"
+        elif isinstance(value, Path) and name != "index" and (problem := _absence(value)):
+            yield f"{key}.{name}: {problem}"
+
+
+def _absence(path: Path) -> str:
+    """Why nothing is found at a path, or ''."""
+    try:
+        return "" if path.exists() else f"there is no {path}"
+    except OSError:
+        return f"cannot be looked at: {path}"

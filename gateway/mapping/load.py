@@ -38,12 +38,13 @@ def load_all(directories: Iterable[Path] = ()) -> dict[str, Mapping]:
 
 def _files(directory: Path) -> list[Path]:
     """Path.glob finds nothing, without a word, where there is no directory."""
-    if not directory.is_dir():
-        raise InvalidMapping(f"{directory}: is no directory of mappings")
     try:
-        return sorted(directory.glob("*.toml"))
+        is_directory, files = directory.is_dir(), sorted(directory.glob("*.toml"))
     except OSError:
         raise InvalidMapping(f"{directory}: cannot be read") from None
+    if not is_directory:
+        raise InvalidMapping(f"{directory}: is no directory of mappings")
+    return files
 
 
 def load(path: Path) -> Mapping:

@@ -113,3 +113,15 @@ def test_what_is_no_toml_or_neither_kind_of_file_is_told_without_a_traceback(com
         "absent.toml: cannot be read",
     ):
         assert told in done.stderr
+
+
+def test_a_path_that_the_system_does_not_let_be_looked_at_is_a_problem_like_any_other(command: Command) -> None:
+    place = "/etc/" + "x" * 300  # as one below a directory that this user may not enter: root may enter all
+    Path(command.directory, "nodes.toml").write_text(
+        f'[[node]]\nid = "a"\nname = "A"\nadapter = "files"\nconnection = {{ directory = "{place}" }}\n'
+    )
+    done = command.inside("check", "nodes.toml")
+    assert done.exit_code == 1
+    assert f"node[a].connection.directory: cannot be looked at: {place}" in done.stderr
+    told = command("check", "nodes.toml", GATEWAY_MAPPINGS=place)
+    assert told.stderr == f"imaging-gateway: {place}: cannot be read\n"
