@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from gateway.errors import SettingsError
 from gateway.mapping.schema import Issuer
 from gateway.model.moments import named_zone
+from gateway.wire.charset import require_known
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _LO = re.compile(r"[ -\[\]-~]{1,64}")
@@ -250,6 +251,11 @@ class NodeConfig(_Connected):
         if name and named_zone(name) is None:
             raise ValueError("is not an IANA time zone, such as Europe/Warsaw")
         return name
+
+    @field_validator("character_set")
+    @classmethod
+    def _is_known(cls, terms: str) -> str:
+        return require_known(terms)
 
     @property
     def issuer(self) -> str:

@@ -12,7 +12,7 @@ from gateway.errors import InvalidMapping, InvalidQuery
 from gateway.mapping.transforms import TRANSFORMS
 from gateway.model.moments import named_zone
 from gateway.model.vocabulary import Level, path, vr
-from gateway.wire.charset import codec_of
+from gateway.wire.charset import require_known
 from gateway.wire.fhirjson import compiled
 
 Scalar = str | int | float
@@ -133,10 +133,7 @@ class Mapping(_Table):
     @field_validator("character_set")
     @classmethod
     def _known_character_set(cls, terms: str) -> str:
-        for term in terms.split("\\"):
-            if term.strip() not in ("", "ISO_IR 6", "ISO 2022 IR 6") and codec_of(term) == "ascii":
-                raise ValueError(f"'{term}' is not a DICOM character set (PS3.3 C.12.1.1.2)")
-        return terms
+        return require_known(terms)
 
     @field_validator("time_zone")
     @classmethod

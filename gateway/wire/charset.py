@@ -74,6 +74,14 @@ def codec_of(term: str) -> str:
     return "ascii"
 
 
+def require_known(terms: str) -> str:
+    """The text of a (0008,0005) that somebody configured, unless a term of it is none: it would be read as ASCII."""
+    for term in terms.split("\\"):
+        if term.strip() not in ("", "ISO_IR 6", "ISO 2022 IR 6") and codec_of(term) == "ascii":
+            raise ValueError(f"'{term}' is not a DICOM character set (PS3.3 C.12.1.1.2), such as ISO_IR 192")
+    return terms
+
+
 def _known(codec: str) -> str:
     try:
         return codecs.lookup(codec).name

@@ -47,6 +47,14 @@ def test_all_problems_of_a_node_file_are_listed_with_their_keys(command: Command
         assert any(f"node[fr-lyon].{key}" in line for line in lines), key
 
 
+def test_a_character_set_that_dicom_does_not_know_is_a_problem(command: Command) -> None:
+    for term, says in (("utf-16", 1), ("Latin-42", 1), ("ISO_IR 101", 0), ("\\\\ISO 2022 IR 87", 0)):
+        Path(command.directory, "nodes.toml").write_text(NODES + f'character_set = "{term}"\n')
+        done = command.inside("check", "nodes.toml")
+        assert done.exit_code == says, term
+        assert (f"node[fr-lyon].character_set: '{term}' is not a DICOM character set" in done.stderr) == bool(says)
+
+
 def test_variables_come_from_the_environment_and_their_values_are_not_printed(command: Command) -> None:
     Path(command.directory, "nodes.toml").write_text(NODES.replace("port = 104", 'port = 104, secret = "${SECRET}"'))
     done = command.inside("check", "nodes.toml", SECRET="hunter2-hunter2")
