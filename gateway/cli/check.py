@@ -42,7 +42,7 @@ def run(files: Sequence[Path], mappings: Path | None) -> None:
 def examine(file: Path, formats: Mapping[str, FormatMapping]) -> tuple[str, list[str]]:
     """What a file holds, and what is wrong with it; a file is known by what is in it, not by its name."""
     try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+        raw = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError:
         return "", ["cannot be read"]
     except UnicodeDecodeError:

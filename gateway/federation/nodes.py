@@ -339,7 +339,7 @@ class NodeFile(_Table):
 def read(path: Path, environment: Mapping[str, str] = os.environ) -> NodeFile:
     """The node file with ${VAR} filled in. Raises SettingsError naming the file and the key; never a value."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError:
         raise SettingsError(f"{path}: cannot be read; make it from the example in README.md") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

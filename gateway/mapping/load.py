@@ -63,7 +63,7 @@ def check(path: Path) -> list[str]:
 def _read(path: Path) -> tuple[Mapping | None, list[str]]:
     try:
         content = path.read_bytes()
-        table: dict[str, Any] = tomllib.loads(content.decode())
+        table: dict[str, Any] = tomllib.loads(content.decode("utf-8-sig"))
     except OSError:
         return None, ["cannot be read"]
     except UnicodeDecodeError:

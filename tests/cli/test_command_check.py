@@ -55,6 +55,15 @@ def test_a_character_set_that_dicom_does_not_know_is_a_problem(command: Command)
         assert (f"node[fr-lyon].character_set: '{term}' is not a DICOM character set" in done.stderr) == bool(says)
 
 
+def test_a_file_with_the_mark_that_windows_editors_put_at_its_beginning_is_read(command: Command) -> None:
+    plain = (ROOT / "mappings" / "dicom.toml").read_text()
+    for name, content in (("nodes.toml", NODES), ("mapping.toml", plain)):
+        Path(command.directory, name).write_text(content, encoding="utf-8-sig")
+    done = command.inside("check", "nodes.toml", "mapping.toml")
+    assert done.exit_code == 0, done.stderr
+    assert "fr-lyon" in command.inside("ping", "fr-lyon").stdout
+
+
 def test_variables_come_from_the_environment_and_their_values_are_not_printed(command: Command) -> None:
     Path(command.directory, "nodes.toml").write_text(NODES.replace("port = 104", 'port = 104, secret = "${SECRET}"'))
     done = command.inside("check", "nodes.toml", SECRET="hunter2-hunter2")
