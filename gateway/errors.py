@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+_A_LIST, _A_TABLE = "is to be a list, in [ ]", "is to be a table, in { }"
+_WORDS = {
+    "extra_forbidden": "unknown key",
+    "missing": "is missing",
+    "list_type": _A_LIST,
+    "tuple_type": _A_LIST,
+    "dict_type": _A_TABLE,
+    "model_type": _A_TABLE,
+    "union_tag_not_found": "its kind is missing",
+}
+
+
+def fault_of(found: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in the words of the TOML that it was found in; never the value."""
+    loc, kind = found["loc"], found["type"]
+    if len(loc) == 1 and _WORDS.get(kind) == _A_LIST:
+        return f"{_A_LIST}, or of tables that are each headed [[{loc[0]}]]"
+    return _WORDS.get(kind) or str(found["msg"]).removeprefix("Value error, ")
 
 
 class GatewayError(Exception):

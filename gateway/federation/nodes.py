@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from gateway.errors import SettingsError
+from gateway.errors import SettingsError, fault_of
 from gateway.mapping.schema import Issuer
 from gateway.model.moments import named_zone
 from gateway.wire.charset import require_known
@@ -358,7 +358,7 @@ def parse(raw: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -
         file = NodeFile.model_validate(filled)
     except ValidationError as error:
         found = error.errors(include_input=False, include_url=False)
-        faults += [f"{_place(fault['loc'], raw)}: {fault['msg'].removeprefix('Value error, ')}" for fault in found]
+        faults += [f"{_place(fault['loc'], raw)}: {fault_of(fault)}" for fault in found]
     return (None, faults) if faults else (file, [])
 
 

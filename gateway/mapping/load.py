@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.errors import InvalidMapping
+from gateway.errors import InvalidMapping, fault_of
 from gateway.mapping.prove import failures
 from gateway.mapping.schema import Mapping
 
@@ -79,11 +79,6 @@ def _read(path: Path) -> tuple[Mapping | None, list[str]]:
 
 def _problem(error: Any) -> str:
     """One pydantic error as 'key: what is wrong'."""
-    words = {
-        "extra_forbidden": "unknown key",
-        "missing": "is missing",
-        "too_short": "needs at least one [[example]]",
-    }
     key = ".".join(str(step) for step in error["loc"])
-    text = words.get(error["type"], error["msg"].removeprefix("Value error, "))
+    text = "needs at least one [[example]]" if error["type"] == "too_short" else fault_of(error)
     return f"{key}: {text}" if key else text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.cli.commands import ROOT, Command
 
 NODES = """
@@ -62,6 +64,32 @@ def test_a_file_with_the_mark_that_windows_editors_put_at_its_beginning_is_read(
     done = command.inside("check", "nodes.toml", "mapping.toml")
     assert done.exit_code == 0, done.stderr
     assert "fr-lyon" in command.inside("ping", "fr-lyon").stdout
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "told"),
+    [
+        ("[[node]]", "[node]", "node: is to be a list, in [ ], or of tables that are each headed [[node]]"),
+        ("called_ae_title", "ae_title", "node[fr-lyon].connection.ae_title: unknown key"),
+        ("called_ae_title", "ae_title", "node[fr-lyon].connection.called_ae_title: is missing"),
+        ("[[node]]", '[[node]]\npurposes = "TREAT"', "node[fr-lyon].purposes: is to be a list, in [ ]"),
+        ("[[node]]", '[[node]]\nstore = "yes"', "node[fr-lyon].store: is to be a table, in { }"),
+        ("[[node]]", '[[node]]\nissuers = ["PESEL"]', "node[fr-lyon].issuers.0: is to be a table, in { }"),
+        (
+            "{ host",
+            '{ auth = { username = "gw" }, url = "https://a.example", host',
+            "connection.auth: its kind is missing",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_words_of_the_file(
+    command: Command, written: str, instead: str, told: str
+) -> None:
+    text = NODES.replace(written, instead)
+    Path(command.directory, "nodes.toml").write_text(text.replace("dimse", "dicomweb") if "auth" in instead else text)
+    done = command.inside("check", "nodes.toml")
+    assert done.exit_code == 1
+    assert told in done.stderr
 
 
 def test_variables_come_from_the_environment_and_their_values_are_not_printed(command: Command) -> None:
