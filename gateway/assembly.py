@@ -167,7 +167,9 @@ _ADAPTERS: Mapping[type[Connection], Callable[[Builder, NodeConfig, Any, FormatM
 
 
 def http_client(config: NodeConfig, url: str, auth: Auth, tls: Tls, max_connections: int = 16) -> HttpClient:
-    """The HTTP client of one node, with its deadlines, its credentials and its allow list."""
+    """The HTTP client of one node, with its deadlines, its credentials and its allow list. Raises SettingsError."""
+    if tls != Tls():
+        _tls_context(tls, config.id)  # read anew when it is opened, where nobody knows in which node's block it stands
     return HttpClient(
         config.id,
         base_url=url,

@@ -170,3 +170,17 @@ def test_a_path_that_the_system_does_not_let_be_looked_at_is_a_problem_like_any_
     assert f"node[a].connection.directory: cannot be looked at: {place}" in done.stderr
     told = command("check", "nodes.toml", GATEWAY_MAPPINGS=place)
     assert told.stderr == f"imaging-gateway: {place}: cannot be read\n"
+
+
+@pytest.mark.parametrize("tls", ['ca_bundle = "nodes.toml"', 'certificate = "nodes.toml"'])
+@pytest.mark.parametrize("adapter", ["dicomweb", "fhir"])
+def test_a_certificate_of_a_node_that_is_none_is_a_problem_of_that_node(
+    command: Command, adapter: str, tls: str
+) -> None:
+    Path(command.directory, "nodes.toml").write_text(
+        f'[[node]]\nid = "a"\nname = "A"\nadapter = "{adapter}"\n'
+        f'connection = {{ url = "https://a.example/x", tls = {{ {tls} }} }}\n'
+    )
+    done = command.inside("check", "nodes.toml")
+    assert done.exit_code == 1
+    assert done.stderr == "imaging-gateway: nodes.toml: node[a].connection.tls: the certificates cannot be read\n"
