@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,9 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import SettingsError
+
+# Of the command `query`, which asks a gateway.
+_ASIDE = frozenset({"URL", "TOKEN"})
 
 
 def _listed(given: Any) -> Any:
@@ -195,3 +200,11 @@ def read(**overrides: object) -> Settings:
         first = error.errors()[0]
         name = "GATEWAY_" + "_".join(str(step) for step in first["loc"]).upper()
         raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}", parameter=name) from None
+
+
+def strangers(environment: Mapping[str, str]) -> dict[str, str]:
+    """The GATEWAY_* variables that are no settings, each with the setting that may be meant, or ''."""
+    known = {field.upper() for field in Settings.model_fields} | _ASIDE
+    named = {name: name.upper().removeprefix("GATEWAY_") for name in environment if name.upper().startswith("GATEWAY_")}
+    near = {name: difflib.get_close_matches(word, known, 1, 0.75) for name, word in named.items() if word not in known}
+    return {name: f"GATEWAY_{found[0]}" if found else "" for name, found in near.items()}

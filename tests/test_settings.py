@@ -14,3 +14,14 @@ def test_a_variable_that_is_empty_is_not_set(name: str, monkeypatch: pytest.Monk
     monkeypatch.setenv(f"GATEWAY_{name}", "")
     field = name.lower()
     assert getattr(settings.read(), field) == settings.Settings.model_fields[field].default
+
+
+def test_a_variable_that_is_no_setting_is_named_with_the_one_that_may_be_meant() -> None:
+    environment = {
+        "GATEWAY_CACHEKEY": "k",
+        "gateway_audit": "a",
+        "GATEWAY_PACS": "p",
+        "GATEWAY_TOKEN": "t",
+        "PATH": "/",
+    }
+    assert settings.strangers(environment) == {"GATEWAY_CACHEKEY": "GATEWAY_CACHE_KEY", "GATEWAY_PACS": ""}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from gateway import settings, telemetry
 from gateway.cli import console, serving, shared
 from gateway.cli.supervisor import Supervisor
+from gateway.federation import nodes
 from gateway.security.guard import check_start
 
 
@@ -18,10 +20,19 @@ def run(given: dict[str, object]) -> None:
     with console.refusals(), serving.stoppable():
         serving.hold_hangups()
         read = settings.read(**given)
+        _tell_strangers(read)
         if read.workers > 1:
             _serve_with_workers(read, given)
         else:
             _serve_here(read)
+
+
+def _tell_strangers(read: settings.Settings) -> None:
+    """A misspelt variable would leave its setting at the default: a cache in the clear, an audit elsewhere."""
+    for name, meant in settings.strangers(os.environ).items():
+        if name not in nodes.variables(read.nodes):
+            guess = f"; is {meant} meant?" if meant else " (README.md lists them)"
+            console.complain(f"{name} is no setting and has no effect{guess}")
 
 
 def _serve_here(read: settings.Settings) -> None:

@@ -350,6 +350,14 @@ def read(path: Path, environment: Mapping[str, str] = os.environ) -> NodeFile:
     return file
 
 
+def variables(path: Path) -> frozenset[str]:
+    """The names of the ${VAR} in a file; none where it cannot be read."""
+    try:
+        return frozenset(_VARIABLE.findall(path.read_text(encoding="utf-8-sig")))
+    except (OSError, UnicodeDecodeError):
+        return frozenset()
+
+
 def parse(raw: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> tuple[NodeFile | None, list[str]]:
     """The file from its TOML, or None and every fault as 'node[pl-krakow].connection.port: ...'; never a value."""
     faults: list[str] = []

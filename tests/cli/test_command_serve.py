@@ -135,6 +135,21 @@ def test_a_directory_of_mappings_that_is_none_is_named(command: Command) -> None
         assert f"{name}: is no directory of mappings" in refused(command, "--port", "0", GATEWAY_MAPPINGS=name)
 
 
+def test_what_is_no_setting_is_told_at_the_start_unless_the_node_file_asks_for_it(command: Command) -> None:
+    (command.directory / "nodes.toml").write_text(
+        '[[node]]\nid = "a"\nname = "A"\nadapter = "dicomweb"\n'
+        'connection = { url = "http://127.0.0.1:9/", auth = { kind = "bearer", token = "${GATEWAY_PACS}" } }\n'
+    )
+    with command.running("serve", "--port", "0", GATEWAY_CACHEKEY="hunter2", GATEWAY_PACS="secret") as process:
+        assert process.stderr
+        told = process.stderr.readline()
+        assert "hunter2" not in told
+        assert told == (
+            "imaging-gateway: GATEWAY_CACHEKEY is no setting and has no effect; is GATEWAY_CACHE_KEY meant?\n"
+        )
+        assert "GATEWAY_PACS" not in process.stderr.readline()
+
+
 def test_a_taken_port_is_named_with_another_one_to_choose(command: Command) -> None:
     write_nodes(command, "http://127.0.0.1:9/dicom-web")
     with socket.create_server(("127.0.0.1", 0)) as other:
