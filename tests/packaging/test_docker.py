@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
 
 from gateway import settings
 from gateway.federation import nodes
@@ -94,6 +95,26 @@ def test_what_compose_mounts_and_builds_is_there():
             assert (DOCKER / build["context"] / build["dockerfile"]).is_file()
         elif build:
             assert (DOCKER / build / "Dockerfile").is_file()
+
+
+def test_every_image_that_is_not_built_here_is_of_a_named_version():
+    bases = [base for file in DOCKERFILES for base in re.findall(r"^FROM (\S+)", file.read_text(), re.MULTILINE)]
+    images = [service["image"] for service in SERVICES.values() if "build" not in service]
+    built = {service["image"] for service in SERVICES.values() if "build" in service}
+    assert [image for image in {*bases, *images} - built if not re.search(r":v?\d", image)] == []
+
+
+def test_the_certificate_is_made_once_and_is_for_every_name_that_is_called(tmp_path):
+    needs("openssl")
+    (line,) = SERVICES["certificate"]["command"]
+    command = [*SERVICES["certificate"]["entrypoint"], line.replace("/tls/", f"{tmp_path}/")]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    made = (tmp_path / "certificate.pem").read_bytes()
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert (tmp_path / "certificate.pem").read_bytes() == made
+    names = x509.load_pem_x509_certificate(made).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert set(names.value.get_values_for_type(x509.DNSName)) == set(SERVICES["proxy"]["networks"]["inside"]["aliases"])
+    assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0
 
 
 def test_services_depend_on_services_that_there_are():
