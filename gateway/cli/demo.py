@@ -16,7 +16,7 @@ from gateway import settings
 from gateway.app import create_app
 from gateway.cli import console, demonodes, guide, query, serving
 from gateway.cli.peers import Peers
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, SettingsError
 from gateway.settings import Settings
 from gateway.simulators import corpus
 from gateway.simulators.corpus import Corpus, ScaleName
@@ -64,7 +64,11 @@ def run(directory: Path, port: int, scale: ScaleName, *, once: bool) -> None:
 def _studies(directory: Path, scale: ScaleName) -> Corpus:
     """Made once; a second demo that starts meanwhile waits for the first to have made them."""
     root = directory / f"hospitals-{scale}"
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (directory / ".lock").touch()
+    except OSError:
+        raise SettingsError(f"{directory} cannot be written to; name another place with --directory") from None
     with console.progress(f"making the hospitals' studies in {root}"), _alone(directory):
         return corpus.build(root, scale=scale)
 

@@ -158,6 +158,14 @@ def test_a_taken_port_is_named_with_another_one_to_choose(command: Command) -> N
     assert re.search(rf"port: {port} is taken by another program; choose another one, such as --port \d+", told)
 
 
+def test_a_demo_that_can_be_kept_nowhere_names_the_option(command: Command) -> None:
+    (command.directory / "file").touch()
+    done = command("demo", "--port", "0", "--directory", "file/demo")
+    assert (done.returncode, done.stdout) == (2, "")
+    place = command.directory / "file" / "demo"
+    assert done.stderr == f"imaging-gateway: {place} cannot be written to; name another place with --directory\n"
+
+
 def test_off_loopback_without_an_oidc_issuer_it_does_not_start(command: Command) -> None:
     write_nodes(command, "http://127.0.0.1:9/dicom-web")
     assert "GATEWAY_OIDC_ISSUER" in refused(command, "--port", "0", "--host", "0.0.0.0")
