@@ -116,4 +116,4 @@ def _show(target: Target, answer: Probe | GatewayError) -> None:
 
 def _line(name: str, value: str) -> None:
     if value:
-        console.output().print(f"  {name:<12}{console.printable(value)}", markup=False)
+        console.output().print(f"  {name:<11} {console.printable(value)}", markup=False)

@@ -43,6 +43,7 @@ def test_ping_says_what_a_node_can_do_and_what_the_administrator_has_to_enter(
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"fr-lyon  OK  dimse  LYON at 127.0.0.1:{lyon.port}\n  echo ")
     assert " can         echo find move" in done.stdout
+    assert "  character sets ISO_IR" in done.stdout
     assert "C-MOVE destination AE title GATEWAY, host 127.0.0.1, port 11117" in done.stdout
     assert 'node file: retrieve = "move"' in done.stdout
 
