@@ -262,7 +262,7 @@ async def _private_directory(settings: Settings, stack: AsyncExitStack) -> Path:
     try:
         directory, lock = await asyncio.to_thread(prepare, settings.spool)
     except OSError:
-        raise SettingsError(f"the spool directory {settings.spool} cannot be written to") from None
+        raise SettingsError(f"GATEWAY_SPOOL: {settings.spool} cannot be written to") from None
     stack.callback(os.close, lock)
     stack.push_async_callback(asyncio.to_thread, shutil.rmtree, directory, ignore_errors=True)
     return directory

@@ -73,7 +73,7 @@ class Spool:
         try:
             self._directory, self._lock = await asyncio.to_thread(prepare, root)
         except OSError:
-            raise SettingsError(f"the spool directory {root} cannot be written to") from None
+            raise SettingsError(f"GATEWAY_SPOOL: {root} cannot be written to") from None
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="spool")
         self._sweeper = asyncio.create_task(self._sweep_on(), name="spool sweeper")
 

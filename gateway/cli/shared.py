@@ -78,7 +78,7 @@ async def _exports(settings: Settings) -> AsyncIterator[dict[str, str]]:
     try:
         directory, lock = await asyncio.to_thread(prepare, settings.spool)
     except OSError:
-        raise SettingsError(f"the spool directory {settings.spool} cannot be written to") from None
+        raise SettingsError(f"GATEWAY_SPOOL: {settings.spool} cannot be written to") from None
     try:
         yield {"GATEWAY_EXPORT_DIRECTORY": str(directory / "exports")}
     finally:

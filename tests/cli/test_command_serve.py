@@ -158,6 +158,13 @@ def test_a_taken_port_is_named_with_another_one_to_choose(command: Command) -> N
     assert re.search(rf"port: {port} is taken by another program; choose another one, such as --port \d+", told)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_spool_that_cannot_be_written_to_is_named_by_its_variable(command: Command, workers: str) -> None:
+    write_nodes(command, "http://127.0.0.1:9/dicom-web")
+    told = refused(command, "--port", "0", "--workers", workers, GATEWAY_SPOOL="nodes.toml")
+    assert "GATEWAY_SPOOL: nodes.toml cannot be written to" in told
+
+
 def test_a_demo_that_can_be_kept_nowhere_names_the_option(command: Command) -> None:
     (command.directory / "file").touch()
     done = command("demo", "--port", "0", "--directory", "file/demo")
