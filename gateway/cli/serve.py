@@ -11,7 +11,6 @@ import typer
 from gateway import settings, telemetry
 from gateway.cli import console, serving, shared
 from gateway.cli.supervisor import Supervisor
-from gateway.federation import nodes
 from gateway.security.guard import check_start
 
 
@@ -28,8 +27,17 @@ def run(given: dict[str, object]) -> None:
 
 
 def _tell_strangers(read: settings.Settings) -> None:
-    """A misspelt variable would leave its setting at the default: a cache in the clear, an audit elsewhere."""
-    for name, meant in settings.strangers(os.environ).items():
+    """A misspelt variable would leave its setting at the default: a cache in the clear, an audit elsewhere.
+
+    The node file's reader is imported only where it is needed, and once hangups are held: the threads that numpy starts
+    as it is imported would hear them.
+    """
+    strangers = settings.strangers(os.environ)
+    if not strangers:
+        return
+    from gateway.federation import nodes
+
+    for name, meant in strangers.items():
         if name not in nodes.variables(read.nodes):
             guess = f"; is {meant} meant?" if meant else " (README.md lists them)"
             console.complain(f"{name} is no setting and has no effect{guess}")
