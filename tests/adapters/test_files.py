@@ -376,6 +376,30 @@ async def test_a_file_that_cannot_be_looked_at_now_is_missed_and_not_forgotten(e
     assert whole in [await collected(part) async for part in node.retrieve(Ref("1.2.3"))]
 
 
+async def test_what_could_never_be_looked_at_is_missed_and_named(empty, monkeypatch):
+    """Nobody knows what is in it: what is found beside it is not all."""
+    node, directory = empty
+    (directory / "a").write_bytes(instance(uid="1.1"))
+    (directory / "b").symlink_to(directory / "b")  # ELOOP
+    (directory / "c").write_bytes(instance(uid="1.3"))
+    (directory / "lost+found").symlink_to(directory / "lost+found")
+    real = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *more, **own: refused(path) if path.name == "c" else real(path, *more, **own)
+    )
+    rows, report = await find(node, Level.IMAGE)
+    assert len(rows) == 1
+    assert report.gaps == ("may not read 2 of its files and directories, which are left out",)
+    monkeypatch.undo()
+    (directory / "b").unlink()
+    rows, report = await find(node, Level.IMAGE)  # though the file's stamp is what it was
+    assert (len(rows), report.gaps) == (2, ())
+
+
+def refused(path):
+    raise PermissionError(path)
+
+
 async def test_broken_and_foreign_files_are_counted_and_skipped(empty):
     node, directory = empty
     good = instance(PixelData=b"\0" * 100)

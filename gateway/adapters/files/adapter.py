@@ -76,7 +76,7 @@ class FilesAdapter:
                 given += len(rows)
                 for row in rows:
                     yield DicomRecord(row)
-        yield _report(asked, truncated)
+        yield _report(asked, truncated, self._catalogue.unread)
 
     async def retrieve(self, ref: Ref) -> AsyncGenerator[Part, None]:
         """Every instance as the file's exact bytes."""
@@ -165,11 +165,12 @@ def _whole(held: Held, count: Callable[[int], None]) -> Generator[bytes, None, N
             yield chunk
 
 
-def _report(asked: Conditions, truncated: bool) -> Report:
+def _report(asked: Conditions, truncated: bool, unread: int) -> Report:
     return Report(
         matched=frozenset(asked.matched),
         ignored=frozenset(asked.ignored),
         unknown=frozenset(asked.unknown),
         truncated=truncated,
         complete_rows=True,
+        gaps=(f"may not read {unread} of its files and directories, which are left out",) if unread else (),
     )

@@ -30,7 +30,8 @@ _SETTLED = 2.0
 
 
 class Catalogue:
-    """The files of one node. Blocking work on them goes through `threads`; failures become NodeErrors."""
+    """The files of one node. Blocking work on them goes through `threads`; failures become NodeErrors. `unread` is how many files
+    and directories the last scan could not look into, of which nothing is known."""
 
     def __init__(self, node: str, directory: Path, index: Path | None, rescan: float, character_set: str) -> None:
         """`index` is the SQLite file; None is a temporary one, readable by this user only and gone with `close`, or at somebody's
@@ -43,6 +44,7 @@ class Catalogue:
         self._rescan = rescan
         self._stop = threading.Event()
         self._scan: asyncio.Task[None] | None = None
+        self.unread = 0
         self._scanned = float("-inf")
         """When the last scan that came to its end began."""
 
@@ -123,31 +125,38 @@ class Catalogue:
         now, known = listing(self.directory), self.index.stamps()
         gone = [path for path in known if path not in now.files and not now.hides(path)]
         self.index.update([], [], gone)
+        unread = sum(not self.index.holds(path) for path in now.unread)
         changed = [(path, stamp) for path, stamp in now.files.items() if known.get(path) != stamp]
         for start in range(0, len(changed), _BATCH):
             if self._stop.is_set():
                 return
-            self._take_in(changed[start : start + _BATCH])
+            unread += self._take_in(changed[start : start + _BATCH])
+        self.unread = unread
 
-    def _take_in(self, changed: Sequence[tuple[str, Stamp]]) -> None:
-        """What is broken and was changed just now may still be being written: it is tried again.
+    def _take_in(self, changed: Sequence[tuple[str, Stamp]]) -> int:
+        """What is broken and was changed just now may still be being written: it is tried again, as is what may not be read, which
+        is counted.
 
         So is what held an instance until now, which stays known: its study is incomplete, and must not pass for whole.
         """
+        unread = 0
         read: list[Held] = []
         refused: list[tuple[str, Stamp]] = []
         gone: list[str] = []
         for path, stamp in changed:
             try:
                 read.append(read_held(Path(path), stamp, self.character_set))
-            except (OSError, ValueError, TypeError):
+            except (OSError, ValueError, TypeError) as error:
                 if self.index.holds(path):
                     continue
-                if time.time() - stamp[0] / 1e9 > _SETTLED:
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    unread += 1
+                elif time.time() - stamp[0] / 1e9 > _SETTLED:
                     refused.append((path, stamp))
                 else:
                     gone.append(path)
         self.index.update(read, refused, gone)
+        return unread
 
 
 def _are_unchanged(found: Sequence[Held]) -> bool:

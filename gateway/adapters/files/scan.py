@@ -26,6 +26,9 @@ from gateway.wire.instance import Part10Error, open_instance
 _LONGEST_KEPT = 16 * 1024
 """Bytes of JSON of one attribute that the index still keeps: per-frame functional groups are not searched."""
 
+_NONE_OF_OURS = frozenset({"DICOMDIR", "LOST+FOUND", "$RECYCLE.BIN", "SYSTEM VOLUME INFORMATION"})
+"""What file systems keep for themselves mostly may not be listed, and holds nothing that is shared."""
+
 Stamp = tuple[int, int]
 """(modification time in ns, size): what tells that a file has changed."""
 
@@ -61,8 +64,8 @@ class Listing:
 
 
 def listing(directory: Path) -> Listing:
-    """Every file that may be a DICOM instance. Hidden files and DICOMDIR are none, nor are pipes, sockets and devices, which
-    would be waited for without an end. Raises OSError for the root only."""
+    """Every file that may be a DICOM instance. Hidden files, DICOMDIR and a file system's own are none, nor are pipes, sockets and
+    devices, which would be waited for without an end. Raises OSError for the root only."""
     found = Listing({}, [])
     root = directory.stat()
     seen = {(root.st_dev, root.st_ino)}
@@ -83,7 +86,7 @@ def _list_one(directory: str, found: Listing, seen: set[tuple[int, int]]) -> Ite
     subdirectories = []
     with os.scandir(directory) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR":
+            if entry.name.startswith(".") or entry.name.upper() in _NONE_OF_OURS:
                 continue
             try:
                 status = entry.stat()
