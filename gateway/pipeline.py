@@ -340,6 +340,10 @@ class Pipeline:
         """The ids of the nodes named (all when none is) that the caller may use now. Raises NotFound for an unknown name."""
         return tuple(node.id for node in self._nodes_for(caller, names))
 
+    def sources_of(self, names: Sequence[str]) -> dict[str, str]:
+        """What each of these nodes is an archive of now: see Node.source."""
+        return {name: node.source for name in names if (node := self.federation.nodes.get(name))}
+
     @contextmanager
     def exporting(
         self, action: str, caller: Caller, names: Sequence[str], resources: Sequence[tuple[str, str]], ref: str

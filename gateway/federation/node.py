@@ -84,6 +84,13 @@ class Node:
     def id(self) -> str:
         return self.config.id
 
+    @property
+    def source(self) -> str:
+        """A digest of where its studies are and how they are read: with another one it is another archive."""
+        config = self.config
+        place = config.connection.model_dump(mode="json", exclude={"max_connections", "max_associations"})
+        return node_digest(config.id, [config.adapter, place, config.issuer, self.asker.digest])
+
     def may(self, capability: str) -> bool:
         """A configuration narrows what an adapter can do, never widens it."""
         return self.config.capabilities is None or capability in self.config.capabilities

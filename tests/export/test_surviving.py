@@ -80,6 +80,27 @@ def test_a_killed_gateway_goes_on_with_its_exports_when_it_is_back(nodes: Catalo
             require_whole(again)
 
 
+def test_a_node_that_is_another_archive_since_an_export_began_is_named_as_incomplete(
+    nodes: CatalogueNodes, tmp_path: Path
+) -> None:
+    """Behind the place that was come to, its newer studies are not asked for any more."""
+    given, tables = settings(tmp_path / "kept"), nodes.tables(quirks=[])
+    with httpx.Client(timeout=60) as client:
+        with processes.gateway(tables, **given) as served:
+            export = begin(client, f"{served.url}/fhir/$export?_type=ImagingStudy")
+            eventually(lambda: has_come_to(export, 3))
+            served.process.kill()
+            served.process.wait()
+        tables[1]["connection"] = tables[0]["connection"]
+        tables[2]["search_deadline"] = 50
+        with processes.gateway(tables, **given) as served:
+            again = at(export, served, client)
+            missing = [one["issue"][0]["diagnostics"] for one in again.lines(again.manifest(120), "OperationOutcome")]
+    assert [text for text in missing if "another archive" in text] == [
+        "node n01: is another archive than when the export began, or is read otherwise; some of its studies may be missing"
+    ]
+
+
 @pytest.mark.interop
 def test_replicas_share_an_export_and_one_that_is_killed_is_not_missed(nodes: CatalogueNodes, tmp_path: Path) -> None:
     with peers.redis() as redis, httpx.Client(timeout=60) as client:

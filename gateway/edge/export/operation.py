@@ -64,6 +64,7 @@ async def _begin(asked: FhirRequest) -> Response:
     resources = [(type_, TYPES[type_]) for type_ in types]
     with context.pipeline.exporting("export", context.caller, context.nodes, resources, job.id) as record:
         job.asked["nodes"] = list(record.nodes)
+        job.asked["sources"] = context.pipeline.sources_of(record.nodes)
         await engine.begin(job)
     headers = {"Content-Location": f"{asked.root}/$export/{job.id}", "Cache-Control": "no-store"}
     text = "the export has begun; ask at Content-Location how it stands"

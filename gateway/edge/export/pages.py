@@ -148,14 +148,21 @@ class _Doing:
         return int(self.job.asked["page"])
 
     def nodes(self) -> tuple[list[str], list[Issue]]:
-        """The nodes of the beginning that may be asked still, and an issue for each other. Raises Forbidden for none."""
+        """The nodes of the beginning that may be asked still, and an issue for each other, and for each that is another archive by
+        now. Raises Forbidden for none."""
         wanted: list[str] = self.job.asked["nodes"]
         allowed = set(self.estate.pipeline.nodes_of(self.caller, ()))
         there = [node for node in wanted if node in allowed]
         if not there:
             raise Forbidden("none of the nodes that the export began with may be asked any more")
         text_ = "is no longer among the nodes that may be asked; its studies from here on are missing"
-        return there, [Issue(node, "GW201", f"node {node}: {text_}") for node in wanted if node not in allowed]
+        gone = [Issue(node, "GW201", f"node {node}: {text_}") for node in wanted if node not in allowed]
+        began, now = self.job.asked.get("sources", {}), self.estate.pipeline.sources_of(there)
+        text_ = (
+            "is another archive than when the export began, or is read otherwise; some of its studies may be missing"
+        )
+        changed = [node for node in there if began.get(node, now[node]) != now[node]]
+        return there, [*gone, *(Issue(node, "GW209", f"node {node}: {text_}") for node in changed)]
 
     async def page(self, state: _State, walk: Walk, *, is_first: bool) -> Made:
         search = await parse(walk.pairs, self.renderer, lenient=False)
