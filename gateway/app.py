@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import pydicom.config
 from starlette.applications import Starlette
@@ -39,7 +37,7 @@ from gateway.edge.leaving import Leaving
 from gateway.edge.middleware import Authentication, Telemetry, isolation
 from gateway.edge.proxies import Proxies
 from gateway.edge.ratelimit import RateLimit
-from gateway.errors import GatewayError, SettingsError
+from gateway.errors import GatewayError
 from gateway.exporting.engine import Engine
 from gateway.federation.fanout import cancel_all
 from gateway.federation.federate import Federation
@@ -55,7 +53,7 @@ from gateway.federation.spooled import SpooledSeries
 from gateway.federation.storing import Storing
 from gateway.federation.whose import Claims
 from gateway.imaging.processes import Imaging
-from gateway.leftovers import prepare
+from gateway.leftovers import below_spool, held
 from gateway.loop_lag import watch_the_loop
 from gateway.mapping.schema import Mapping as FormatMapping
 from gateway.pipeline import Pipeline, Views
@@ -202,7 +200,7 @@ async def _lifespan(
         answers = Answers(cache, stale, settings.local_cache_bytes)
         stack.push_async_callback(answers.close)
         spool = Spool(settings.spool, max_bytes=settings.spool_bytes, max_age=settings.spool_seconds)
-        scratch = await _private_directory(settings, stack)
+        scratch = await stack.enter_async_context(held(partial(below_spool, settings.spool)))
         spooled = SpooledSeries(spool, scratch)
         cache.on_purge(spooled.purged)
         patients, audit = PatientIds(secret, settings.store), Audit(settings.audit, secret)
@@ -255,17 +253,6 @@ async def _lifespan(
             yield
         finally:
             app.state.ready = False
-
-
-async def _private_directory(settings: Settings, stack: AsyncExitStack) -> Path:
-    """Goes with this process, at the next start where it was killed. Raises SettingsError."""
-    try:
-        directory, lock = await asyncio.to_thread(prepare, settings.spool)
-    except OSError:
-        raise SettingsError(f"GATEWAY_SPOOL: {settings.spool} cannot be written to") from None
-    stack.callback(os.close, lock)
-    stack.push_async_callback(asyncio.to_thread, shutil.rmtree, directory, ignore_errors=True)
-    return directory
 
 
 def _redis_url(settings: Settings) -> str | None:

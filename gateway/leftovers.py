@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import shutil
 import stat
 import tempfile
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+from gateway.errors import SettingsError
 
 PREFIX = "imaging-gateway-spool-"
 _LOCK = "lock"
 _GRACE = 60.0
+
+
+@asynccontextmanager
+async def held(make: Callable[[], tuple[Path, int]]) -> AsyncIterator[Path]:
+    """What one of the functions below makes, which goes when it is left. Raises as `make`."""
+    directory, lock = await asyncio.to_thread(make)
+    try:
+        yield directory
+    finally:
+        try:
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def below_spool(root: Path) -> tuple[Path, int]:
+    """As `prepare`, below GATEWAY_SPOOL. Raises SettingsError."""
+    try:
+        return prepare(root)
+    except OSError:
+        raise SettingsError(f"GATEWAY_SPOOL: {root} cannot be written to") from None
 
 
 def prepare(root: Path) -> tuple[Path, int]:

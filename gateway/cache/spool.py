@@ -7,20 +7,20 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from gateway.cache.shelf import NotSpooled, Shelf, SpooledInstance
-from gateway.errors import SettingsError
-from gateway.leftovers import prepare
+from gateway.leftovers import below_spool, held
 from gateway.model.query import Ref
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Spool:
         self._shelf = Shelf(max_bytes or 0, max_age, clock)
         self._root = directory
         self._directory: Path | None = None
-        self._lock: int | None = None
+        self._private = AsyncExitStack()
         self._threads: ThreadPoolExecutor | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -70,28 +70,21 @@ class Spool:
         if self._shelf.max_bytes <= 0:
             return
         root = self._root or Path(tempfile.gettempdir())
-        try:
-            self._directory, self._lock = await asyncio.to_thread(prepare, root)
-        except OSError:
-            raise SettingsError(f"GATEWAY_SPOOL: {root} cannot be written to") from None
+        self._directory = await self._private.enter_async_context(held(partial(below_spool, root)))
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="spool")
         self._sweeper = asyncio.create_task(self._sweep_on(), name="spool sweeper")
 
     async def close(self) -> None:
         """Removes everything; writers still at work take nothing more, and readers should be gone."""
         self._shelf.shut()
-        directory, self._directory = self._directory, None
+        self._directory = None
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
         threads, self._threads = self._threads, None
         if threads is not None:
             await asyncio.to_thread(threads.shutdown)
-        if directory is not None:
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        await self._private.aclose()
 
     @property
     def position(self) -> int:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import multiprocess
 
 from gateway.cache.embedded import MAX_SOCKET_PATH, EmbeddedServer
 from gateway.errors import SettingsError
-from gateway.leftovers import claim, prepare, sweep
+from gateway.leftovers import below_spool, claim, held, sweep
 from gateway.metrics import FILES
 from gateway.settings import Settings
 from gateway.telemetry import log
@@ -27,8 +27,7 @@ _SOCKET = "cache"
 @asynccontextmanager
 async def environment(settings: Settings) -> AsyncIterator[dict[str, str]]:
     """The variables that make the workers one gateway; what they name goes when it is left. Raises SettingsError."""
-    directory, lock = await asyncio.to_thread(_private_directory)
-    try:
+    async with held(_private_directory) as directory:
         shared = {
             "GATEWAY_SECRET": settings.secret.get_secret_value() if settings.secret else secrets.token_urlsafe(32),
             # A Patient id that one worker gave out is asked of another.
@@ -39,9 +38,6 @@ async def environment(settings: Settings) -> AsyncIterator[dict[str, str]]:
         }
         async with _cache(settings, directory) as url, _exports(settings) as exports:
             yield shared | url | exports
-    finally:
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-        os.close(lock)
 
 
 def forget_worker(pid: int, variables: Mapping[str, str]) -> None:
@@ -75,15 +71,8 @@ async def _exports(settings: Settings) -> AsyncIterator[dict[str, str]]:
     if settings.export_directory or not settings.export_bytes:
         yield {}
         return
-    try:
-        directory, lock = await asyncio.to_thread(prepare, settings.spool)
-    except OSError:
-        raise SettingsError(f"GATEWAY_SPOOL: {settings.spool} cannot be written to") from None
-    try:
+    async with held(partial(below_spool, settings.spool)) as directory:
         yield {"GATEWAY_EXPORT_DIRECTORY": str(directory / "exports")}
-    finally:
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-        os.close(lock)
 
 
 async def _keep(server: EmbeddedServer, name: Path) -> None:
