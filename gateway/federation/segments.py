@@ -381,10 +381,9 @@ class Cutter:
         if segment.letters >= _MOST_LETTERS or not all(len(each) > known for each in ids) or self._names_patients():
             return []
         stem = _stem(segment.prefix, ids)
-        letters = {*_PREFIXES, *(each[known] for each in ids)} - _NEVER_ASKED - set(stem[known : known + 1])
-        begins = {segment.prefix + letter for letter in letters}
+        begins = _begins(segment.prefix, ids)
         if len(stem) > known:
-            begins |= {stem + letter for letter in {*_PREFIXES, *(each[len(stem)] for each in ids)} - _NEVER_ASKED}
+            begins = begins - {stem[: known + 1]} | _begins(stem, ids)
         return [segment.below(prefix=each, letters=segment.letters + 1) for each in sorted(begins)]
 
     def _names_patients(self) -> bool:
@@ -405,6 +404,11 @@ def _stem(prefix: str, ids: Sequence[str]) -> str:
     stem = commonprefix(ids)  # noqa: RUF071 - of letters, as is meant
     is_told = stem.startswith(prefix) and not set(stem) - _TAKEN_ALIKE and all(len(each) > len(stem) for each in ids)
     return stem if is_told else prefix
+
+
+def _begins(prefix: str, ids: Sequence[str]) -> set[str]:
+    """The prefix with each letter that may follow, those of `ids` included, which all go on behind it."""
+    return {prefix + letter for letter in {*_PREFIXES, *(each[len(prefix)] for each in ids)} - _NEVER_ASKED}
 
 
 def _most_alike(values: Iterable[str]) -> int:

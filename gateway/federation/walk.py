@@ -281,9 +281,12 @@ class Walk:
         smaller = self.cutter.cut(part, rows, takes_times=self.node.takes_times)
         if smaller and smaller[0].is_deep and part.is_day:
             self._shown[part.low] = rows[:_SHOWN]
-        if smaller and smaller[0].prefix != part.prefix:  # of ids that begin otherwise, or end there, nothing tells
-            self._declare(part, "" if part.prefix else ", PatientID unknown")
-            for begin in _passed_over(part, smaller):
+        if not smaller or smaller[0].prefix == part.prefix:
+            return smaller
+        # Of ids that begin otherwise, or end there, nothing tells; nor of those that do not go on as all that were shown.
+        self._declare(part, "" if part.prefix else ", PatientID unknown")
+        if not part.prefix:
+            for begin in {one.prefix[0] for one in smaller if len(one.prefix) > 1}:
                 self._declare(part.below(prefix=begin))
         return smaller
 
@@ -338,12 +341,6 @@ class Walk:
         self._note([issue])
         if not self._is_heedless:
             self.declared.add(issue)
-
-
-def _passed_over(part: Segment, smaller: Sequence[Segment]) -> set[str]:
-    """The letters behind which only those ids are asked for that go on as all do that were shown."""
-    known = len(part.prefix)
-    return {one.prefix[: known + 1] for one in smaller if len(one.prefix) > known + 1} if not known else set()
 
 
 def _are_alike(one: Segment, other: Segment) -> bool:
