@@ -18,7 +18,7 @@ _WORDS = {
 
 
 def fault_of(found: Mapping[str, Any]) -> str:
-    """One of pydantic's errors in the words of the TOML that it was found in; never the value."""
+    """One of pydantic's errors in the words of who configures, mostly in TOML; never the value."""
     loc, kind = found["loc"], found["type"]
     if len(loc) == 1 and _WORDS.get(kind) == _A_LIST:
         return f"{_A_LIST}, or of tables that are each headed [[{loc[0]}]]"

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from gateway.errors import SettingsError
+from gateway.errors import SettingsError, fault_of
 
 # Of the command `query`, which asks a gateway.
 _ASIDE = frozenset({"URL", "TOKEN"})
@@ -199,7 +199,7 @@ def read(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "GATEWAY_" + "_".join(str(step) for step in first["loc"]).upper()
-        raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}", parameter=name) from None
+        raise SettingsError(f"{name}: {fault_of(first)}", parameter=name) from None
 
 
 def strangers(environment: Mapping[str, str]) -> dict[str, str]:
