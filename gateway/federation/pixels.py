@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,11 +23,12 @@ from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.opened import Bearer, OpenedInstance
 from gateway.federation.spooled import Fetch, Sink, SpooledSeries, tee, version
 from gateway.model.answer import Issue, stale_issue
-from gateway.model.dataset import Dataset
+from gateway.model.dataset import Dataset, text, whole_number
 from gateway.model.query import Ref
-from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Identifies, Part, Retrieves
+from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Identifies, Lists, Part, Retrieves
 from gateway.model.study import Row
-from gateway.telemetry import looking_up, stage
+from gateway.model.vocabulary import INSTANCE_UID, STUDY_INSTANCE_COUNT, STUDY_SERIES_COUNT
+from gateway.telemetry import log, looking_up, stage
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, identified, open_part10
 from gateway.wire.written import Written, read, write
 
@@ -62,19 +63,22 @@ class Pixels:
     async def _opened(
         self, node: Node, ref: Ref, owner: Row, places: Sequence[tuple[Adapter, Ref]], keeps: bool
     ) -> AsyncIterator[OpenedInstance]:
-        given: list[str] = []
+        given: dict[str, None] = {}
         bearer, since = Bearer(node, owner), self.spooled.spool.position
-        async with aclosing_iterator(_parts(node, places, owner)) as parts:
-            async for part in parts:
-                body = paced(part.body, node, node.config.idle_deadline)
-                if keeps:
-                    sink = Sink()
-                    one = await _open(bearer, ref, tee(body, sink))
-                    await self._keep(one, sink, since)
-                else:
-                    one = await _open(bearer, ref, body)
-                given.append(one.ref.instance or "")
-                yield one
+        for adapter, place in places:
+            async with aclosing_iterator(_parts(node, adapter, place, owner)) as parts:
+                async for part in parts:
+                    body = paced(part.body, node, node.config.idle_deadline)
+                    if keeps:
+                        sink = Sink()
+                        one = await _open(bearer, ref, tee(body, sink))
+                        await self._keep(one, sink, since)
+                    else:
+                        one = await _open(bearer, ref, body)
+                    given[one.ref.instance or ""] = None
+                    yield one
+            if given and (lacking := await _lacking(node, adapter, place, given, owner)):
+                raise NodeProtocolError(node.id, lacking)
         if not given:
             raise NotFound(f"there is no {ref.path}")
         if keeps:
@@ -105,10 +109,13 @@ class Pixels:
             async for dataset in self._describe(node, series, owner):
                 bearer.check(series, dataset)
                 found.append(dataset)
-            stored = (await asyncio.to_thread(write, found)).stored
+            written, lacking = await asyncio.gather(
+                asyncio.to_thread(write, found), self._undescribed(node, series, owner, found)
+            )
             # To let go of so many takes as long as to read them: not before the answer is on its way.
             asyncio.get_running_loop().call_later(_LATER, found.clear)
-            return Loaded(stored, cacheable=bool(found), tags=frozenset(of_row(owner)))
+            stored = replace(written, lacking=lacking).stored
+            return Loaded(stored, cacheable=bool(found) and not lacking, tags=frozenset(of_row(owner)))
 
         linked = sorted((patient.issuer, patient.id) for patient in owner.linked)
         name = key("metadata", node.digest, ref.study, ref.series, *version(owner), linked)
@@ -120,7 +127,17 @@ class Pixels:
             written = read(kept.value)
         except ValueError:
             raise NodeProtocolError(node.id, "has metadata in the cache that cannot be read") from None
-        return written.only({ref.instance}) if ref.instance else written
+        if not ref.instance:
+            return written
+        one = written.only({ref.instance})
+        if not one and written.lacking:
+            raise NodeProtocolError(node.id, written.lacking)
+        return replace(one, lacking="")
+
+    async def _undescribed(self, node: Node, series: Ref, owner: Row, found: Sequence[Dataset]) -> str:
+        adapter, place = await _place(node, series)
+        uids = {text(dataset, INSTANCE_UID) for dataset in found}
+        return await _lacking(node, adapter, place, uids, owner) if uids else ""
 
     async def _describe(self, node: Node, series: Ref, owner: Row) -> AsyncIterator[Dataset]:
         adapter, _ = await _place(node, series)
@@ -172,14 +189,25 @@ async def _place(node: Node, ref: Ref) -> tuple[Adapter, Ref]:
     return (await node.places(ref))[0]
 
 
-async def _parts(node: Node, places: Sequence[tuple[Adapter, Ref]], owner: Row) -> AsyncIterator[Part]:
-    """What each place has, one after the other."""
-    for adapter, ref in places:
-        if not isinstance(adapter, Retrieves):
-            raise Unsupported(node.id, "does not give out instances")
-        async with aclosing_iterator(_first_byte(adapter.retrieve(ref), node, owner)) as parts:
-            async for part in parts:
-                yield part
+def _parts(node: Node, adapter: Adapter, place: Ref, owner: Row) -> AsyncIterator[Part]:
+    if not isinstance(adapter, Retrieves):
+        raise Unsupported(node.id, "does not give out instances")
+    return _first_byte(adapter.retrieve(place), node, owner)
+
+
+async def _lacking(node: Node, adapter: Adapter, ref: Ref, given: Collection[str], owner: Row) -> str:
+    """What the node lists under `ref` and did not give, in words; '' where that is nothing, or is not known."""
+    is_whole_study = ref.series is None or whole_number(owner.attributes, STUDY_SERIES_COUNT) == 1
+    said = whole_number(owner.attributes, STUDY_INSTANCE_COUNT) if is_whole_study else None
+    if not isinstance(adapter, Lists) or ref.instance or len(given) == said:
+        return ""
+    try:
+        async with asyncio.timeout(node.config.search_deadline):
+            count = await adapter.lacking(ref, given)
+    except (NodeError, TimeoutError) as error:
+        log().warning("not known whether all came", node=node.id, error=type(error).__name__)
+        return ""
+    return f"did not give {count} of the instances that it lists" if count else ""
 
 
 async def _open(bearer: Bearer, ref: Ref, body: AsyncIterator[bytes]) -> OpenedInstance:

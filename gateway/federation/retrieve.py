@@ -245,18 +245,24 @@ class Retrieval:
                 log().warning("stand-in used", node=owner.node, code=error.code)
 
     async def _described(self, piece: Piece, aged: list[Issue]) -> tuple[Written | None, NodeError | None]:
+        """The first whole description; else the first one that lacks something. With what failed, or is lacking."""
         failure: NodeError | None = None
+        partial: Written | None = None
         for owner in (piece.owner, *piece.stand_ins):
             try:
                 node = self.federation.nodes[owner.node]
-                return await self.pixels.metadata(node, piece.ref, owner, aged), None
+                found = await self.pixels.metadata(node, piece.ref, owner, aged)
+                if not found.lacking:
+                    return found, None
+                partial = partial or found
+                raise NodeProtocolError(owner.node, found.lacking)
             except NotFound:
                 continue
             except NodeError as error:
                 failure = failure or error
             except (LookupError, TypeError, ValueError, AttributeError) as error:  # hides no other copy
                 failure = failure or fault_over(owner.node, error)
-        return None, failure
+        return partial, failure
 
 
 def share_out(series: Found, instances: Sequence[Found], wanted: str | None, owners: dict[str, Row]) -> list[Piece]:

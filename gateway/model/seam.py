@@ -9,7 +9,7 @@ Rules that every adapter keeps (and tests/behaviour holds):
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -242,6 +242,15 @@ class Identifies(Protocol):
     async def identify(self, ref: Ref) -> Dataset | None:
         """Whose an instance is as it lies there now: its UIDs and its patient's identifiers; None where it is gone. Frames and
         bulk data carry none, and what they are read from may be another one since it was described."""
+
+
+@runtime_checkable
+class Lists(Protocol):
+    """Of an adapter that cannot tell from an answer by itself whether all is there."""
+
+    async def lacking(self, ref: Ref, given: Collection[str]) -> int:
+        """How many instances under `ref` (a study or a series) the node lists beside those that it gave (SOP Instance UIDs);
+        0 also where it lists none. Raises NodeError."""
 
 
 @runtime_checkable

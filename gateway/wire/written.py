@@ -26,7 +26,8 @@ class Written:
     """Instances in order, each once: `text` is their JSON separated by commas, `lengths` says where each ends.
 
     `placeholder` stands in `text` for the root of our service. It was drawn by lot after the data were there, so that no
-    node can have written it. `addresses` are the node's own, by path of tags and item numbers, of each instance.
+    node can have written it. `addresses` are the node's own, by path of tags and item numbers, of each instance. `lacking` says
+    what of the series is not here though its node has it; '' of a whole one.
     """
 
     placeholder: str
@@ -35,6 +36,7 @@ class Written:
     addresses: Sequence[dict[str, str]]
     digest: str
     text: bytes
+    lacking: str = ""
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -79,6 +81,7 @@ class Written:
             "lengths": self.lengths,
             "addresses": self.addresses,
             "digest": self.digest,
+            "lacking": self.lacking,
         }
         return {"head": head, "texts": [orjson.Fragment(self.text)] if self.uids else []}
 

@@ -15,7 +15,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
 
 from gateway.model.vocabulary import tag
-from tests.handmade import INSTANCE, Given, Respond, archive, dicomweb_node, given, server
+from tests.handmade import INSTANCE, SERIES, STUDY, Given, Respond, archive, dicomweb_node, given, server
 from tests.running import Gateway, files_node
 from tests.specimens import specimen
 
@@ -189,3 +189,81 @@ def test_an_identifier_that_cannot_be_read_is_the_nodes_fault(tmp_path):
     with server(one_instance(answers)) as port, Gateway([dicomweb_node("n", port)]) as gateway:
         answer = retrieved(gateway)
     assert (answer.status_code, answer.json()["code"]) == (502, "GW205")
+
+
+# --- instances that are listed, and do not come
+
+
+OTHER = {**INSTANCE, "00080018": {"vr": "UI", "Value": ["1.2.3.4.6"]}}
+MULTIPART = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
+
+
+def skipping(file: bytes, listed: list[object], counted: int | None, asked: list[str] | None = None) -> Respond:
+    """An archive that lists these instances, counts so many, and gives one of them as if it were all."""
+    of_it = archive({**STUDY, "00201208": {"vr": "IS", "Value": [counted]}}) if counted is not None else archive()
+    series = {**SERIES, "00201209": {"vr": "IS", "Value": [counted]}} if counted is not None else SERIES
+    whole = parts("application/dicom", ("Content-Type: application/dicom", file))
+    answers = {"/instances": given(listed), "/series": given([series])}
+    answers |= dict.fromkeys(("/studies/1.2.3", "/series/1.2.3.4", "/instances/1.2.3.4.5"), whole)
+
+    def respond(method: str, path: str, *rest: object) -> Given:
+        if asked is not None:
+            asked.append(path)
+        return next((answer for end, answer in answers.items() if path.endswith(end)), None) or of_it(method, path)
+
+    return respond
+
+
+@pytest.mark.parametrize("counted", [None, 2])
+@pytest.mark.parametrize("place", ["/studies/1.2.3", "/studies/1.2.3/series/1.2.3.4"])
+def test_a_retrieve_that_brings_less_than_the_node_lists_breaks_off_though_the_node_ended_it(tmp_path, place, counted):
+    archive_ = skipping(stored(tmp_path), [INSTANCE, OTHER], counted)
+    with (
+        server(archive_) as port,
+        Gateway([dicomweb_node("n", port)]) as gateway,
+        pytest.raises(httpx.RemoteProtocolError),
+    ):
+        gateway.get(f"/dicom-web{place}", headers=MULTIPART)
+
+
+@pytest.mark.parametrize(("listed", "counted"), [([INSTANCE], None), ([INSTANCE], 2), ([], None), ([INSTANCE], 1)])
+@pytest.mark.parametrize("place", ["/studies/1.2.3", "/studies/1.2.3/series/1.2.3.4"])
+def test_a_count_alone_breaks_no_retrieve_of_all_that_the_node_lists(tmp_path, place, listed, counted):
+    archive_ = skipping(stored(tmp_path), listed, counted)
+    with server(archive_) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = gateway.get(f"/dicom-web{place}", headers=MULTIPART)
+    assert answer.status_code == 200
+    assert answer.content.rstrip().endswith(b"--")
+
+
+def test_a_study_of_as_many_instances_as_the_node_counts_is_not_listed_for_it(tmp_path):
+    asked: list[str] = []
+    with (
+        server(skipping(stored(tmp_path), [INSTANCE], 1, asked)) as port,
+        Gateway([dicomweb_node("n", port)]) as gateway,
+    ):
+        assert gateway.get("/dicom-web/studies/1.2.3", headers=MULTIPART).status_code == 200
+        assert gateway.get(PLACE, headers=MULTIPART).status_code == 200
+    assert not [path for path in asked if path.endswith(("/series", "/instances"))]
+
+
+def test_metadata_of_less_than_the_node_lists_is_a_partial_answer_that_says_so_and_is_not_kept(tmp_path):
+    listed: list[object] = [INSTANCE, OTHER]
+    with server(skipping(stored(tmp_path), listed, None)) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = gateway.get("/dicom-web/studies/1.2.3/series/1.2.3.4/metadata")
+        assert (answer.status_code, len(answer.json())) == (206, 1)
+        assert "did not give 1 of the instances that it lists" in answer.headers["warning"]
+        assert answer.headers["cache-control"] == "no-store"
+        lost = gateway.get("/dicom-web/studies/1.2.3/series/1.2.3.4/instances/1.2.3.4.6/metadata")
+        assert (lost.status_code, lost.json()["code"]) == (502, "GW205")
+        whole = gateway.get(f"{PLACE}/metadata")
+        assert (whole.status_code, "warning" in whole.headers) == (200, False)
+
+
+def test_metadata_that_one_holder_gives_in_part_comes_from_the_holder_that_gives_all(tmp_path):
+    both = one_instance({"/metadata": given([INSTANCE, OTHER]), "/instances": given([INSTANCE, OTHER])})
+    with server(skipping(stored(tmp_path), [INSTANCE, OTHER], None)) as skips, server(both) as port:
+        nodes = [dicomweb_node("skips", skips, priority=1), dicomweb_node("whole", port, priority=2)]
+        with Gateway(nodes) as gateway:
+            answer = gateway.get("/dicom-web/studies/1.2.3/series/1.2.3.4/metadata")
+    assert (answer.status_code, len(answer.json())) == (200, 2)

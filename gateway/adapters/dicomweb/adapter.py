@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urljoin
 
+from gateway.adapters.dicomweb import listed as listed
 from gateway.adapters.dicomweb import qido as qido
 from gateway.adapters.dicomweb import stow as stow
 from gateway.adapters.dicomweb.quirks import DICOM_JSON, NO_ANY_SYNTAX, Learned, examine, learn
@@ -287,6 +288,9 @@ class DicomwebAdapter:
             if status in _ABSENT:
                 raise Unsupported(self.node, f"does not serve {what} of a {ref.level.lower()}")
             raise NodeProtocolError(self.node, f"answered a request for {what} with status {status}")
+
+    async def lacking(self, ref: Ref, given: Collection[str]) -> int:
+        return await listed.lacking(self.find, ref, given)
 
     async def describe(self, ref: Ref) -> AsyncGenerator[Dataset, None]:
         url = self._url(self._wado, f"{ref.path}/metadata")
