@@ -7,7 +7,7 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_SECONDS, HEAD_BYTES = 30.0, 64 * 1024
-READING_SECONDS = 300.0
+READING_SECONDS, LEAST_READING = 300.0, 4096
 TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -15,14 +15,17 @@ TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\
 class PatientProtocol(HttpToolsProtocol):
     """uvicorn's own protocol, which by itself waits for ever and takes in whatever comes.
 
-    A head has `HEAD_SECONDS` and `HEAD_BYTES`, and so have trailers. Who takes nothing of an answer for `READING_SECONDS`
-    is cut off: what it keeps waiting is a node, and with it everybody else.
+    A head has `HEAD_SECONDS` and `HEAD_BYTES`, and so have trailers. Who takes less of an answer than `LEAST_READING` bytes
+    a second, over `READING_SECONDS` in which it was waited for, is cut off: what it keeps waiting is a node, and with it
+    everybody else.
     """
 
     _waiting: asyncio.TimerHandle | None = None
     _writing: asyncio.TimerHandle | None = None
     _has_body = False
     _unread = 0
+    _waited = _paused_at = 0.0
+    _taken = _left = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -91,16 +94,24 @@ class PatientProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def _wait_for_the_reader(self) -> None:
-        left = self.transport.get_write_buffer_size()
-        self._writing = self.loop.call_later(READING_SECONDS, self._cut_who_took_nothing_of, left)
+        self._paused_at, self._left = self.loop.time(), self.transport.get_write_buffer_size()
+        self._writing = self.loop.call_later(READING_SECONDS - self._waited, self._judge_the_reader)
 
     def _wait_no_longer_for_the_reader(self) -> None:
         if self._writing is not None:
             self._writing.cancel()
             self._writing = None
+            self._account()
 
-    def _cut_who_took_nothing_of(self, left: int) -> None:
-        if self.transport.get_write_buffer_size() < left:
-            self._wait_for_the_reader()
-        else:
+    def _account(self) -> None:
+        self._waited += self.loop.time() - self._paused_at
+        self._taken += self._left - self.transport.get_write_buffer_size()
+
+    def _judge_the_reader(self) -> None:
+        self._account()
+        if self._taken < LEAST_READING * self._waited:
+            self._writing = None
             self.transport.abort()
+            return
+        self._waited, self._taken = 0.0, 0
+        self._wait_for_the_reader()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,8 +37,13 @@ def port() -> Iterator[int]:
 
 
 @contextmanager
-def calling(port: int) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", port), 20) as caller:
+def calling(port: int, window: int = 0) -> Iterator[socket.socket]:
+    """Somebody who takes no more than a `window` of bytes ahead of what is read."""
+    with socket.socket() as caller:
+        if window:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        caller.settimeout(20)
+        caller.connect(("127.0.0.1", port))
         yield caller
 
 
@@ -106,20 +112,57 @@ def test_who_sends_a_little_now_and_then_is_waited_for_no_longer(port: int, monk
     raise AssertionError("it waits on")
 
 
+@contextmanager
+def retrieving(directory: Path) -> Iterator[tuple[Gateway, socket.socket]]:
+    """Somebody who has begun to read 50 frames, over the one connection that the node has."""
+    study = large_multiframe(directory / "large.dcm", 50)
+    with DicomwebSimulator(directory) as pacs:
+        node = {"id": "n", "name": "n", "adapter": "dicomweb", "connection": {"url": pacs.url, "max_connections": 1}}
+        with (
+            Gateway([{**node, "quirks": [], "search_deadline": 5}], cache=False) as gateway,
+            calling(gateway.port, 1 << 16) as caller,
+        ):
+            caller.sendall(
+                f"GET /dicom-web/studies/{study} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {STORED}\r\n\r\n".encode()
+            )
+            assert caller.recv(100)
+            yield gateway, caller
+
+
+def taken_slowly(caller: socket.socket, seconds: float) -> bool:
+    """Whether somebody who takes a MB or two a second is still served after so long."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        try:
+            if not caller.recv(1 << 16):
+                return False
+        except ConnectionResetError:
+            return False
+        time.sleep(0.03)
+    return True
+
+
 def test_a_caller_who_takes_nothing_keeps_the_hospital_from_nobody_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "READING_SECONDS", 1.0)
-    study = large_multiframe(tmp_path / "large.dcm", 50)
-    with DicomwebSimulator(tmp_path) as pacs:
-        node = {"id": "n", "name": "n", "adapter": "dicomweb", "connection": {"url": pacs.url, "max_connections": 1}}
-        with (
-            Gateway([{**node, "quirks": [], "search_deadline": 5}], cache=False) as gateway,
-            calling(gateway.port) as idle,
-        ):
-            idle.sendall(
-                f"GET /dicom-web/studies/{study} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {STORED}\r\n\r\n".encode()
-            )
-            assert idle.recv(100)
-            answer = gateway.get("/nodes/n/dicom-web/studies")
-            assert answer.status_code == 200, answer.text
+    with retrieving(tmp_path) as (gateway, _):
+        answer = gateway.get("/nodes/n/dicom-web/studies")
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_caller_who_takes_a_drop_now_and_then_does_not_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "READING_SECONDS", 1.0)
+    monkeypatch.setattr(patience, "LEAST_READING", 64 << 20)
+    with retrieving(tmp_path) as (gateway, caller):
+        assert not taken_slowly(caller, 6)
+        assert gateway.get("/nodes/n/dicom-web/studies").status_code == 200
+
+
+def test_a_caller_on_a_slow_line_is_served_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "READING_SECONDS", 2.5)
+    monkeypatch.setattr(patience, "LEAST_READING", 100)
+    with retrieving(tmp_path) as (_, caller):
+        assert taken_slowly(caller, 6)
