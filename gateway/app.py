@@ -64,6 +64,7 @@ from gateway.security.caller import Caller
 from gateway.security.guard import check_start, is_exposed
 from gateway.security.identity import OidcIdentity, OpenIdentity
 from gateway.security.policy import Policy
+from gateway.security.turned_away import TurnedAway
 from gateway.settings import Settings
 from gateway.store.exports import Exports
 from gateway.store.patients import PatientIds
@@ -97,7 +98,7 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     if is_exposed(settings) and settings.secret is None:
         log().warning("no secret: ids, cursors and audit hashes change at each start", key="GATEWAY_SECRET")
     secret = settings.secret.get_secret_value().encode() if settings.secret else secrets.token_bytes(32)
-    bodies = Bodies(settings.kept_bytes if settings.cache else 0)
+    bodies, turned_away = Bodies(settings.kept_bytes if settings.cache else 0), TurnedAway()
     app = Starlette(
         routes=routes.table(),
         middleware=[
@@ -112,8 +113,9 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
                 proxies,
                 require_tls=is_exposed(settings),
                 public_root=settings.public_root,
+                turned_away=turned_away,
             ),
-            *([Middleware(RateLimit, settings.rate_limit, settings.rate_burst)] if settings.rate_limit else []),
+            *_rate_limit(settings, turned_away),
             Middleware(Residence),
             Middleware(KeptAnswers, bodies, settings.find_ttl),
             Middleware(Leaving),
@@ -126,8 +128,14 @@ def create_app(settings: Settings, file: NodeFile | None = None, views: Views | 
     )
     app.state.settings, app.state.identity = settings, identity
     app.state.ready, app.state.draining = False, False
-    app.state.cursor_secret, app.state.bodies = secret, bodies
+    app.state.cursor_secret, app.state.bodies, app.state.turned_away = secret, bodies, turned_away
     return app
+
+
+def _rate_limit(settings: Settings, turned_away: TurnedAway) -> list[Middleware]:
+    if not settings.rate_limit:
+        return []
+    return [Middleware(RateLimit, settings.rate_limit, settings.rate_burst, turned_away)]
 
 
 _CORS_HEADERS = (
@@ -208,6 +216,8 @@ async def _lifespan(
         for part in (spans, spool, patients, audit, identity, imaging):
             await part.open()
             stack.push_async_callback(part.close)
+        app.state.turned_away.write = audit.write
+        stack.callback(app.state.turned_away.close)
         ttl = Ttl(settings.find_ttl, settings.location_ttl, settings.metadata_ttl, negative=settings.negative_ttl)
 
         offsets, seen, claims = Offsets(cache), Record(Sightings(cache, settings.sightings_days)), Claims()

@@ -17,6 +17,7 @@ from gateway.edge.leaving import has_left
 from gateway.edge.proxies import Proxies
 from gateway.errors import Forbidden, GatewayError, Unauthenticated
 from gateway.security.caller import Caller
+from gateway.security.turned_away import TurnedAway
 from gateway.settings import Settings, is_loopback
 from gateway.telemetry import Exchange, stage
 from gateway.wire.media import quoted
@@ -112,13 +113,22 @@ def route_name(scope: Scope) -> str:
 class Authentication:
     """Puts the Caller into the scope, or answers 401. Believes a proxy only when it is a named one.
 
+    Who is refused is told to `turned_away`, but not who has sent no token: that is how one asks where to get one.
     `require_tls` refuses a token that came over plain HTTP. `public_root` is the gateway's own URL, or ''.
     """
 
     def __init__(
-        self, app: ASGIApp, identity: Identity, proxies: Proxies, *, require_tls: bool, public_root: str = ""
+        self,
+        app: ASGIApp,
+        identity: Identity,
+        proxies: Proxies,
+        *,
+        require_tls: bool,
+        public_root: str = "",
+        turned_away: TurnedAway | None = None,
     ) -> None:
         self._app = app
+        self._turned_away = turned_away or TurnedAway()
         self._identity = identity
         self._proxies = proxies
         self._require_tls = require_tls
@@ -154,11 +164,18 @@ class Authentication:
 
     async def _refuse(self, error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
+        if isinstance(error, Forbidden) or "authorization" in request.headers:
+            self._turned_away.note("authenticate", error.code, address_of(scope))
         response = await problems.gateway_error(request, error)
         if isinstance(error, Unauthenticated):
             root = self._public_root.rstrip("/") or str(request.base_url).rstrip("/")
             response.headers["WWW-Authenticate"] = challenge(root, "authorization" in request.headers)
         await response(scope, receive, send)
+
+
+def address_of(scope: Scope) -> str:
+    """Where a request came from, behind the proxies that are believed."""
+    return str((scope.get("client") or ("",))[0])
 
 
 def _require_this_machine(scope: Scope) -> None:

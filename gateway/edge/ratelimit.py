@@ -11,9 +11,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.edge import problems
-from gateway.edge.middleware import is_open
+from gateway.edge.middleware import address_of, is_open
 from gateway.errors import TooManyRequests
 from gateway.security.caller import Caller
+from gateway.security.turned_away import TurnedAway
 
 _MOST_CALLERS = 10_000
 
@@ -45,11 +46,13 @@ class Buckets:
 class RateLimit:
     """Answers 429 with Retry-After to a caller who asks more than `rate` requests a second, after a burst of `burst`.
 
-    What needs no token is not counted. A caller is the subject and the client of its token, kept as a hash only.
+    What needs no token is not counted. A caller is the subject and the client of its token, kept as a hash only. Who is refused
+    is told to `turned_away`.
     """
 
-    def __init__(self, app: ASGIApp, rate: float, burst: int) -> None:
+    def __init__(self, app: ASGIApp, rate: float, burst: int, turned_away: TurnedAway | None = None) -> None:
         self._app = app
+        self._turned_away = turned_away or TurnedAway()
         self._buckets = Buckets(rate, burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,4 +67,5 @@ class RateLimit:
         error = TooManyRequests(
             f"more than {self._buckets.rate:g} requests a second; ask again later", retry_after=wait
         )
+        self._turned_away.note("request", error.code, address_of(scope), caller)
         await (await problems.gateway_error(Request(scope), error))(scope, receive, send)

@@ -54,7 +54,8 @@ _NEWLINE = 0x0A
 class AuditRecord:
     """One request. The pipeline fills in `outcome` (success, partial, an error code), `studies`, `issues` and `count`.
 
-    `match` is the search's attributes with their values keyed-hashed; `ref` is the path of UIDs that was asked for.
+    `match` is the search's attributes with their values keyed-hashed; `ref` is the path of UIDs that was asked for. `address` is
+    where it came from, of one that was turned away.
     """
 
     action: str
@@ -69,6 +70,7 @@ class AuditRecord:
     count: int = 0
     outcome: str = ""
     started: float = field(default_factory=time.monotonic)
+    address: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The record as it is written; UIDs are in clear, no other value of a patient is."""
@@ -76,6 +78,7 @@ class AuditRecord:
             **_asking(self.at, self.request_id, self.caller),
             **self.what(),
             "seconds": round(time.monotonic() - self.started, 3),
+            **({"address": self.address} if self.address else {}),
         }
 
     def what(self) -> dict[str, Any]:

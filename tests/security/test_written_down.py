@@ -76,6 +76,35 @@ def test_a_refusal_is_written_down_whatever_was_asked_for(
     assert [one["outcome"] for one in found] == ["GW104"]
 
 
+def test_who_tries_tokens_is_written_down_with_its_address_and_who_sends_none_is_not(
+    directory: Path, issuer: TestIssuer, tmp_path: Path
+) -> None:
+    audit = tmp_path / "audit"
+    with Gateway([files_node("disk", directory)], oidc_issuer=issuer.issuer, audit=audit) as gateway:
+        assert gateway.get("/dicom-web/studies?PatientID=12345").status_code == 401
+        for number in range(5):
+            headers = {"Authorization": f"Bearer {number}"}
+            assert gateway.get("/dicom-web/studies?PatientID=12345", headers=headers).status_code == 401
+    found = records_of(audit, 2)
+    assert [(one["action"], one["outcome"], one["count"]) for one in found] == [
+        ("authenticate", "GW103", 1),
+        ("authenticate", "GW103", 4),
+    ]
+    assert {one["address"] for one in found} == {"127.0.0.1"}
+    assert "12345" not in audit.read_text()
+
+
+def test_who_asks_too_often_is_written_down_by_name(directory: Path, issuer: TestIssuer, tmp_path: Path) -> None:
+    audit = tmp_path / "audit"
+    limits = {"rate_limit": 0.01, "rate_burst": 1}
+    with Gateway([files_node("disk", directory)], oidc_issuer=issuer.issuer, audit=audit, **limits) as gateway:
+        headers = {"Authorization": issuer.bearer(scope="system/*.rs", sub="hasty")}
+        for _ in range(4):
+            gateway.get("/dicom-web/studies", headers=headers)
+    turned_away = [one for one in records_of(audit, 3) if one["outcome"] == "GW111"]
+    assert [(one["subject"], one["count"]) for one in turned_away] == [("hasty", 1), ("hasty", 2)]
+
+
 def test_who_may_search_patients_searches_them(directory: Path, issuer: TestIssuer) -> None:
     specimen(directory, "12345", "one")
     with Gateway([files_node("disk", directory)], oidc_issuer=issuer.issuer) as gateway:
