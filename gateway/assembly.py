@@ -6,10 +6,13 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from gateway.adapters.dicomweb import DicomwebAdapter
+from gateway.adapters.dicomweb.quirks import is_quirk
 from gateway.adapters.dimse import DimseAdapter, StorageReceiver
+from gateway.adapters.dimse.probing import QUIRKS as DIMSE_QUIRKS
 from gateway.adapters.fhir import FhirAdapter
 from gateway.adapters.files import FilesAdapter
 from gateway.adapters.http import auth as credentials
@@ -168,8 +171,11 @@ _ADAPTERS: Mapping[type[Connection], Callable[[Builder, NodeConfig, Any, FormatM
 
 def http_client(config: NodeConfig, url: str, auth: Auth, tls: Tls, max_connections: int = 16) -> HttpClient:
     """The HTTP client of one node, with its deadlines, its credentials and its allow list. Raises SettingsError."""
+    # Both are read anew when they are needed, where nobody knows in which node's block they stand.
     if tls != Tls():
-        _tls_context(tls, config.id)  # read anew when it is opened, where nobody knows in which node's block it stands
+        _tls_context(tls, config.id)
+    if isinstance(auth, ClientCredentials) and auth.private_key:
+        _require_key(auth.private_key, config.id)
     return HttpClient(
         config.id,
         base_url=url,
@@ -202,7 +208,20 @@ def _credentials(auth: Auth) -> credentials.HttpAuth:
     return None
 
 
+def _require_key(path: Path, node: str) -> None:
+    try:
+        credentials.signing_key(path)
+    except SettingsError as error:
+        raise SettingsError(f"node[{node}].connection.auth.{error.detail}") from None
+
+
 def _quirks(config: NodeConfig) -> frozenset[str] | None:
+    """Raises SettingsError for a word that `ping` prints of no node: it would change nothing."""
+    for word in config.quirks or ():
+        if not (is_quirk(word) or word in DIMSE_QUIRKS):
+            raise SettingsError(
+                f"node[{config.id}].quirks: there is no '{word}'; `imaging-gateway ping` prints those it has"
+            )
     return None if config.quirks is None else frozenset(config.quirks)
 
 
@@ -225,6 +244,7 @@ def build_node(config: NodeConfig, builder: Builder, formats: Mapping[str, Forma
         raise SettingsError(
             f"node[{config.id}].mapping: there is no mapping '{config.mapping_name}'; there are {known}"
         )
+    _quirks(config)
     mapping, retrieve = mapping.knowing(config.issuers), config.retrieve
     return Node(
         config,

@@ -106,13 +106,19 @@ def _missing(table: BaseModel, key: str) -> Iterator[str]:
         value = getattr(table, name)
         if isinstance(value, BaseModel):
             yield from _missing(value, f"{key}.{name}")
-        elif isinstance(value, Path) and name != "index" and (problem := _absence(value)):
+        elif (
+            isinstance(value, Path)
+            and name != "index"
+            and (problem := _absence(value, is_directory=name == "directory"))
+        ):
             yield f"{key}.{name}: {problem}"
 
 
-def _absence(path: Path) -> str:
-    """Why nothing is found at a path, or ''."""
+def _absence(path: Path, *, is_directory: bool) -> str:
+    """Why what is wanted is not found at a path, or ''."""
     try:
-        return "" if path.exists() else f"there is no {path}"
+        if not path.exists():
+            return f"there is no {path}"
+        return "" if path.is_dir() == is_directory else f"{path} is {'no' if is_directory else 'a'} directory"
     except OSError:
         return f"cannot be looked at: {path}"

@@ -88,7 +88,7 @@ class DimseConnection(_Table):
     `name_matching` exact is for a PACS known to match names without case and diacritics, as PS3.4 wants.
     """
 
-    host: str
+    host: str = Field(pattern=r"^[^\s/@]+$")
     port: int = Field(ge=1, le=65535)
     called_ae_title: AeTitle
     calling_ae_title: AeTitle = "IMAGING-GW"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import SplitResult, urlsplit
 
 from gateway.errors import SettingsError
 from gateway.settings import Settings, is_loopback
+
+_LEAST_SECRET = 16
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\sA-Z]+")
 
 
 def check_start(settings: Settings) -> None:
@@ -14,6 +18,7 @@ def check_start(settings: Settings) -> None:
     A gateway on loopback is reachable from elsewhere all the same when a proxy or a public address is named.
     """
     _check_certificate(settings)
+    _check_secret(settings)
     _check_public_root(settings.public_root)
     _check_origins(settings)
     if is_exposed(settings):
@@ -34,8 +39,25 @@ def _check_certificate(settings: Settings) -> None:
         raise SettingsError(f"{missing}: a certificate and its key are set together", parameter=missing)
 
 
+def _check_secret(settings: Settings) -> None:
+    """Who guesses it reads Patient ids, and which values the audit says were searched for."""
+    if settings.secret is not None and len(settings.secret.get_secret_value()) < _LEAST_SECRET:
+        raise SettingsError(
+            f"GATEWAY_SECRET: give at least {_LEAST_SECRET} characters that nobody can guess, such as those that "
+            "`openssl rand -hex 32` prints",
+            parameter="GATEWAY_SECRET",
+        )
+
+
 def _check_origins(settings: Settings) -> None:
     """'null' is every page's as well: one that puts a frame with `sandbox` into itself has that origin."""
+    for origin in settings.cors_origins:
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            raise SettingsError(
+                f"GATEWAY_CORS_ORIGINS: no browser has the origin '{origin}': give scheme, host and port as it sends them, "
+                "such as https://viewer.example.eu",
+                parameter="GATEWAY_CORS_ORIGINS",
+            )
     if not settings.oidc_issuer and not {"*", "null"}.isdisjoint(settings.cors_origins):
         raise SettingsError(
             "GATEWAY_CORS_ORIGINS: without GATEWAY_OIDC_ISSUER any page that is open in a browser here could read "

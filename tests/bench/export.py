@@ -99,7 +99,7 @@ def _gateway(bench: Bench, nodes: CatalogueNodes, directory: Path) -> Iterator[t
     kept = {
         "export_directory": directory / "kept",
         "export_page": PAGE,
-        "secret": "one for all",
+        "secret": "the same for all of them",
         "store": directory / "store",
     }
     tables = nodes.tables(quirks=[], search_deadline=60)

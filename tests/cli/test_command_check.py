@@ -134,6 +134,48 @@ def test_a_directory_and_a_certificate_that_are_not_there_are_problems(command: 
     assert "node[b].connection.tls.ca_bundle: there is no /nowhere/ca.pem" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("written", "instead", "told"),
+    [
+        ('host = "127.0.0.1"', 'host = "dicom://127.0.0.1"', "connection.host:"),
+        ("[[node]]", '[[node]]\nquirks = ["ignores-ofset"]', "quirks: there is no 'ignores-ofset'"),
+        ("[[node]]", '[[node]]\nquirks = ["ignores-StudyDte"]', "quirks: there is no 'ignores-StudyDte'"),
+    ],
+)
+def test_what_would_be_of_no_effect_is_a_problem(command: Command, written: str, instead: str, told: str) -> None:
+    Path(command.directory, "nodes.toml").write_text(NODES.replace(written, instead))
+    done = command.inside("check", "nodes.toml")
+    assert done.exit_code == 1
+    assert f"node[fr-lyon].{told}" in done.stderr
+
+
+def test_whatever_ping_may_print_is_a_quirk(command: Command) -> None:
+    words = ["ignores-modalities-in-study", "ignores-StudyDate", "fuzzy-names", "answers-204", "no-transfer-syntax-any"]
+    Path(command.directory, "nodes.toml").write_text(NODES.replace("[[node]]", f"[[node]]\nquirks = {words}"))
+    assert command.inside("check", "nodes.toml").exit_code == 0
+
+
+def test_a_file_where_a_directory_is_wanted_and_a_key_that_is_none_are_problems(command: Command) -> None:
+    Path(command.directory, "text").write_text("no key")
+    auth = 'kind = "client_credentials", token_url = "https://a.example", client_id = "gw", private_key = "text"'
+    Path(command.directory, "nodes.toml").write_text(f"""
+[[node]]
+id = "disk"
+name = "Disk"
+adapter = "files"
+connection = {{ directory = "text" }}
+
+[[node]]
+id = "web"
+name = "Web"
+adapter = "dicomweb"
+connection = {{ url = "https://pacs.example", auth = {{ {auth} }} }}
+""")
+    done = command.inside("check", "nodes.toml")
+    assert "node[disk].connection.directory: text is no directory" in done.stderr
+    assert "node[web].connection.auth.private_key is neither an RSA nor an EC key" in done.stderr
+
+
 def test_a_mapping_with_an_unknown_key_and_one_whose_example_fails_are_told(command: Command) -> None:
     plain = (ROOT / "mappings" / "dicom.toml").read_text()
     Path(command.directory, "unknown.toml").write_text("colour = 1\n" + plain)

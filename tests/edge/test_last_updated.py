@@ -70,7 +70,7 @@ class Region:
 def opened(directory: Path, redis: peers.Redis) -> Iterator[Region]:
     for name in ("a", "b"):
         (directory / name).mkdir()
-    redis_of = {"redis_url": redis.url, "secret": "of both"}
+    redis_of = {"redis_url": redis.url, "secret": "the same at both places"}
     nothing = {"find_ttl": 0, "location_ttl": 0, "negative_ttl": 0}
     much = {"find_ttl": 600, "location_ttl": 600, "negative_ttl": 600}
     with DicomwebSimulator(directory / "a") as a, DicomwebSimulator(directory / "b") as b:
@@ -292,7 +292,7 @@ def test_what_a_node_that_comes_back_holds_is_new_to_who_could_not_ask_it(region
     region.b.put("t")
     assert len(since(region.one, BEGINNING)) == 2
     nodes = [{"id": "a", "name": "a", "adapter": "dicomweb", "connection": {"url": region.a.web.url}, "quirks": []}]
-    with Gateway(nodes, redis_url=region.redis.url, secret="of both") as without_b:
+    with Gateway(nodes, redis_url=region.redis.url, secret="the same at both places") as without_b:
         assert len(since(without_b, BEGINNING)) == 1
         moment = now(without_b)
     assert uid("t") in since(region.one, moment)

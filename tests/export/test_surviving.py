@@ -30,7 +30,7 @@ def nodes() -> Iterator[CatalogueNodes]:
 
 
 def settings(kept: Path, **more: Any) -> dict[str, Any]:
-    common = {"probe": "false", "secret": "of all replicas", "log_level": "INFO", "cache_timeout": 5}
+    common = {"probe": "false", "secret": "the same at all replicas", "log_level": "INFO", "cache_timeout": 5}
     return {**common, "export_directory": kept, "store": kept.parent / "store", "export_page": 150, **more}
 
 
@@ -147,7 +147,7 @@ def test_another_secret_ends_an_export_whose_patient_ids_would_change(nodes: Cat
     with httpx.Client(timeout=60) as client:
         with processes.gateway(nodes.tables(quirks=[]), **{**given, "export_at_once": 0}) as served:
             export = begin(client, f"{served.url}/fhir/$export")
-        with processes.gateway(nodes.tables(quirks=[]), **{**given, "secret": "another"}) as served:
+        with processes.gateway(nodes.tables(quirks=[]), **{**given, "secret": "another one than before"}) as served:
             answer = at(export, served, client).over()
             assert answer.status_code == 403
             assert "GATEWAY_SECRET" in answer.text

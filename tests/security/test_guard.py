@@ -31,6 +31,7 @@ def settings(**changes):
         {"trusted_proxies": ("127.0.0.1",)} | ISSUER,
         {"cors_origins": ("https://viewer.example", "http://localhost:3000")},
         {"cors_origins": ("*",)} | ISSUER,
+        {"secret": "0123456789abcdef"},
     ],
 )
 def test_a_gateway_that_is_locked_or_on_loopback_starts(changes):
@@ -48,6 +49,12 @@ def test_a_gateway_that_is_locked_or_on_loopback_starts(changes):
         ({"trusted_proxies": ("127.0.0.1",)}, "GATEWAY_OIDC_ISSUER"),
         ({"public_root": "https://imaging.example.eu"}, "GATEWAY_OIDC_ISSUER"),
         ({"public_root": "imaging.example.eu"}, "GATEWAY_PUBLIC_ROOT"),
+        ({"secret": "x"}, "GATEWAY_SECRET"),
+        ({"secret": ""}, "GATEWAY_SECRET"),
+        ({"cors_origins": ("https://viewer.example/",)}, "GATEWAY_CORS_ORIGINS"),
+        ({"cors_origins": ("viewer.example",)}, "GATEWAY_CORS_ORIGINS"),
+        ({"cors_origins": ("https://Viewer.example",)}, "GATEWAY_CORS_ORIGINS"),
+        ({"cors_origins": ("https://*.example",)}, "GATEWAY_CORS_ORIGINS"),
         ({"public_root": "imaging.example.eu:8443"}, "GATEWAY_PUBLIC_ROOT"),
         ({"public_root": "https:/imaging.example.eu"}, "GATEWAY_PUBLIC_ROOT"),
         ({"public_root": "https://imaging.example.eu/?a=b"}, "GATEWAY_PUBLIC_ROOT"),

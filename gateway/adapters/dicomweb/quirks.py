@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from pydicom.datadict import tag_for_keyword
+
 from gateway.adapters.dicomweb import qido as qido
 from gateway.adapters.http.client import HttpClient, JsonAnswer
 from gateway.errors import NodeProtocolError
@@ -24,6 +26,12 @@ NO_METADATA = "no-metadata"
 NO_FRAMES = "no-frames"
 DICOM_JSON = "application/dicom+json"
 
+_WORDS = frozenset(
+    {
+        ANSWERS_204, NO_ANY_SYNTAX, NO_METADATA, NO_FRAMES, qido.NO_PERCENT_DECODING, qido.IGNORES_HEX_TAGS, qido.IGNORES_LIMIT,
+        qido.IGNORES_OFFSET, qido.NO_RELATIONAL, qido.FOLDS_NAMES, qido.CASE_SENSITIVE_NAMES, qido.FUZZY_NAMES,
+    }
+)  # fmt: skip
 _ROW_CEILING = 2 * 1024 * 1024
 _AT_ONCE = 4
 # Values that no study has: a node that finds one with them does not look at the key.
@@ -37,6 +45,12 @@ _NOBODY = {
 }
 _ACCENTED = str.maketrans("acdeilnorsuyzACDEILNORSUYZ", "áčđéíłñøřšüýžÁČĐÉÍŁÑØŘŠÜÝŽ")
 _STROKED = frozenset("đłøĐŁØ")  # do not decompose: a node that folds these folds what decomposes, too
+
+
+def is_quirk(word: str) -> bool:
+    """Whether a DICOMweb node can have it; of any attribute it can be said that a node ignores it."""
+    keyword = word.removeprefix(qido.IGNORES_KEY)
+    return word in _WORDS or (keyword != word and tag_for_keyword(keyword) is not None)
 
 
 @dataclass(frozen=True, slots=True)

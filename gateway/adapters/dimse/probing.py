@@ -45,6 +45,15 @@ STUDY_ROOT = Models(
 )
 
 
+QUIRKS = (
+    "ignores-modalities-in-study",
+    "matches-names-case-sensitively",
+    "does-not-match-times",
+    "not-relational",
+    "series-without-study-but-not-negotiated",
+)
+
+
 @dataclass(slots=True)
 class Findings:
     """What the node showed. None: it could not be told from what the node holds."""
@@ -61,14 +70,14 @@ class Findings:
 
     @property
     def quirks(self) -> tuple[str, ...]:
-        found = {
-            "ignores-modalities-in-study": self.ignores_modalities is True,
-            "matches-names-case-sensitively": self.ignores_case is False,
-            "does-not-match-times": self.takes_times is False,
-            "not-relational": not self.is_relational,
-            "series-without-study-but-not-negotiated": self.is_relational and not self.negotiates_relational,
-        }
-        return tuple(quirk for quirk, holds in found.items() if holds)
+        found = (
+            self.ignores_modalities is True,
+            self.ignores_case is False,
+            self.takes_times is False,
+            not self.is_relational,
+            self.is_relational and not self.negotiates_relational,
+        )
+        return tuple(quirk for quirk, holds in zip(QUIRKS, found, strict=True) if holds)
 
 
 class Probing:

@@ -140,7 +140,7 @@ class TokenAuthorizer(Authorizer):
 
 def assertion(auth: ClientCredentials, now: int) -> str:
     """The signed proof of private_key_jwt (RFC 7523 2.2). Raises SettingsError for a key that cannot be read."""
-    key = _signing_key(Path(auth.private_key or ""))
+    key = signing_key(Path(auth.private_key or ""))
     algorithm = "RS384" if key.key_type == "RSA" else "ES384"  # the two that SMART asks servers to support
     header = {"alg": algorithm, "typ": "JWT", "kid": auth.key_id or key.kid or key.thumbprint()}
     claims: dict[str, Any] = {"iss": auth.client_id, "sub": auth.client_id, "aud": auth.token_url}
@@ -148,8 +148,9 @@ def assertion(auth: ClientCredentials, now: int) -> str:
     return jwt.encode(header, claims, key, algorithms=[algorithm])
 
 
-def _signing_key(path: Path) -> RSAKey | ECKey:
-    """A PEM or JWK file. The kind is tried, not guessed: without it any bytes at all pass as a symmetric key."""
+def signing_key(path: Path) -> RSAKey | ECKey:
+    """A PEM or JWK file. Raises SettingsError. The kind is tried, not guessed: without it any bytes at all pass as a symmetric
+    key."""
     try:
         raw = path.read_bytes()
         material = json.loads(raw) if raw.lstrip().startswith(b"{") else raw
