@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pydicom.config
 from starlette.applications import Starlette
@@ -58,7 +59,7 @@ from gateway.loop_lag import watch_the_loop
 from gateway.mapping.schema import Mapping as FormatMapping
 from gateway.pipeline import Pipeline, Views
 from gateway.privacy.view import PlainView, View
-from gateway.reload import Estates, Reading, Source
+from gateway.reload import Estates
 from gateway.security.audit import Audit
 from gateway.security.caller import Caller
 from gateway.security.guard import check_start, is_exposed
@@ -66,6 +67,7 @@ from gateway.security.identity import OidcIdentity, OpenIdentity
 from gateway.security.policy import Policy
 from gateway.security.turned_away import TurnedAway
 from gateway.settings import Settings
+from gateway.source import Reading, Source
 from gateway.store.exports import Exports
 from gateway.store.patients import PatientIds
 from gateway.telemetry import configure, log
@@ -81,16 +83,19 @@ class PlainViews:
         return _PLAIN
 
 
-def create_app(settings: Settings, file: NodeFile | None = None, views: Views | None = None) -> Starlette:
-    """The application; nothing is opened before its lifespan starts. Raises SettingsError and InvalidMapping."""
+def create_app(
+    settings: Settings, file: NodeFile | None = None, views: Views | None = None, *, shared: Path | None = None
+) -> Starlette:
+    """The application; nothing is opened before its lifespan starts. `shared` is the private directory that it shares with other
+    workers. Raises SettingsError and InvalidMapping."""
     check_start(settings)
     configure(settings.log_level)
     # pydicom warns of odd values by quoting them, and values are patient data.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
     spans = tracing.Export(settings.otel_endpoint, __version__)
-    source = Source(settings.nodes, settings.mappings, file)
-    first = source.read()
+    source = Source(settings.nodes, settings.mappings, file, shared=shared, follows=settings.reload)
+    first = source.first()
     proxies = Proxies(settings.trusted_proxies)
     identity: OpenIdentity | OidcIdentity = OpenIdentity(settings.open_purpose)
     if settings.oidc_issuer:

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from gateway.adapters.dimse import StorageReceiver
 from gateway.assembly import Builder, Destination, callers_of, destination_of, receiver_of
@@ -20,56 +19,13 @@ from gateway.federation import nodes as node_file
 from gateway.federation.fanout import cancel_all, in_parallel
 from gateway.federation.node import Node
 from gateway.federation.nodes import DimseConnection, NodeConfig, NodeFile
-from gateway.mapping.load import load_all
-from gateway.mapping.schema import Mapping as FormatMapping
 from gateway.settings import Settings
+from gateway.source import Formats, Source, connections, files_of, stamp
 from gateway.telemetry import log, place_of
 
 LOOK_EVERY = 2.0
-Formats = Mapping[str, FormatMapping]
 MakeNode = Callable[[NodeConfig, Builder, Formats], Node]
 MakeEstate = Callable[[NodeFile, Formats, dict[str, Node]], Estate]
-Reading = tuple[NodeFile, Formats]
-_Stamp = tuple[int, int, int]
-_NOT_THERE: _Stamp = (0, 0, 0)
-
-
-class Source:
-    """The node file, the certificates and keys that it names, and the mapping files as they are on disk; or one node file that
-    is given, and never changes."""
-
-    def __init__(self, nodes: Path, mappings: Path | None, given: NodeFile | None = None) -> None:
-        self.nodes = nodes
-        self.is_on_disk = given is None
-        self._mappings = mappings
-        self._given = given
-        self._named: frozenset[Path] = frozenset()
-        self._seen: dict[Path, _Stamp] = {}
-        self._unsettled: dict[Path, _Stamp] = {}
-
-    def read(self) -> Reading:
-        """Both, checked. Raises SettingsError and InvalidMapping, which name the file and the key and no value."""
-        self._seen = self._stamps()
-        file = self._given or node_file.read(self.nodes)
-        self._named = frozenset(path for node in file.enabled for one in _connections(node) for path in _files_of(one))
-        self._seen = {path: self._seen.get(path) or _stamp(path) for path in self._watched()}
-        return file, load_all([self._mappings] if self._mappings else [])
-
-    def has_changed(self) -> bool:
-        """Whether there is something else than what was read. A file that is written in place must have come to rest since
-        the last look; one that was renamed into place is whole."""
-        now, before = self._stamps(), self._unsettled
-        if now == self._seen:
-            return False
-        self._unsettled = now
-        written = (path for path in now if path in self._seen and now[path] != self._seen[path])
-        return now == before or all(now[path][0] not in (0, self._seen[path][0]) for path in written)
-
-    def _stamps(self) -> dict[Path, _Stamp]:
-        return {path: _stamp(path) for path in self._watched()}
-
-    def _watched(self) -> list[Path]:
-        return [self.nodes, *(_files_in(self._mappings) if self._mappings else ()), *self._named]
 
 
 @dataclass(eq=False, slots=True)
@@ -115,7 +71,6 @@ class Estates:
     make_estate: MakeEstate
     put: Callable[[Estate], None]
     forget: Callable[[str], None]
-    refused: str = ""
     _leases: list[_Lease] = field(default_factory=list)
     _asked: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -123,6 +78,7 @@ class Estates:
     async def open(self, file: NodeFile, formats: Formats) -> None:
         """Puts the first file in place, and begins to watch it. Raises SettingsError."""
         await self._put_in_place(file, formats)
+        await asyncio.to_thread(self.source.in_force)
         if self.source.is_on_disk:
             self._beside(self._watch())
 
@@ -139,7 +95,7 @@ class Estates:
     @property
     def node_file(self) -> str:
         """For people: whether the file on disk is the one in force."""
-        return f"refused: {self.refused}" if self.refused else "in force"
+        return f"refused: {self.source.refused}" if self.source.refused else "in force"
 
     async def _watch(self) -> None:
         while True:
@@ -153,16 +109,11 @@ class Estates:
     async def _read_again(self) -> None:
         try:
             await self._put_in_place(*await asyncio.to_thread(self.source.read))
-            self.refused = ""
+            await asyncio.to_thread(self.source.in_force)
         except GatewayError as error:
-            self._refuse(error.detail.splitlines()[0])
+            self.source.refuse(error.detail.splitlines()[0])
         except Exception as error:  # noqa: BLE001 - whatever it is, the old file goes on, and the next one is tried
-            self._refuse(f"cannot be put in place: {type(error).__name__} at {place_of(error)}")
-
-    def _refuse(self, reason: str) -> None:
-        nodes = self.source.nodes
-        self.refused = reason.replace(str(nodes), nodes.name)
-        log().error("node file refused", file=nodes.name, reason=self.refused)
+            self.source.refuse(f"cannot be put in place: {type(error).__name__} at {place_of(error)}")
 
     async def _put_in_place(self, file: NodeFile, formats: Formats) -> None:
         """All of it or nothing. Raises SettingsError; the estate in force then stays."""
@@ -290,42 +241,12 @@ def shared_out(config: NodeConfig, workers: int) -> NodeConfig:
 
 def _made_of(config: NodeConfig, formats: Formats, destination: Destination | None) -> tuple[object, ...]:
     """What a node is built from. Its configuration is compared with its secrets, and certificates by what is on disk."""
-    connections = _connections(config)
+    both = connections(config)
     names = [config.mapping_name, *(["dicom"] if config.retrieve else [])]
     digests = tuple(formats[name].digest if name in formats else "" for name in names)
-    takes_moves = any(isinstance(one, DimseConnection) for one in connections)
-    files = tuple(_stamp(path) for one in connections for path in _files_of(one))
+    takes_moves = any(isinstance(one, DimseConnection) for one in both)
+    files = tuple(stamp(path) for one in both for path in files_of(one))
     return config, digests, destination if takes_moves else None, files
-
-
-def _connections(config: NodeConfig) -> list[node_file.Connection]:
-    return [config.connection, *([config.retrieve.connection] if config.retrieve else [])]
-
-
-def _files_of(connection: node_file.Connection) -> Iterable[Path]:
-    tls, auth = getattr(connection, "tls", None), getattr(connection, "auth", None)
-    if tls is not None:
-        yield from filter(None, (tls.ca_bundle, tls.certificate, tls.key))
-    key = getattr(auth, "private_key", None)
-    if isinstance(key, Path):
-        yield key
-
-
-def _files_in(mappings: Path) -> list[Path]:
-    """None where the directory cannot be looked into now; whoever reads it says so."""
-    try:
-        return sorted(mappings.glob("*.toml"))
-    except OSError:
-        return []
-
-
-def _stamp(path: Path) -> _Stamp:
-    """Another one when the file is another one, was written, or has other rights."""
-    try:
-        status = path.stat()
-    except OSError:
-        return _NOT_THERE
-    return status.st_ino, status.st_ctime_ns, status.st_size
 
 
 async def _open_all(parts: Iterable[_Resident | StorageReceiver]) -> None:

@@ -120,7 +120,8 @@ class Settings(BaseSettings):
     page_size: int = Field(50, ge=1, le=1000, description="FHIR page size when _count is absent")
 
     secret: SecretStr | None = Field(
-        None, description="keys Patient ids, cursors and audit hashes, 16 characters or more; default: a new one per start"
+        None,
+        description="keys Patient ids, cursors and audit hashes, 16 characters or more; default: a new one per start",
     )
     oidc_issuer: str = Field(
         "", description="OIDC issuer whose tokens are accepted; empty: no authentication, loopback only"

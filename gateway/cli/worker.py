@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -14,6 +16,7 @@ import typer
 from gateway import settings
 from gateway.app import create_app
 from gateway.cli import channel, console, serving
+from gateway.metrics import FILES
 
 _AT_ONCE = 32
 # Seconds beyond the delay after which a worker stops taking connections by itself: it was the only one told to leave.
@@ -107,7 +110,7 @@ def main(end: socket.socket) -> None:
     try:
         with console.refusals(), serving.stoppable():
             read = settings.read()
-            app = create_app(read)
+            app = create_app(read, shared=Path(os.environ[FILES]))
             serve = partial(WorkerServer, end=end)
             serving.run(app, read, [], serve=serve, on_hangup=lambda: app.state.reload())
     except typer.Exit as refused:

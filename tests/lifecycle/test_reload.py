@@ -25,10 +25,11 @@ from gateway.edge.estate import Estate
 from gateway.federation.node import Node
 from gateway.federation.nodes import NodeConfig, NodeFile
 from gateway.mapping.load import load_all
-from gateway.reload import Estates, Source
+from gateway.reload import Estates
 from gateway.simulators.bulk import ct_series, large_multiframe
 from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
 from gateway.simulators.dimse import DimseOptions, DimseSimulator
+from gateway.source import Source
 from tests import peers
 from tests.bench.processes import gateway, node, node_file, simulator
 from tests.lifecycle.conftest import (

@@ -15,8 +15,19 @@ import psutil
 import pytest
 
 from gateway.simulators.dicomweb import DicomwebSimulator
-from tests.bench.processes import Server, gateway, node
-from tests.lifecycle.conftest import Hospitals, asked_all_the_time, eventually, ids, is_gone, kill, listed, log, write
+from tests.bench.processes import Server, gateway, node, node_file
+from tests.lifecycle.conftest import (
+    Hospitals,
+    asked_all_the_time,
+    eventually,
+    ids,
+    is_gone,
+    kill,
+    listed,
+    log,
+    put,
+    write,
+)
 from tests.running import TRUST
 
 
@@ -153,6 +164,26 @@ def test_a_worker_that_cannot_be_started_now_is_started_later_and_the_other_serv
             assert served.process.poll() is None
             supervisor.rlimit(psutil.RLIMIT_NOFILE, (soft, hard))
         eventually(lambda: len(workers_of(served)) == 2 and in_rotation(served) == 2)
+
+
+@pytest.mark.parametrize("reload", [True, False])
+def test_a_worker_that_is_replaced_comes_back_with_the_nodes_in_force_whatever_the_file_has_become(
+    hospitals: Hospitals, reload: bool
+) -> None:
+    steady = hospitals.node("steady", hospitals.first)
+    with gateway([steady], workers=2, reload=reload) as served:
+        eventually(lambda: in_rotation(served) == 2)
+        for text in ("[[node]\n", node_file([{**steady, "id": "another"}])) if not reload else ("[[node]\n",):
+            put(served, text)
+            for one in workers_of(served):
+                kill(one.pid, signal.SIGKILL)
+            eventually(lambda: not psutil.pid_exists(one.pid))  # noqa: B023 - it is called at once
+            eventually(lambda: len(workers_of(served)) == 2 and in_rotation(served) == 2)
+            assert [ids(served) for _ in range(4)] == [["steady"]] * 4
+        if reload:
+            assert "is not TOML" in listed(served)["node_file"]
+            write(served, [{**steady, "id": "another"}])
+            eventually(lambda: [ids(served) for _ in range(4)] == [["another"]] * 4)
 
 
 def test_a_worker_that_hangs_gets_no_more_connections_until_it_is_heard_again(hospitals: Hospitals) -> None:
