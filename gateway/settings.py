@@ -169,7 +169,11 @@ class Settings(BaseSettings):
     store: Path | None = Field(
         None, description="SQLite file that keeps Patient ids over a restart; default: memory only"
     )
-    audit: Path | None = Field(None, description="file that audit records are appended to; default: standard error")
+    audit: Path | None = Field(
+        None,
+        description="file that audit records are appended to, refused tokens and callers who ask too often "
+        "among them; default: standard error",
+    )
     otel_endpoint: str = Field(
         default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
         pattern="^(https?://.*)?$",
