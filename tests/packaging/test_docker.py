@@ -301,7 +301,7 @@ def test_orthanc_runs_on_its_configuration_and_lets_in_the_gateway_only(hospital
 
 
 @contextlib.contextmanager
-def answering(status):
+def answering(status, host="127.0.0.1"):
     """A server whose every answer has this status: its port, and what it is asked for."""
     asked = []
 
@@ -314,7 +314,7 @@ def answering(status):
         def log_message(self, *_):
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Live)
+    server = HTTPServer((host, 0), Live)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server.server_port, asked
@@ -339,12 +339,20 @@ def test_the_health_check_asks_no_proxy_that_the_engine_gives_its_containers(mon
         assert healthy(port) == 0
 
 
+@pytest.mark.parametrize(
+    ("host", "asked_for"), [("0.0.0.0", "127.0.0.1"), ("127.0.0.9", "127.0.0.9"), ("", "127.0.0.1")]
+)
+def test_the_health_check_asks_where_the_gateway_listens(host, asked_for):
+    with answering(200, asked_for) as (port, _):
+        assert healthy(port, host) == 0
+
+
 def test_the_health_check_fails_where_nothing_listens():
     assert healthy(free_port()) == 1
 
 
-def healthy(port):
-    environment = {**os.environ, "GATEWAY_PORT": str(port)}
+def healthy(port, host=""):
+    environment = {**os.environ, "GATEWAY_PORT": str(port), "GATEWAY_HOST": host}
     environment.pop("GATEWAY_TLS_CERTIFICATE", None)
     command = [sys.executable, str(DOCKER / "healthy.py")]
     return subprocess.run(command, env=environment, capture_output=True, timeout=30).returncode
