@@ -667,6 +667,18 @@ async def test_an_instance_that_is_here_with_other_bytes_is_a_duplicate_and_stay
     assert [await collected(p) async for p in node.retrieve(Ref("1.2.3"))] == [first]
 
 
+async def test_what_a_killed_gateway_left_of_an_instance_goes_with_the_next_store_and_nothing_else_does(empty):
+    node, directory = empty
+    names = (f".{'a' * 32}.incoming", f".{'b' * 32}.incoming", ".x.incoming")
+    left, under_way, foreign = (directory / name for name in names)
+    for path in (left, under_way, foreign):
+        path.write_bytes(b"a part of an image")
+    for path in (left, foreign):
+        os.utime(path, (0, 0))
+    assert [told.failure async for told in node.store(parts_of(instance(uid="1.5")))] == [0]
+    assert (left.exists(), under_way.exists(), foreign.exists()) == (False, True, True)
+
+
 async def test_of_two_that_store_an_instance_at_once_with_other_bytes_one_is_told_that_it_is_a_duplicate(tmp_path):
     both = threading.Barrier(2)
 

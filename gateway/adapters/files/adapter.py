@@ -11,7 +11,7 @@ from pathlib import Path
 from gateway import metrics
 from gateway.adapters.files.catalogue import Catalogue
 from gateway.adapters.files.conditions import Conditions, conditions
-from gateway.adapters.files.incoming import accept
+from gateway.adapters.files.incoming import accept, sweep
 from gateway.adapters.files.scan import Held
 from gateway.errors import NodeProtocolError, NotFound
 from gateway.model.dataset import Dataset, attribute
@@ -45,6 +45,7 @@ class FilesAdapter:
         """
         self.node = node
         self._catalogue = Catalogue(node, directory, index, rescan, character_set)
+        self._is_swept = False
 
     async def open(self) -> None:
         """Returns before the directory is indexed; the first search waits for that."""
@@ -142,6 +143,9 @@ class FilesAdapter:
         """What is stored is found at once. An instance that is here with other bytes is refused as a duplicate."""
         catalogue = self._catalogue
         await catalogue.up_to_date()
+        if not self._is_swept:
+            self._is_swept = True
+            await catalogue.threads.call(sweep, catalogue.directory)
         async for part in parts:
             place_of, character_set = catalogue.index.instance, catalogue.character_set
             accepted = await accept(catalogue.readers, catalogue.directory, part, place_of, character_set)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import filecmp
 import os
+import re
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -22,6 +24,10 @@ from gateway.wire.threads import run
 OUT_OF_RESOURCES = 0xA700
 CANNOT_UNDERSTAND = 0xC000
 DUPLICATE = 0x0111
+_SUFFIX = ".incoming"
+_OURS = re.compile(rf"\.[0-9a-f]{{32}}\{_SUFFIX}")
+_NOBODYS = 86_400.0
+"""Seconds after which nobody writes on a file any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ async def accept(
     `place_of` gives the file that holds a SOP Instance UID already. Errors of the part's body pass through; the
     half-written file is then gone. Needs memory for one chunk.
     """
-    incoming = directory / f".{uuid4().hex}.incoming"
+    incoming = directory / f".{uuid4().hex}{_SUFFIX}"
     try:
         await _write(executor, incoming, part.body)
         return await run(executor, _place, directory, incoming, part.sop_instance_uid, place_of, character_set)
@@ -49,6 +55,15 @@ async def accept(
     finally:
         with suppress(OSError):
             incoming.unlink(missing_ok=True)
+
+
+def sweep(directory: Path) -> None:
+    """Removes what a gateway that was killed in the middle of a store has left there: parts of patients' images."""
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if _OURS.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_mtime > _NOBODYS:
+                with suppress(OSError):
+                    os.unlink(entry)
 
 
 async def _write(executor: Executor, path: Path, body: AsyncIterator[bytes]) -> None:
