@@ -450,3 +450,21 @@ def test_a_study_is_found_by_a_modality_that_none_of_its_series_says(is_probed):
         others = gateway.get("/dicom-web/studies?ModalitiesInStudy=CT").json()
     assert [row["00080061"]["Value"] for row in found] == [["MG"]]
     assert others == []
+
+
+# --- what the studies say
+
+
+@pytest.mark.parametrize("place", ["identifier", "basedOn"])
+def test_a_study_is_found_by_its_accession_number_together_with_whose_number_it_is(place):
+    number = {"type": {"coding": [{"code": "ACSN"}]}, "system": "urn:oid:2.999.7", "value": "A1"}
+    study = imaging_study(1, {"identifier": {"value": "1"}})
+    study[place] = [*study.get(place, []), number if place == "identifier" else {"identifier": number}]
+    with server(searched(("ImagingStudy/s1", study))) as port, Gateway([fhir_node("n", port)]) as gateway:
+
+        def found(**asked):
+            return gateway.get("/fhir/ImagingStudy", params=asked).json()["total"]
+
+        assert found(identifier="urn:oid:2.999.7|A1") == 1
+        assert found(**{"basedon:identifier": "urn:oid:2.999.7|A1"}) == 1
+        assert found(identifier="urn:oid:2.999.8|A1") == found(**{"identifier:not": "urn:oid:2.999.7|A1"}) == 0
