@@ -234,6 +234,13 @@ def test_values_are_read_by_their_types() -> None:
     }
 
 
+def test_the_data_of_a_report_may_be_folded_into_lines() -> None:
+    values = Values()
+    folded = {"contentType": "application/pdf", "data": " QUJD\r\nREVG\n"}
+    assert values.attachment(folded) == {"contentType": "application/pdf", "data": "QUJDREVG"}
+    assert not values.lost
+
+
 READER = Reader(load_all()["fhir-r4"], "north", "urn:north")
 WHOLE: dict[str, Any] = {
     "resourceType": "DiagnosticReport", "id": "1", "status": "final", "code": {"coding": [{"system": "urn:x", "code": "1"}]},

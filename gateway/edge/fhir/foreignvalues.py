@@ -139,8 +139,10 @@ class Values:
         return self._matching(_CODE, essence)
 
     def _data(self, given: Any) -> str | None:
+        """In one line, as R5 has it; earlier versions let it be folded (FHIR R4 datatypes, base64Binary)."""
+        data = "".join(given.split()) if isinstance(given, str) else None
         try:
-            is_data = isinstance(given, str) and bool(base64.b64decode(given, validate=True))
+            is_data = data is not None and bool(base64.b64decode(data, validate=True))
         except (binascii.Error, ValueError):
             is_data = False
-        return self._kept(given, given if is_data else None)  # type: ignore[no-any-return]
+        return self._kept(given, data if is_data else None)  # type: ignore[no-any-return]
