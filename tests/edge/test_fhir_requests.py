@@ -153,6 +153,17 @@ def test_what_included_resources_refer_to_comes_with_those_that_refer_to_it(
     assert len(of_kind(bundle, "ImagingStudy")) == 5
 
 
+# --- codes
+
+
+@pytest.mark.parametrize("parameter", ["connection-type", "status", "connection-type:not"])
+def test_a_system_without_a_code_is_refused_and_does_not_find_nothing(gateway: Gateway, parameter: str) -> None:
+    system = "http://terminology.hl7.org/CodeSystem/endpoint-connection-type"
+    answer = gateway.get("/fhir/Endpoint", params={parameter: f"{system}|"})
+    assert answer.status_code == 400
+    assert answer.json()["issue"][0]["expression"] == [f"http.{parameter}"]
+
+
 # --- accession numbers
 
 

@@ -12,7 +12,7 @@ from gateway.edge.fhir import listing, shown
 from gateway.edge.fhir.imagingstudy import Resource
 from gateway.edge.fhir.request import FhirRequest
 from gateway.edge.fhir.searchgrammar import Name, NotSupported, is_true, plain, reference, token
-from gateway.errors import NotFound
+from gateway.errors import InvalidQuery, NotFound
 from gateway.model.folding import fold, fold_name
 from gateway.pipeline import NodeState
 
@@ -124,6 +124,8 @@ def _test(key: Key, name: Name, text: str, values: list[str], base: str) -> Call
         texts = [plain(value) for value in values]
         return lambda resource: any(_answers(v, t, name.modifier) for _, v in key.values(resource) for t in texts)
     tokens = [token(value) for value in values]
+    if not all(code for _, code in tokens):
+        raise InvalidQuery(f"{name.key} needs a code, not a system alone", parameter=text)
     is_negated = name.modifier == "not"
     return lambda resource: any(_is(pair, one) for pair in key.values(resource) for one in tokens) is not is_negated
 
