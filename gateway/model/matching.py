@@ -6,6 +6,7 @@ Three answers: True, False, and None where the data set does not say (the attrib
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -17,13 +18,14 @@ from gateway.model.folding import fold, fold_name, name_words
 from gateway.model.query import Match, Operator, Query
 from gateway.model.spans import Span, lies_within, span
 from gateway.model.study import Row
-from gateway.model.vocabulary import tag
+from gateway.model.vocabulary import ISSUER, PATIENT_ID, tag
 
 DATE_TIME_PAIRS = {
     tag(f"{name}Date"): tag(f"{name}Time")
     for name in ("Study", "Series", "Acquisition", "Content", "PerformedProcedureStepStart", "PatientBirth")
 }
 Verdict = tuple[bool | None, list[Match]]
+_OF_A_PATIENT = ((PATIENT_ID,), (ISSUER,))
 _LEADING_SPACE_COUNTS = frozenset({"LT", "ST", "UT", "UC", "UR"})  # PS3.5 Table 6.2-1
 
 
@@ -33,6 +35,8 @@ _YES: Verdict = (True, [])
 @lru_cache(maxsize=256)
 def decider(query: Query) -> Callable[[Row], Verdict]:
     """Whether a row answers the whole query, and the keys it leaves undecided (empty unless the answer is None)."""
+    if query.by_any_identifier:
+        return _by_any_identifier(query)
     pairs = dict(combined(query))
     keys = [(key, pairs.get(key)) for key in query.matches if key not in pairs.values()]
     tests = [(key, clock, _on_dataset(key, clock)) for key, clock in keys]
@@ -48,6 +52,22 @@ def decider(query: Query) -> Callable[[Row], Verdict]:
             if verdict is None:
                 undecided.extend(filter(None, (key, clock)))
         return (None, undecided) if undecided else _YES
+
+    return decided
+
+
+def _by_any_identifier(query: Query) -> Callable[[Row], Verdict]:
+    """A row whose patient bears the identifier beside his own has nothing more to say of whose it is. Of an issuer that gave him
+    two, neither is certain."""
+    own = replace(query, by_any_identifier=False)
+    of_others = replace(own, matches=tuple(match for match in query.matches if match.path not in _OF_A_PATIENT))
+    ids, issuers = (match.values if (match := query.match_on(*path)) else () for path in _OF_A_PATIENT)
+
+    def decided(row: Row) -> Verdict:
+        given = Counter(key.issuer for key in (row.patient, *row.linked))
+        others = [key for key in row.linked if given[key.issuer] == 1]
+        is_linked = any(key.id in ids and key.issuer in issuers for key in others)
+        return decider(of_others if is_linked else own)(row)
 
     return decided
 

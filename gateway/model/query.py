@@ -71,7 +71,8 @@ class Query:
     on without its node's own time zone: whoever asks puts them to the results, and `matches` has wider ones.
     `combined_datetime` says that StudyDate and StudyTime ranges mean one span of time (PS3.4 C.2.2.2.5.4).
     `all_attributes` is `includefield=all`. `undated` wants only what has no StudyDate that can be read, which no node can be
-    asked for. Paging and sorting are not part of what nodes are asked.
+    asked for. `by_any_identifier`: its keys on PatientID and IssuerOfPatientID mean whoever bears such an identifier, also beside
+    the one that a row names him by. Paging and sorting are not part of what nodes are asked.
     """
 
     level: Level
@@ -86,6 +87,7 @@ class Query:
     zoned: tuple[Match, ...] = ()
     zone: str = ""
     undated: bool = False
+    by_any_identifier: bool = False
 
     @property
     def asked(self) -> tuple[Match, ...]:

@@ -468,3 +468,26 @@ def test_a_study_is_found_by_its_accession_number_together_with_whose_number_it_
         assert found(identifier="urn:oid:2.999.7|A1") == 1
         assert found(**{"basedon:identifier": "urn:oid:2.999.7|A1"}) == 1
         assert found(identifier="urn:oid:2.999.8|A1") == found(**{"identifier:not": "urn:oid:2.999.7|A1"}) == 0
+
+
+@pytest.mark.parametrize("system", ["urn:mrn", "urn:nation"])
+def test_a_study_is_found_by_every_identifier_that_its_patient_has_at_the_server(system):
+    kind = {"coding": [{"code": "MR"}]}
+    known = [{"system": "urn:nation", "value": "1"}, {"system": "urn:mrn", "value": "1", "type": kind}]
+    known += [{"system": "urn:mrn", "value": "2", "use": "old"}]  # two of one issuer: who has the other one now?
+    eva = {"resourceType": "Patient", "id": "eva", "identifier": known, "name": [{"family": "Lind"}]}
+    ada = {"resourceType": "Patient", "id": "ada", "identifier": [{"system": "urn:nation", "value": "2"}]}
+    named = {one["id"]: {"reference": f"Patient/{one['id']}"} for one in (eva, ada)}
+    studies = [(f"ImagingStudy/s{n}", imaging_study(n, named[one])) for n, one in enumerate(("eva", "ada", "eva"))]
+    entries = [*studies, ("Patient/eva", eva), ("Patient/ada", ada)]
+    with server(searched(*entries)) as port, Gateway([fhir_node("n", port)]) as gateway:
+
+        def found(path, **asked):
+            entries = gateway.get(f"/fhir/{path}", params=asked).json().get("entry", ())
+            return [entry["resource"]["id"] for entry in entries]
+
+        assert found("ImagingStudy", **{"patient.identifier": f"{system}|1"}) == ["1.2.3.0", "1.2.3.2"]
+        assert found("ImagingStudy", **{"patient.identifier": f"{system}|1", "patient.name": "Lind", "modality": "MG"})
+        assert not found("ImagingStudy", **{"patient.identifier": f"{system}|1", "modality": "CT"})
+        assert not found("ImagingStudy", **{"patient.identifier": "urn:mrn|2"})
+        assert found("Patient", identifier=f"{system}|1") == found("Patient", identifier="urn:mrn|1") != []

@@ -45,7 +45,8 @@ class Criteria:
         kept: dict[object, Match] = {}
         for match in self.matches:
             kept.setdefault((match.path, match.values) if match.path in _ASKED_EACH else match.path, match)
-        return Query(Level.STUDY, tuple(kept.values()))
+        is_of_patients = (ISSUER,) in kept
+        return Query(Level.STUDY, tuple(kept.values()), by_any_identifier=is_of_patients)
 
     def accepts(self, found: Found) -> bool:
         """Whether a result answers every condition that the nodes were not, or could not be, asked."""
