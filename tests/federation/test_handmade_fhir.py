@@ -491,3 +491,17 @@ def test_a_study_is_found_by_every_identifier_that_its_patient_has_at_the_server
         assert not found("ImagingStudy", **{"patient.identifier": f"{system}|1", "modality": "CT"})
         assert not found("ImagingStudy", **{"patient.identifier": "urn:mrn|2"})
         assert found("Patient", identifier=f"{system}|1") == found("Patient", identifier="urn:mrn|1") != []
+
+
+@pytest.mark.parametrize(("kind", "is_theirs"), [("MR", True), ("PI", True), ("SS", False), ("DL", False)])
+def test_a_number_that_somebody_else_gave_is_not_taken_for_one_of_the_hospitals(kind, is_theirs):
+    coding = {"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": kind}
+    eva = {**patient("eva", "1"), "identifier": [{"type": {"coding": [coding]}, "value": "1"}]}
+    entries = [
+        ("ImagingStudy/s1", imaging_study(1, {"reference": "Patient/eva"})),
+        ("ImagingStudy/s2", imaging_study(2, {"reference": "Patient/ada"})),
+        ("Patient/eva", eva),
+        ("Patient/ada", patient("ada", "1")),
+    ]
+    with server(searched(*entries)) as port, Gateway([fhir_node("n", port)]) as gateway:
+        assert patients_by_study(gateway) == {"1.2.3.1": "1" if is_theirs else None, "1.2.3.2": "1"}
