@@ -201,7 +201,7 @@ def metadata(file: Path | BinaryIO, bulk: Callable[[str], str], *, default_chara
 def open_instance(file: Path | BinaryIO) -> Instance:
     """Reads a DICOM file up to its pixel data. A file object stays the caller's and has to be seekable.
 
-    Raises Part10Error for what is no DICOM file or a broken one, OSError where the file itself cannot be opened.
+    Raises Part10Error for what is no DICOM file or a broken one, OSError where the file itself cannot be opened or read.
     """
     with ExitStack() as resources:
         stream = file if not isinstance(file, Path) else resources.enter_context(file.open("rb"))
@@ -214,6 +214,8 @@ def open_instance(file: Path | BinaryIO) -> Instance:
         except Part10Error:
             raise
         except _BROKEN as error:
+            if isinstance(error, OSError) and error.errno:  # the disk's or the share's own; pydicom's have none
+                raise
             raise Part10Error(f"the data set cannot be read ({type(error).__name__})") from None
         return Instance(stream, syntax, dataset, pixels, resources.pop_all())
     raise AssertionError("unreachable: the context passes every exception on")

@@ -400,6 +400,16 @@ def refused(path):
     raise PermissionError(path)
 
 
+async def test_a_file_that_a_share_fails_to_read_is_missed_and_named_and_never_taken_for_a_broken_one(empty):
+    """It was skipped for as long as its stamp stayed: its study was whole without it."""
+    node, directory = empty
+    (directory / "a").write_bytes(instance(uid="1.1"))
+    (directory / "b").symlink_to("/proc/self/mem")  # a regular file that opens, and whose first byte is EIO
+    rows, report = await find(node, Level.IMAGE)
+    assert len(rows) == 1
+    assert report.gaps == ("may not read 1 of its files and directories, which are left out",)
+
+
 async def test_broken_and_foreign_files_are_counted_and_skipped(empty):
     node, directory = empty
     good = instance(PixelData=b"\0" * 100)
