@@ -43,6 +43,7 @@ _EXTENDED_OFFSETS = 0x7FE00001
 _GROUPS = (b"\2\0", b"\x08\0", b"\0\x08")
 _END_OF_SEQUENCE = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _IN_MEMORY = 8 << 20
+_PIECE = 1 << 20
 MAX_INFLATED = 4 << 30
 _BROKEN = (*BROKEN, zlib.error)
 
@@ -244,11 +245,15 @@ def _inflated(stream: BinaryIO, start: int, resources: ExitStack) -> BinaryIO:
     copy = cast(BinaryIO, resources.enter_context(SpooledTemporaryFile(_IN_MEMORY)))  # noqa: SIM115
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     stream.seek(start)
+    piece = b""
     while not inflate.eof:
-        packed = inflate.unconsumed_tail or stream.read(64 << 10)
-        if not packed:
-            raise Part10Error("the deflated data set is truncated")
-        copy.write(inflate.decompress(packed, 1 << 20))
+        packed = inflate.unconsumed_tail
+        if not packed and len(piece) < _PIECE:  # a full piece may leave output behind that needs no more input
+            packed = stream.read(64 << 10)
+            if not packed:
+                raise Part10Error("the deflated data set is truncated")
+        piece = inflate.decompress(packed, _PIECE)
+        copy.write(piece)
         if copy.tell() > MAX_INFLATED:
             raise Part10Error("the deflated data set is too long")
     return copy

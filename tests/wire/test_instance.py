@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydicom import encaps
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -310,6 +311,15 @@ def test_a_frame_that_the_file_no_longer_holds_raises_instead_of_ending_neatly()
 def test_a_deflated_file_that_is_cut_off_is_refused():
     with pytest.raises(Part10Error, match="truncated"):
         open_instance(io.BytesIO(file("image_dfl.dcm").read_bytes()[:-20]))
+
+
+def test_a_deflated_file_is_read_to_its_end_also_where_a_piece_ends_just_before_it():
+    """Of zeros, as segmentations mostly are, the last input may stand for some hundred bytes more than a piece holds."""
+    for size in range((1 << 20) - 60, (1 << 20) + 240, 2):
+        dataset = Dataset()
+        dataset.add_new(0x7FE00010, "OB", bytes(size))
+        with open_instance(written(dataset, DeflatedExplicitVRLittleEndian)) as instance:
+            assert instance.is_complete(), size
 
 
 def test_a_deflated_file_that_never_ends_is_refused(monkeypatch):
