@@ -22,6 +22,7 @@ class DimseOptions:
     omit_character_set    leaves (0008,0005) out of its rows
     max_results           stops after as many rows, with `max_results_status` (0xA700), or silently (0)
     no_get, no_move       does not accept those presentation contexts
+    no_storage            nor those of storage: its AE title is for queries alone, instances go by another
     delay                 seconds before the first answer to an operation
     black_hole            'tcp' takes connections and says nothing; 'association' never answers an operation
     max_associations      more are rejected (local limit exceeded, transient)
@@ -45,6 +46,7 @@ class DimseOptions:
     max_results_status: int = OUT_OF_RESOURCES
     no_get: bool = False
     no_move: bool = False
+    no_storage: bool = False
     delay: float = 0.0
     black_hole: Literal["", "tcp", "association"] = ""
     max_associations: int = 50

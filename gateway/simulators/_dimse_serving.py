@@ -32,6 +32,8 @@ def entity(ae_title: str, archive: Archive, options: DimseOptions) -> AE:
     made.maximum_pdu_size = 1 << 17
     for model in (VERIFICATION, *FIND, *(() if options.no_get else GET), *(() if options.no_move else MOVE)):
         made.add_supported_context(model, [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+    if options.no_storage:
+        return made
     stored = archive.transfer_syntaxes()
     known = [str(context.abstract_syntax) for context in AllStoragePresentationContexts]
     for sop_class in dict.fromkeys([*stored, *known]):

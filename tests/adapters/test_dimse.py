@@ -474,12 +474,15 @@ async def test_c_move_brings_the_same_bytes_as_c_get(peer, destination_port):
     assert len(moved) == 1
 
 
-async def test_where_c_get_is_not_offered_c_move_takes_over(corpus):
+@pytest.mark.parametrize("takes_no_storage", [False, True])
+async def test_where_c_get_is_not_offered_c_move_takes_over(corpus, takes_no_storage):
+    """Also at an AE title for queries alone, which accepts nothing at all of what is proposed for a C-GET."""
     receiver = StorageReceiver(
         MOVE_DESTINATION, "127.0.0.1", 0, {"SIMULATOR": ["127.0.0.1"], "PYNETDICOM": ["127.0.0.1"]}
     )
     await receiver.open()
-    options = DimseOptions(no_get=True, destinations={MOVE_DESTINATION: ("127.0.0.1", receiver.port)})
+    destinations = {MOVE_DESTINATION: ("127.0.0.1", receiver.port)}
+    options = DimseOptions(no_get=True, no_storage=takes_no_storage, destinations=destinations)
     with DimseSimulator(corpus, options=options) as simulator:
         async with adapter_of(simulator, move_receiver=receiver) as adapter:
             parts = await parts_of(adapter, Ref(CT))

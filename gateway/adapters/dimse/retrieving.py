@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pydicom import Dataset as Identifier
 from pynetdicom.presentation import PresentationContext, build_context
 
-from gateway.adapters.dimse.associations import MAX_CONTEXTS, NodeAssociation, Response
+from gateway.adapters.dimse.associations import MAX_CONTEXTS, NodeAssociation, NothingAccepted, Response
 from gateway.adapters.dimse.operations import Associations, Operation, find_context
 from gateway.adapters.dimse.receiving import Event, Intake
 from gateway.adapters.dimse.storage_contexts import COMPRESSED_SYNTAXES, classes_of, contexts_for, need_of
@@ -223,14 +223,18 @@ class Retrieving:
     ) -> NodeError | None:
         """One association, one C-GET; what its final response found wrong. `only` proposes no other syntax."""
         contexts = [build_context(uid, only) for uid in classes] if only else contexts_for(classes, _ROOM)
-        with self._associations.other(operation, self._association_for_get(intake, contexts)) as association:
-            if not association.accepts(self._models.get):
-                raise _NothingCame(Unsupported(self._node, "does not accept C-GET"))
-            if not any(association.accepts(str(c.abstract_syntax), as_scp=True) for c in contexts):
-                return Unsupported(self._node, "does not send such instances by C-GET")
-            refused = intake.refused
-            final = _final(association.get(_identifier_of(ref), self._models.get))
-            return self._complaint(final, intake.refused - refused, "C-GET")
+        try:
+            with self._associations.other(operation, self._association_for_get(intake, contexts)) as association:
+                if not association.accepts(self._models.get):
+                    raise NothingAccepted(self._node, "does not accept C-GET")
+                if not any(association.accepts(str(c.abstract_syntax), as_scp=True) for c in contexts):
+                    return Unsupported(self._node, "does not send such instances by C-GET")
+                refused = intake.refused
+                final = _final(association.get(_identifier_of(ref), self._models.get))
+                return self._complaint(final, intake.refused - refused, "C-GET")
+        except NothingAccepted:
+            error = Unsupported(self._node, "does not accept C-GET")
+            raise error if intake.anything else _NothingCame(error) from None
 
     def _association_for_get(self, intake: Intake, contexts: list[PresentationContext]) -> NodeAssociation:
         return NodeAssociation(
