@@ -493,6 +493,38 @@ async def test_where_c_get_is_not_offered_c_move_takes_over(corpus, takes_no_sto
     await receiver.close()
 
 
+class Refusing(DimseSimulator):
+    """A PACS that answers every C-GET with one status."""
+
+    status = 0xA701
+
+    def _on_get(self, event):
+        self._count("C-GET")
+        yield 1
+        yield self.status, None
+
+
+@pytest.mark.parametrize(("status", "error"), [(0xA701, NodeBusy), (0x0124, NodeRefused)])
+async def test_a_pacs_that_refuses_a_c_get_is_not_asked_again_in_each_transfer_syntax(corpus, status, error):
+    """It got 18 of them for each series, also where it had just said that it is out of resources."""
+    with Refusing(corpus) as simulator:
+        simulator.status = status
+        async with adapter_of(simulator) as adapter:
+            with pytest.raises(error):
+                await parts_of(adapter, Ref(CT))
+        assert simulator.operations["C-GET"] == 1
+
+
+async def test_a_pacs_that_does_not_take_the_role_of_sending_is_not_asked_again_in_each_transfer_syntax(corpus):
+    with DimseSimulator(corpus) as simulator:
+        for context in simulator._server.contexts:
+            context.scu_role = context.scp_role = None
+        async with adapter_of(simulator) as adapter:
+            with pytest.raises(Unsupported):
+                await parts_of(adapter, Ref(CT))
+        assert simulator.operations["association"] == 2  # one for C-FIND
+
+
 async def test_the_receiver_refuses_strangers_and_what_nobody_asked_for(destination_port):
     path = get_testdata_file("CT_small.dcm")
 

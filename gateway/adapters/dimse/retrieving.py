@@ -20,10 +20,12 @@ from gateway.model.query import Ref
 _ROOM = MAX_CONTEXTS - 1  # one is for the retrieve itself
 _ASKED_AGAIN = 5
 _OF_INSTANCES = ("SOPClassUID", "AvailableTransferSyntaxUID")
-_OUT_OF_RESOURCES = (0xA701, 0xA702)
+_SUBOPERATIONS_FAILED = 0xA702
+_OUT_OF_RESOURCES = (0xA701, _SUBOPERATIONS_FAILED)
 _SOP_CLASS_NOT_SUPPORTED = (0x0122, 0x0112, 0x0211)
 _MOVE_DESTINATION_UNKNOWN = 0xA801
 CANCELLED = 0xFE00
+_REFUSALS = (NodeBusy, NodeRefused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +164,10 @@ class Retrieving:
             holdings = self._holdings(operation, by_class=True)
         intake = Intake(operation.channel, holdings.series_of, operation.stop)
         found = self._get_guessed(operation, intake, holdings)
-        if intake.missing and not intake.broken:
+        if intake.missing and not intake.broken and not _is_refused(found):
             self._get_by_class(operation, intake, holdings)
-        if intake.missing and not intake.broken:
-            self._get_by_syntax(operation, intake, holdings)
+            if intake.missing and not intake.broken:
+                self._get_by_syntax(operation, intake, holdings)
         self._conclude(intake, found)
 
     def _get_guessed(self, operation: Operation[Event], intake: Intake, holdings: Holdings) -> list[NodeError | None]:
@@ -202,7 +204,8 @@ class Retrieving:
         for syntax in COMPRESSED_SYNTAXES:
             for ref in self._lacking(intake):
                 classes = holdings.classes_by_series[ref.series or ""]
-                self._get_round(operation, intake, ref, classes, only=syntax)
+                if isinstance(self._get_round(operation, intake, ref, classes, only=syntax), _REFUSALS):
+                    return
             if not intake.missing:
                 return
 
@@ -279,7 +282,7 @@ class Retrieving:
     def _complaint(self, final: Response, refused: int, service: str) -> NodeError | None:
         """What the final response says went wrong (PS3.4 C.4.2.1.5, C.4.3.1.4), without what we refused ourselves."""
         status, failed = final.status, final.failed - refused
-        if failed > 0:
+        if failed > 0 and (status == 0x0000 or status >> 12 in (0xB, 0xC) or status == _SUBOPERATIONS_FAILED):
             return NodeProtocolError(self._node, f"{failed} sub-operations of {service} failed")
         if status == 0x0000 or status >> 12 == 0xB or refused:
             return None
@@ -332,6 +335,13 @@ def _as_reported() -> Iterator[None]:
         yield
     except _NothingCame as failure:
         raise failure.error from None
+
+
+def _is_refused(found: list[NodeError | None]) -> bool:
+    """Whether the node does not send at all: asked in another way, it would only be asked too much."""
+    return any(isinstance(error, _REFUSALS) for error in found) or all(
+        isinstance(error, Unsupported) for error in found
+    )
 
 
 def _final(responses: Iterator[Response]) -> Response:
