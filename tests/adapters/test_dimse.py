@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 from pynetdicom import AE, build_role, evt
+from pynetdicom.dimse_primitives import C_GET
 from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformationModelGet
 
 from gateway.adapters.dimse import DimseAdapter, StorageReceiver, storage_scp
@@ -39,6 +40,9 @@ from gateway.model.matching import matches, wildcard
 from gateway.model.query import Match, Operator, Ref
 from gateway.model.seam import NativeMatch, NativeQuery, Part, Report
 from gateway.model.vocabulary import PATIENT_NAME, Level
+from gateway.simulators._dimse_index import STUDY
+from gateway.simulators._dimse_query import PENDING
+from gateway.simulators._dimse_sending import StoredFile
 from gateway.simulators.dimse import DimseOptions, DimseSimulator
 from gateway.wire.charset import codec_of
 from gateway.wire.filemeta import file_meta
@@ -523,6 +527,42 @@ async def test_a_pacs_that_does_not_take_the_role_of_sending_is_not_asked_again_
             with pytest.raises(Unsupported):
                 await parts_of(adapter, Ref(CT))
         assert simulator.operations["association"] == 2  # one for C-FIND
+
+
+class Listless(DimseSimulator):
+    """A PACS that cannot list what it has below a study; it sends an instance twice, and then gives up over that."""
+
+    def _on_find(self, event):
+        yield 0xA900, None
+
+    def _on_get(self, event):
+        yield 3
+        first = StoredFile(self._selected(event.identifier, STUDY)[0])
+        yield PENDING, first
+        yield PENDING, first
+        given_up = C_GET()
+        given_up.MessageIDBeingRespondedTo, given_up.Status = event.message_id, 0xC000  # and no counts
+        event.assoc.dimse.send_msg(given_up, event.context.context_id)
+
+
+async def test_where_nothing_is_listed_a_c_move_to_another_host_than_ours_is_an_error_and_no_empty_study(
+    corpus, tmp_path
+):
+    with DimseSimulator(tmp_path) as elsewhere:
+        options = DimseOptions(no_get=True, destinations={MOVE_DESTINATION: ("127.0.0.1", elsewhere.port)})
+        async with receiver_on(0, "SIMULATOR") as receiver:
+            with Listless(corpus, options=options) as simulator:
+                async with adapter_of(simulator, move_receiver=receiver) as adapter:
+                    with pytest.raises(NodeProtocolError, match="1 instances that it says it sent did not arrive"):
+                        await parts_of(adapter, Ref(CT))
+        assert elsewhere.operations["C-STORE"] == 1
+
+
+async def test_where_nothing_is_listed_a_pacs_that_gives_up_over_an_instance_that_we_refused_has_not_sent_all(corpus):
+    with Listless(corpus) as simulator:
+        async with adapter_of(simulator) as adapter:
+            with pytest.raises(NodeRefused):
+                await parts_of(adapter, Ref(CT))
 
 
 async def test_the_receiver_refuses_strangers_and_what_nobody_asked_for(destination_port):

@@ -67,12 +67,13 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response of the node; `data_set` is its identifier as it came, if it has one."""
+    """A response of the node; `data_set` is its identifier as it came, if it has one. `failed` and `sent` count sub-operations."""
 
     status: int
     failed: int
     data_set: bytes | None
     transfer_syntax: str
+    sent: int = 0
 
     @property
     def is_pending(self) -> bool:
@@ -275,7 +276,8 @@ class NodeAssociation:
     def _response(self, message: Message) -> Response:
         command = message.command
         syntax = self._accepted.syntax(message.context_id)
-        return Response(command.status, command.failed_suboperations, message.data_set, syntax)
+        failed, sent = command.failed_suboperations, command.sent_suboperations
+        return Response(command.status, failed, message.data_set, syntax, sent)
 
     def stop(self) -> None:
         """From any thread, without blocking: the thread that uses the association aborts it and gets Left."""

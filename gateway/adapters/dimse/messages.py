@@ -24,7 +24,7 @@ COMMAND, LAST = 0x01, 0x02
 RESPONSE = 0x8000
 _GROUP_LENGTH, _AFFECTED_CLASS, _FIELD, _MESSAGE_ID, _RESPONDED_TO = 0x0000, 0x0002, 0x0100, 0x0110, 0x0120
 _DESTINATION, _PRIORITY, _DATA_SET_TYPE, _STATUS = 0x0600, 0x0700, 0x0800, 0x0900
-_AFFECTED_INSTANCE, _FAILED = 0x1000, 0x1022
+_AFFECTED_INSTANCE, _COMPLETED, _FAILED, _WITH_WARNING = 0x1000, 0x1021, 0x1022, 0x1023
 _LOW, _DATA_SET, _NO_DATA_SET = 0x0002, 0x0001, 0x0101
 _ELEMENT = struct.Struct("<HHL")
 
@@ -78,6 +78,11 @@ class Command:
     @property
     def failed_suboperations(self) -> int:
         return self._number(_FAILED)
+
+    @property
+    def sent_suboperations(self) -> int:
+        """Those whose instance was stored, with a warning or without."""
+        return self._number(_COMPLETED) + self._number(_WITH_WARNING)
 
     def _number(self, element: int, default: int = 0) -> int:
         value = self.elements.get(element, b"")

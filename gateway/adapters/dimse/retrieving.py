@@ -232,9 +232,9 @@ class Retrieving:
                     raise NothingAccepted(self._node, "does not accept C-GET")
                 if not any(association.accepts(str(c.abstract_syntax), as_scp=True) for c in contexts):
                     return Unsupported(self._node, "does not send such instances by C-GET")
-                refused = intake.refused
+                before = intake.refused, len(intake.received)
                 final = _final(association.get(_identifier_of(ref), self._models.get))
-                return self._complaint(final, intake.refused - refused, "C-GET")
+                return self._complaint(final, intake, before, "C-GET")
         except NothingAccepted:
             error = Unsupported(self._node, "does not accept C-GET")
             raise error if intake.anything else _NothingCame(error) from None
@@ -274,19 +274,24 @@ class Retrieving:
             responses = association.move(
                 identifier, self._models.move, self._destination, message_id, lambda: intake.heard
             )
-            found = self._complaint(_final(responses), intake.refused, "C-MOVE")
+            found = self._complaint(_final(responses), intake, (0, 0), "C-MOVE")
         self._conclude(intake, [found])
 
     # What came
 
-    def _complaint(self, final: Response, refused: int, service: str) -> NodeError | None:
-        """What the final response says went wrong (PS3.4 C.4.2.1.5, C.4.3.1.4), without what we refused ourselves."""
-        status, failed = final.status, final.failed - refused
-        if failed > 0 and (status == 0x0000 or status >> 12 in (0xB, 0xC) or status == _SUBOPERATIONS_FAILED):
+    def _complaint(self, final: Response, intake: Intake, before: tuple[int, int], service: str) -> NodeError | None:
+        """What the final response says went wrong (PS3.4 C.4.2.1.5, C.4.3.1.4), without what we refused ourselves; `before` is
+        how many had been refused and received until then."""
+        refused, received = intake.refused - before[0], len(intake.received) - before[1]
+        status, failed, lost = final.status, final.failed - refused, final.sent - received - refused
+        is_done = status == 0x0000 or status >> 12 == 0xB
+        if failed > 0 and (is_done or status >> 12 == 0xC or status == _SUBOPERATIONS_FAILED):
             return NodeProtocolError(self._node, f"{failed} sub-operations of {service} failed")
-        if status == 0x0000 or status >> 12 == 0xB or refused:
-            return None
-        return self._refusal(status, service)
+        if not is_done:
+            return self._refusal(status, service)
+        return (
+            NodeProtocolError(self._node, f"{lost} instances that it says it sent did not arrive") if lost > 0 else None
+        )
 
     def _conclude(self, intake: Intake, found: list[NodeError | None]) -> None:
         """Raises unless all that the node lists has come and nothing else, or, where it could not list, unless nothing went
