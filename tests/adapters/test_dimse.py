@@ -764,6 +764,17 @@ async def test_a_node_that_falls_silent_in_an_operation_is_a_timeout(corpus):
             await until(lambda: not dimse_threads())
 
 
+@pytest.mark.parametrize("longest", [3, 6])
+async def test_a_node_that_takes_no_pdu_in_which_a_byte_has_room_is_told_at_once(corpus, longest):
+    """Nothing was sent, and an answer waited for; and of an instance for it all was read at once."""
+    with DimseSimulator(corpus) as simulator:
+        simulator._server.ae.maximum_pdu_size = longest
+        async with adapter_of(simulator) as adapter:
+            with pytest.raises(NodeProtocolError, match="no PDU"):
+                await adapter.probe()
+        await until(lambda: simulator.operations["aborted"] == 1)
+
+
 async def test_half_a_pdu_and_then_silence_is_a_timeout():
     async def half(reader, writer):
         await reader.read(10)

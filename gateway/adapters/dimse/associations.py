@@ -25,6 +25,7 @@ from gateway.adapters.dimse.connection import BUFFER, Connection, Late, Lost
 from gateway.adapters.dimse.conversation import Aborted, Conversation, OpenSink
 from gateway.adapters.dimse.messages import (
     A_ABORT,
+    SHORTEST_PDU,
     Command,
     Message,
     Service,
@@ -119,7 +120,7 @@ class NodeAssociation:
         self._is_left = False
 
     def request(self) -> None:
-        """Raises NodeUnreachable, NodeTimeout, NodeBusy or NodeRefused; Left when `stop` came first."""
+        """Raises NodeUnreachable, NodeTimeout, NodeBusy, NodeRefused or NodeProtocolError; Left when `stop` came first."""
         peer = self.peer
         connection = self._connection = Connection()
         if self._is_left:
@@ -157,6 +158,8 @@ class NodeAssociation:
         if header[0] == REJECTED:
             connection.is_open = False
             raise _rejection(self.peer.node, result, (reason[0], reason[1]))
+        if 0 < accepted.max_pdu < SHORTEST_PDU:
+            raise NodeProtocolError(self.peer.node, "takes no PDU that is long enough to hold anything")
         if not accepted.contexts:
             raise NothingAccepted(self.peer.node, "accepts none of the proposed presentation contexts")
         return accepted

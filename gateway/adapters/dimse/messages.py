@@ -20,6 +20,9 @@ IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 P_DATA, A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 0x04, 0x05, 0x06, 0x07
 COMMAND, LAST = 0x01, 0x02
 """The bits of a message control header (PS3.8 E.2)."""
+_PDV_HEADER = 6
+SHORTEST_PDU = _PDV_HEADER + 1
+"""The length of a P-DATA-TF that holds one byte of a message."""
 
 RESPONSE = 0x8000
 _GROUP_LENGTH, _AFFECTED_CLASS, _FIELD, _MESSAGE_ID, _RESPONDED_TO = 0x0000, 0x0002, 0x0100, 0x0110, 0x0120
@@ -164,7 +167,7 @@ def _element(element: int, value: int | str) -> bytes:
 
 def pdus(context_id: int, kind: int, encoded: bytes, most: int) -> Iterator[bytes]:
     """P-DATA-TF PDUs of a whole command or data set, none longer than `most` (PS3.8 9.3.1, D.1)."""
-    room = most - 6
+    room = most - _PDV_HEADER
     for start in range(0, len(encoded), room):
         piece = encoded[start : start + room]
         yield pdu(context_id, kind | (LAST if start + room >= len(encoded) else 0), piece)
