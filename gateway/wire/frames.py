@@ -12,6 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from gateway.model.dataset import Dataset, text, values
 from gateway.model.vocabulary import tag
 from gateway.wire.elements import EXPLICIT_LITTLE, ITEM, SEQUENCE_DELIMITER, UNDEFINED, Part10Error, read_header
+from gateway.wire.uncompressed import UNCOMPRESSED
 from gateway.wire.valuefields import turned, word_size
 
 CHUNK = 1 << 20
@@ -129,6 +130,8 @@ def frame_table(
     """
     if not pixels.is_encapsulated:
         return _native(pixels, attributes)
+    if transfer_syntax in UNCOMPRESSED:
+        raise Part10Error("encapsulated pixel data in an uncompressed data set")
     media_type = frame_media_type(transfer_syntax)
     table, fragments, _ = read_fragments(source, pixels.offset)
     if media_type.startswith("video/"):

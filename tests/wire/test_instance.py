@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import struct
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -24,6 +25,7 @@ from pydicom.uid import (
 )
 
 from gateway.wire.dicomjson import to_json
+from gateway.wire.filemeta import file_meta
 from gateway.wire.frames import frame_media_type
 from gateway.wire.instance import Part10Error, iter_chunks, metadata, open_instance
 
@@ -170,6 +172,18 @@ def test_a_nonsense_offset_table_is_ignored():
     value[8 + 4 : 8 + 8] = (7).to_bytes(4, "little")
     with open_instance(encapsulated(bytes(value))) as instance:
         assert [frame(instance, number) for number in range(1, 6)] == FRAMES
+
+
+def test_compressed_pixels_under_an_uncompressed_syntax_are_never_given_as_cells():
+    """Of an archive that took them in the wrong presentation context: what they are compressed by is not known."""
+    whole = encapsulated(encaps.encapsulate(FRAMES)).getvalue()
+    elements = whole[whole.index(struct.pack("<HH2s", 0x0008, 0x0016, b"UI")) :]
+    mislabelled = io.BytesIO(file_meta("1.2.3", "1.2.3", ExplicitVRLittleEndian) + elements)
+    with open_instance(mislabelled) as instance:
+        with pytest.raises(Part10Error, match="uncompressed"):
+            _ = instance.frames
+        with pytest.raises(Part10Error, match="uncompressed"):
+            instance.bulk_value("7FE00010")
 
 
 def test_boundaries_that_cannot_be_told_are_refused():
