@@ -63,10 +63,11 @@ class Pixels:
     async def _opened(
         self, node: Node, ref: Ref, owner: Row, places: Sequence[tuple[Adapter, Ref]], keeps: bool
     ) -> AsyncIterator[OpenedInstance]:
-        given: dict[str, None] = {}
-        bearer, since = Bearer(node, owner), self.spooled.spool.position
+        given: list[str] = []
+        bearer, since, is_whole = Bearer(node, owner), self.spooled.spool.position, True
         for adapter, place in places:
-            async with aclosing_iterator(_parts(node, adapter, place, owner)) as parts:
+            here: set[str] = set()
+            async with aclosing_iterator(_parts(node, adapter, place, owner, here)) as parts:
                 async for part in parts:
                     body = paced(part.body, node, node.config.idle_deadline)
                     if keeps:
@@ -75,12 +76,14 @@ class Pixels:
                         await self._keep(one, sink, since)
                     else:
                         one = await _open(bearer, ref, body)
-                    given[one.ref.instance or ""] = None
+                    here.add(one.ref.instance or "")
                     yield one
-            if given and (lacking := await _lacking(node, adapter, place, given, owner)):
-                raise NodeProtocolError(node.id, lacking)
+            is_whole = is_whole and bool(here)
+            given += here
         if not given:
             raise NotFound(f"there is no {ref.path}")
+        if not is_whole:
+            raise NodeProtocolError(node.id, "gave nothing of a series that it lists")
         if keeps:
             self.spooled.spool.complete(node.id, ref, given)
 
@@ -137,7 +140,8 @@ class Pixels:
     async def _undescribed(self, node: Node, series: Ref, owner: Row, found: Sequence[Dataset]) -> str:
         adapter, place = await _place(node, series)
         uids = {text(dataset, INSTANCE_UID) for dataset in found}
-        return await _lacking(node, adapter, place, uids, owner) if uids else ""
+        lacking = await _lacking(node, adapter, place, uids, owner)
+        return f"did not give {len(lacking)} of the instances that it lists" if lacking else ""
 
     async def _describe(self, node: Node, series: Ref, owner: Row) -> AsyncIterator[Dataset]:
         adapter, _ = await _place(node, series)
@@ -189,25 +193,34 @@ async def _place(node: Node, ref: Ref) -> tuple[Adapter, Ref]:
     return (await node.places(ref))[0]
 
 
-def _parts(node: Node, adapter: Adapter, place: Ref, owner: Row) -> AsyncIterator[Part]:
+async def _parts(node: Node, adapter: Adapter, place: Ref, owner: Row, given: Collection[str]) -> AsyncIterator[Part]:
+    """What is at one place; then, asked for alone, each instance that is listed there and not among those `given` so far: it
+    came while the others went, or it cannot be given. Raises NodeError."""
     if not isinstance(adapter, Retrieves):
         raise Unsupported(node.id, "does not give out instances")
-    return _first_byte(adapter.retrieve(place), node, owner)
+    async with aclosing_iterator(_first_byte(adapter.retrieve(place), node, owner)) as parts:
+        async for part in parts:
+            yield part
+    for left in await _lacking(node, adapter, place, given, owner):
+        async with aclosing_iterator(_first_byte(adapter.retrieve(left), node, owner)) as parts:
+            async for part in parts:
+                yield part
+        if left.instance not in given:
+            raise NodeProtocolError(node.id, "did not give an instance that it lists")
 
 
-async def _lacking(node: Node, adapter: Adapter, ref: Ref, given: Collection[str], owner: Row) -> str:
-    """What the node lists under `ref` and did not give, in words; '' where that is nothing, or is not known."""
+async def _lacking(node: Node, adapter: Adapter, ref: Ref, given: Collection[str], owner: Row) -> Sequence[Ref]:
+    """What the node lists under `ref` and did not give; none where nothing was given, or where that is not known."""
     is_whole_study = ref.series is None or whole_number(owner.attributes, STUDY_SERIES_COUNT) == 1
     said = whole_number(owner.attributes, STUDY_INSTANCE_COUNT) if is_whole_study else None
-    if not isinstance(adapter, Lists) or ref.instance or len(given) == said:
-        return ""
+    if not given or not isinstance(adapter, Lists) or ref.instance or len(given) == said:
+        return ()
     try:
         async with asyncio.timeout(node.config.search_deadline):
-            count = await adapter.lacking(ref, given)
+            return await adapter.lacking(ref, given)
     except (NodeError, TimeoutError) as error:
         log().warning("not known whether all came", node=node.id, error=type(error).__name__)
-        return ""
-    return f"did not give {count} of the instances that it lists" if count else ""
+        return ()
 
 
 async def _open(bearer: Bearer, ref: Ref, body: AsyncIterator[bytes]) -> OpenedInstance:

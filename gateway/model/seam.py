@@ -248,9 +248,9 @@ class Identifies(Protocol):
 class Lists(Protocol):
     """Of an adapter that cannot tell from an answer by itself whether all is there."""
 
-    async def lacking(self, ref: Ref, given: Collection[str]) -> int:
-        """How many instances under `ref` (a study or a series) the node lists beside those that it gave (SOP Instance UIDs);
-        0 also where it lists none. Raises NodeError."""
+    async def lacking(self, ref: Ref, given: Collection[str]) -> Sequence[Ref]:
+        """The instances under `ref` (a study or a series) that the node lists beside those that it gave (SOP Instance UIDs);
+        none also where it lists none. Raises NodeError."""
 
 
 @runtime_checkable

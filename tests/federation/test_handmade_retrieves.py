@@ -15,7 +15,23 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
 
 from gateway.model.vocabulary import tag
-from tests.handmade import INSTANCE, SERIES, STUDY, Given, Respond, archive, dicomweb_node, given, server
+from tests.handmade import (
+    FHIR_JSON,
+    INSTANCE,
+    SERIES,
+    STUDY,
+    Given,
+    Respond,
+    archive,
+    capabilities,
+    dicomweb_node,
+    fhir_node,
+    given,
+    imaging_study,
+    patient,
+    searchset,
+    server,
+)
 from tests.running import Gateway, files_node
 from tests.specimens import specimen
 
@@ -145,7 +161,7 @@ def test_an_image_that_cannot_be_shown_is_no_fault_of_a_viewport_that_was_not_as
 def stored(directory: Path, **more: object) -> bytes:
     """An instance of the archive, in Implicit VR."""
     uids = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "SOPInstanceUID": "1.2.3.4.5"}
-    dataset = specimen(directory, "P", "s", **uids, **more)
+    dataset = specimen(directory, "P", "s", **{**uids, **more})
     dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     file = BytesIO()
     dataset.save_as(file, enforce_file_format=True, implicit_vr=True, little_endian=True)
@@ -267,3 +283,68 @@ def test_metadata_that_one_holder_gives_in_part_comes_from_the_holder_that_gives
         with Gateway(nodes) as gateway:
             answer = gateway.get("/dicom-web/studies/1.2.3/series/1.2.3.4/metadata")
     assert (answer.status_code, len(answer.json())) == (200, 2)
+
+
+def alone(file: bytes) -> Given:
+    """A multipart answer of one instance."""
+    return parts("application/dicom", ("Content-Type: application/dicom", file))
+
+
+@pytest.mark.parametrize("place", ["/studies/1.2.3", "/studies/1.2.3/series/1.2.3.4"])
+def test_an_instance_that_came_while_the_others_were_retrieved_is_asked_for_by_itself(tmp_path, place):
+    as_it_was = skipping(stored(tmp_path), [INSTANCE, OTHER], None)
+    newcomer = alone(stored(tmp_path, SOPInstanceUID="1.2.3.4.6"))
+
+    def grows(method: str, path: str, *rest: object) -> Given:
+        return newcomer if path.endswith("/instances/1.2.3.4.6") else as_it_was(method, path, *rest)
+
+    with server(grows) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = gateway.get(f"/dicom-web{place}", headers=MULTIPART)
+    assert re.findall(rb"/instances/([\d.]+)", answer.content) == [b"1.2.3.4.5", b"1.2.3.4.6"]
+
+
+def at_addresses(series: Mapping[str, int]) -> Respond:
+    """A FHIR server of the study 1.2.3, whose series lie at DICOMweb services at these ports, each with its own Endpoint."""
+    study = imaging_study(0, {"reference": "Patient/p0"})
+    study["identifier"] = [{"system": "urn:dicom:uid", "value": "urn:oid:1.2.3"}]
+    study["series"] = [
+        {**study["series"][0], "uid": uid, "endpoint": [{"reference": f"Endpoint/{port}"}]}
+        for uid, port in series.items()
+    ]
+
+    def respond(method: str, path: str, query: object, body: bytes, own: int) -> Given:
+        if path == "/fhir/metadata":
+            return given(capabilities("identifier", "started", includes=[]), FHIR_JSON)
+        if path == "/fhir/ImagingStudy":
+            return given(searchset((f"http://127.0.0.1:{own}/fhir/ImagingStudy/s0", study)), FHIR_JSON)
+        if path == "/fhir/Patient/p0":
+            return given(patient("p0", "P"), FHIR_JSON)
+        kind = {"system": "http://terminology.hl7.org/CodeSystem/endpoint-connection-type", "code": "dicom-wado-rs"}
+        port = path.rpartition("/")[2]
+        address = {"status": "active", "address": f"http://127.0.0.1:{port}", "connectionType": kind}
+        return given({"resourceType": "Endpoint", "id": port, **address}, FHIR_JSON)
+
+    return respond
+
+
+@pytest.mark.parametrize("comes", [0, 1])
+def test_a_series_at_an_address_of_its_own_is_not_whole_by_what_came_from_another_address(tmp_path, comes):
+    """Of two instances that are counted there one comes, or none."""
+    series = {**STUDY, "0020000E": {"vr": "UI", "Value": ["1.2.3.5"]}}
+    listed = [{**series, "00080018": {"vr": "UI", "Value": [f"1.2.3.5.{number}"]}} for number in (1, 2)]
+    counted = {**series, "00201209": {"vr": "IS", "Value": [2]}}
+    file = stored(tmp_path, SeriesInstanceUID="1.2.3.5", SOPInstanceUID="1.2.3.5.1")
+    answers = {"/instances": given(listed), "/series": given([counted])} if comes else {}
+    answers |= {"/series/1.2.3.5": alone(file)} if comes else {}
+
+    def lacks(method: str, path: str, *rest: object) -> Given:
+        return next((answer for end, answer in answers.items() if path.endswith(end)), given([], status=404))
+
+    with server(skipping(stored(tmp_path), [INSTANCE], 1)) as whole, server(lacks) as less:
+        allow = [f"http://127.0.0.1:{port}" for port in (whole, less)]
+        with (
+            server(at_addresses({"1.2.3.4": whole, "1.2.3.5": less})) as port,
+            Gateway([fhir_node("n", port, allow=allow)]) as gateway,
+            pytest.raises(httpx.RemoteProtocolError),
+        ):
+            gateway.get("/dicom-web/studies/1.2.3", headers=MULTIPART)

@@ -289,7 +289,7 @@ class DicomwebAdapter:
                 raise Unsupported(self.node, f"does not serve {what} of a {ref.level.lower()}")
             raise NodeProtocolError(self.node, f"answered a request for {what} with status {status}")
 
-    async def lacking(self, ref: Ref, given: Collection[str]) -> int:
+    async def lacking(self, ref: Ref, given: Collection[str]) -> Sequence[Ref]:
         return await listed.lacking(self.find, ref, given)
 
     async def describe(self, ref: Ref) -> AsyncGenerator[Dataset, None]:

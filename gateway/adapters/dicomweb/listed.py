@@ -6,10 +6,10 @@ skips an instance which it cannot read ends it like any other.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 
-from gateway.model.dataset import text, whole_number
+from gateway.model.dataset import is_uid, text, whole_number
 from gateway.model.query import Operator, Ref
 from gateway.model.seam import NativeMatch, NativeQuery, Record, Report
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_INSTANCE_COUNT, SERIES_UID, Level, keyword
@@ -18,20 +18,22 @@ from gateway.wire.dicomjson import DicomRecord
 Find = Callable[[NativeQuery], AsyncGenerator[Record | Report, None]]
 
 
-async def lacking(find: Find, ref: Ref, given: Collection[str]) -> int:
-    """How many instances under `ref` (a study or a series) are listed beside those `given` (SOP Instance UIDs).
+async def lacking(find: Find, ref: Ref, given: Collection[str]) -> Sequence[Ref]:
+    """The instances under `ref` (a study or a series) that are listed beside those `given` (SOP Instance UIDs).
 
     The instances are listed only where the counts of their series do not say that these are all. Raises NodeError.
     """
     if await _are_all(find, ref, len(given)):
-        return 0
-    instances = NativeQuery(Level.IMAGE, (), ref.study, ref.series, (keyword(INSTANCE_UID),))
-    listed: set[str] = set()
+        return ()
+    instances = NativeQuery(Level.IMAGE, (), ref.study, ref.series, (keyword(SERIES_UID), keyword(INSTANCE_UID)))
+    listed: dict[str, Ref] = {}
     async with aclosing(find(instances)) as rows:
         async for row in rows:
             if isinstance(row, DicomRecord):
-                listed.add(text(row.dataset, INSTANCE_UID))
-    return len(listed.difference(given, [""]))
+                uid, series = text(row.dataset, INSTANCE_UID), text(row.dataset, SERIES_UID) or ref.series or ""
+                if is_uid(uid) and is_uid(series):
+                    listed[uid] = Ref(ref.study, series, uid)
+    return [one for uid, one in listed.items() if uid not in given]
 
 
 async def _are_all(find: Find, ref: Ref, count: int) -> bool:
