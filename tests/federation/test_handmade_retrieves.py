@@ -348,3 +348,11 @@ def test_a_series_at_an_address_of_its_own_is_not_whole_by_what_came_from_anothe
             pytest.raises(httpx.RemoteProtocolError),
         ):
             gateway.get("/dicom-web/studies/1.2.3", headers=MULTIPART)
+
+
+def test_what_a_node_lists_of_other_series_than_the_one_asked_for_is_not_lacking_from_it(tmp_path):
+    elsewhere = {**OTHER, "0020000E": {"vr": "UI", "Value": ["1.2.3.9"]}}
+    ignores_the_series = skipping(stored(tmp_path), [INSTANCE, elsewhere], None)
+    with server(ignores_the_series) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = gateway.get("/dicom-web/studies/1.2.3/series/1.2.3.4", headers=MULTIPART)
+    assert answer.content.rstrip().endswith(b"--")

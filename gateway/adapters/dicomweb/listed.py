@@ -31,7 +31,7 @@ async def lacking(find: Find, ref: Ref, given: Collection[str]) -> Sequence[Ref]
         async for row in rows:
             if isinstance(row, DicomRecord):
                 uid, series = text(row.dataset, INSTANCE_UID), text(row.dataset, SERIES_UID) or ref.series or ""
-                if is_uid(uid) and is_uid(series):
+                if is_uid(uid) and is_uid(series) and ref.series in (None, series):
                     listed[uid] = Ref(ref.study, series, uid)
     return [one for uid, one in listed.items() if uid not in given]
 
