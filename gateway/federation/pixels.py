@@ -101,7 +101,8 @@ class Pixels:
         With `aged` an older answer stands in while the node cannot be asked, and is added to it.
 
         What is kept is of this patient, under the names that the study was found by, and of the number of instances that it
-        had: a corrected patient id or a study that grows is described anew. That there is nothing is not kept.
+        had: a corrected patient id or a study that grows is described anew. That there is nothing is not kept, what lacks
+        something only for as long as that there is nothing.
         """
         series = Ref(ref.study, ref.series)
 
@@ -118,7 +119,9 @@ class Pixels:
             # To let go of so many takes as long as to read them: not before the answer is on its way.
             asyncio.get_running_loop().call_later(_LATER, found.clear)
             stored = replace(written, lacking=lacking).stored
-            return Loaded(stored, cacheable=bool(found) and not lacking, tags=frozenset(of_row(owner)))
+            ttl = min(node.ttl.metadata, node.ttl.negative) if lacking else None
+            tags = frozenset(of_row(owner))
+            return Loaded(stored, cacheable=bool(found), ttl=ttl, tags=tags, may_be_stale=not lacking)
 
         linked = sorted((patient.issuer, patient.id) for patient in owner.linked)
         name = key("metadata", node.digest, ref.study, ref.series, *version(owner), linked)

@@ -356,3 +356,19 @@ def test_what_a_node_lists_of_other_series_than_the_one_asked_for_is_not_lacking
     with server(ignores_the_series) as port, Gateway([dicomweb_node("n", port)]) as gateway:
         answer = gateway.get("/dicom-web/studies/1.2.3/series/1.2.3.4", headers=MULTIPART)
     assert answer.content.rstrip().endswith(b"--")
+
+
+def test_metadata_that_lack_something_are_kept_for_a_moment_so_that_each_frame_does_not_cost_the_series_anew(tmp_path):
+    asked: list[str] = []
+    lacks = skipping(stored(tmp_path), [INSTANCE, OTHER], None, asked)
+    frame = parts("application/octet-stream", (OCTETS, b"abcd"))
+
+    def respond(method: str, path: str, *rest: object) -> Given:
+        return frame if "/frames/" in path else lacks(method, path, *rest)
+
+    with server(respond) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        for _ in range(3):
+            assert gateway.get(f"{PLACE}/frames/1", headers=ANY_FRAMES).status_code == 200
+        answer = gateway.get("/dicom-web/studies/1.2.3/series/1.2.3.4/metadata")
+    assert [path.rpartition("/")[2] for path in asked].count("metadata") == 1
+    assert (answer.status_code, answer.headers["cache-control"]) == (206, "no-store")
