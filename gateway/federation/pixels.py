@@ -143,7 +143,7 @@ class Pixels:
     async def _undescribed(self, node: Node, series: Ref, owner: Row, found: Sequence[Dataset]) -> str:
         adapter, place = await _place(node, series)
         uids = {text(dataset, INSTANCE_UID) for dataset in found}
-        lacking = await _lacking(node, adapter, place, uids, owner)
+        lacking = await _lacking(node, adapter, place, uids, owner, has_turn=False)
         return f"did not give {len(lacking)} of the instances that it lists" if lacking else ""
 
     async def _describe(self, node: Node, series: Ref, owner: Row) -> AsyncIterator[Dataset]:
@@ -204,7 +204,7 @@ async def _parts(node: Node, adapter: Adapter, place: Ref, owner: Row, given: Co
     async with aclosing_iterator(_first_byte(adapter.retrieve(place), node, owner)) as parts:
         async for part in parts:
             yield part
-    for left in await _lacking(node, adapter, place, given, owner):
+    for left in await _lacking(node, adapter, place, given, owner, has_turn=True):
         async with aclosing_iterator(_first_byte(adapter.retrieve(left), node, owner)) as parts:
             async for part in parts:
                 yield part
@@ -212,15 +212,21 @@ async def _parts(node: Node, adapter: Adapter, place: Ref, owner: Row, given: Co
             raise NodeProtocolError(node.id, "did not give an instance that it lists")
 
 
-async def _lacking(node: Node, adapter: Adapter, ref: Ref, given: Collection[str], owner: Row) -> Sequence[Ref]:
-    """What the node lists under `ref` and did not give; none where nothing was given, or where that is not known."""
+async def _lacking(
+    node: Node, adapter: Adapter, ref: Ref, given: Collection[str], owner: Row, *, has_turn: bool
+) -> Sequence[Ref]:
+    """What the node lists under `ref` and did not give; none where nothing was given, or where that is not known. It takes a
+    turn at the node unless it is asked within one."""
     is_whole_study = ref.series is None or whole_number(owner.attributes, STUDY_SERIES_COUNT) == 1
     said = whole_number(owner.attributes, STUDY_INSTANCE_COUNT) if is_whole_study else None
     if not given or not isinstance(adapter, Lists) or ref.instance or len(given) == said:
         return ()
+    ask = partial(adapter.lacking, ref, given)
     try:
+        if not has_turn:
+            return await node.asking("find", ask)
         async with asyncio.timeout(node.config.search_deadline):
-            return await adapter.lacking(ref, given)
+            return await ask()
     except (NodeError, TimeoutError) as error:
         log().warning("not known whether all came", node=node.id, error=type(error).__name__)
         return ()

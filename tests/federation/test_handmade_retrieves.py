@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
+from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from struct import pack
@@ -372,3 +375,26 @@ def test_metadata_that_lack_something_are_kept_for_a_moment_so_that_each_frame_d
         answer = gateway.get("/dicom-web/studies/1.2.3/series/1.2.3.4/metadata")
     assert [path.rpartition("/")[2] for path in asked].count("metadata") == 1
     assert (answer.status_code, answer.headers["cache-control"]) == (206, "no-store")
+
+
+def test_whether_metadata_are_all_is_asked_within_the_nodes_permits(tmp_path):
+    of_it = skipping(stored(tmp_path), [INSTANCE], None)
+    under_way, at_once = Counter[str](), []
+
+    def slow(method: str, path: str, *rest: object) -> Given:
+        under_way["now"] += 1
+        at_once.append(under_way["now"])
+        time.sleep(0.1)
+        under_way["now"] -= 1
+        uid = path.split("/")[4] if path.endswith("/metadata") else "1.2.3.4"
+        one = {**SERIES, "0020000E": {"vr": "UI", "Value": [uid]}, "00080018": {"vr": "UI", "Value": [f"{uid}.1"]}}
+        return given([one]) if uid != "1.2.3.4" else of_it(method, path, *rest)
+
+    places = [f"/dicom-web/studies/1.2.3/series/1.2.3.{number}/metadata" for number in range(5, 9)]
+    with (
+        server(slow) as port,
+        Gateway([dicomweb_node("n", port, max_concurrent=1)]) as gateway,
+        ThreadPoolExecutor(len(places)) as pool,
+    ):
+        assert [answer.status_code for answer in pool.map(gateway.get, places)] == [200] * len(places)
+    assert max(at_once) == 1
