@@ -109,12 +109,13 @@ class Pixels:
         async def load() -> Loaded:
             self.spooled.settle(owner)
             bearer = Bearer(node, owner)
+            adapter, place = await _place(node, series)
             found = []
-            async for dataset in self._describe(node, series, owner):
+            async for dataset in self._describe(node, adapter, series, owner):
                 bearer.check(series, dataset)
                 found.append(dataset)
             written, lacking = await asyncio.gather(
-                asyncio.to_thread(write, found), self._undescribed(node, series, owner, found)
+                asyncio.to_thread(write, found), _undescribed(node, adapter, place, owner, found)
             )
             # To let go of so many takes as long as to read them: not before the answer is on its way.
             asyncio.get_running_loop().call_later(_LATER, found.clear)
@@ -140,14 +141,7 @@ class Pixels:
             raise NodeProtocolError(node.id, written.lacking)
         return replace(one, lacking="")
 
-    async def _undescribed(self, node: Node, series: Ref, owner: Row, found: Sequence[Dataset]) -> str:
-        adapter, place = await _place(node, series)
-        uids = {text(dataset, INSTANCE_UID) for dataset in found}
-        lacking = await _lacking(node, adapter, place, uids, owner, has_turn=False)
-        return f"did not give {len(lacking)} of the instances that it lists" if lacking else ""
-
-    async def _describe(self, node: Node, series: Ref, owner: Row) -> AsyncIterator[Dataset]:
-        adapter, _ = await _place(node, series)
+    async def _describe(self, node: Node, adapter: Adapter, series: Ref, owner: Row) -> AsyncIterator[Dataset]:
         source = self.spooled.metadata(node.id, series, self._fetch(node, owner))
         if isinstance(adapter, Describes) and node.may("describe"):
             source = _or_else(_describe(node, adapter, series, owner), source)
@@ -250,6 +244,13 @@ async def _describe(node: Node, adapter: Describes, ref: Ref, owner: Row) -> Asy
     async with begun(node, "describe", owner, lambda: _first_byte(adapter.describe(ref), node, owner)) as datasets:
         async for dataset in datasets:
             yield dataset
+
+
+async def _undescribed(node: Node, adapter: Adapter, place: Ref, owner: Row, found: Sequence[Dataset]) -> str:
+    """What the node lists and did not describe, in words; '' where that is nothing, or is not known."""
+    uids = {text(dataset, INSTANCE_UID) for dataset in found}
+    lacking = await _lacking(node, adapter, place, uids, owner, has_turn=False)
+    return f"did not give {len(lacking)} of the instances that it lists" if lacking else ""
 
 
 async def _frame_parts(

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from struct import pack
+from typing import Any
 
 import httpx
 import pytest
@@ -398,3 +399,18 @@ def test_whether_metadata_are_all_is_asked_within_the_nodes_permits(tmp_path):
     ):
         assert [answer.status_code for answer in pool.map(gateway.get, places)] == [200] * len(places)
     assert max(at_once) == 1
+
+
+def test_where_the_pixels_of_a_series_lie_is_asked_once_for_its_metadata(tmp_path):
+    asked: list[str] = []
+    with server(skipping(stored(tmp_path), [INSTANCE], None)) as pixels:
+        addresses = at_addresses({"1.2.3.4": pixels})
+
+        def respond(method: str, path: str, *rest: Any) -> Given:
+            asked.append(path)
+            return addresses(method, path, *rest)
+
+        allow = [f"http://127.0.0.1:{pixels}"]
+        with server(respond) as port, Gateway([fhir_node("n", port, allow=allow)]) as gateway:
+            assert gateway.get("/dicom-web/studies/1.2.3/series/1.2.3.4/metadata").status_code == 200
+    assert asked.count(f"/fhir/Endpoint/{pixels}") == 1
