@@ -16,6 +16,7 @@ from gateway.imaging.processes import Imaging
 from gateway.imaging.syntaxes import EXPLICIT, NATIVE_SYNTAXES, can_become
 from gateway.imaging.transcoding import has_pixels, transcoded
 from gateway.model.answer import Answer, Found, Issue
+from gateway.model.dataset import Dataset, items
 from gateway.model.query import Ref
 from gateway.model.seam import FramePart
 from gateway.privacy.view import View, view_found
@@ -191,6 +192,17 @@ async def view_pictures(view: View, pictures: AsyncIterator[Picture], record: Au
 def view_written(view: View, piece: Written) -> Written:
     """Metadata as the caller may see it."""
     return piece if view.is_plain else write(view.dataset(dataset) for dataset in piece.datasets())
+
+
+def require_shown(view: View, pieces: Sequence[Written], path: Sequence[str]) -> None:
+    """Raises NotFound for a value that is not in the metadata (of one instance) as the caller may see them. `path` has tags, with
+    the numbers of items between them."""
+    found: list[Dataset] = [view.dataset(dataset) for piece in pieces for dataset in piece.datasets()]
+    *above, last = path
+    for tag_, number in zip(above[::2], above[1::2], strict=True):
+        found = [item for dataset in found for item in items(dataset, tag_)[int(number) - 1 : int(number)]]
+    if not any("BulkDataURI" in dataset.get(last, {}) for dataset in found):
+        raise NotFound("there is no such bulk data")
 
 
 def view_issues(view: View, issues: Sequence[Issue]) -> tuple[Issue, ...]:

@@ -41,6 +41,7 @@ from gateway.outgoing import (
     reach_as_seen,
     reach_of_watch,
     ref_as_seen,
+    require_shown,
     view_issues,
     view_pictures,
     view_written,
@@ -260,14 +261,18 @@ class Pipeline:
 
     @asynccontextmanager
     async def bulkdata(self, caller: Caller, ref: Ref, path: str, names: Sequence[str]) -> AsyncIterator[OutgoingParts]:
-        """One bulk data value of one instance, in one part or more, by its path ('54000100.1.54001010')."""
-        async with (
-            self._request("bulkdata", caller, names, ref=ref) as (nodes, view, record),
-            self.retrieval.bulkdata(view_ref(view, ref), tuple(path.split(".")), nodes) as opened,
-        ):
-            record.issues = opened.silent
-            self.audit.begun(record)
-            yield OutgoingParts(opened.parts, view_issues(view, opened.silent))
+        """One bulk data value of one instance, in one part or more, by its path ('54000100.1.54001010'): of those that its
+        metadata show."""
+        place = tuple(path.split("."))
+        async with self._request("bulkdata", caller, names, ref=ref) as (nodes, view, record):
+            inner = view_ref(view, ref)
+            if not view.is_plain:
+                described = await self.retrieval.metadata(inner, nodes)
+                require_shown(view, described.pieces, place)
+            async with self.retrieval.bulkdata(inner, place, nodes) as opened:
+                record.issues = opened.silent
+                self.audit.begun(record)
+                yield OutgoingParts(opened.parts, view_issues(view, opened.silent))
 
     async def store(
         self, caller: Caller, study: str | None, parts: AsyncIterator[MultipartPart], names: Sequence[str]

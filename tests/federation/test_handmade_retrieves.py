@@ -19,6 +19,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
 
 from gateway.model.vocabulary import tag
+from gateway.privacy.view import PlainView
 from tests.handmade import (
     FHIR_JSON,
     INSTANCE,
@@ -414,3 +415,35 @@ def test_where_the_pixels_of_a_series_lie_is_asked_once_for_its_metadata(tmp_pat
         with server(respond) as port, Gateway([fhir_node("n", port, allow=allow)]) as gateway:
             assert gateway.get("/dicom-web/studies/1.2.3/series/1.2.3.4/metadata").status_code == 200
     assert asked.count(f"/fhir/Endpoint/{pixels}") == 1
+
+
+# --- values that a view takes away
+
+
+class WithoutDocuments(PlainView):
+    """Shows no encapsulated document, wherever it stands."""
+
+    def dataset(self, dataset: dict[str, Any]) -> dict[str, Any]:
+        shown = {name: value for name, value in dataset.items() if name != "00420011"}
+        items = {name: value["Value"] for name, value in shown.items() if value["vr"] == "SQ"}
+        return {**shown, **{name: {"vr": "SQ", "Value": list(map(self.dataset, each))} for name, each in items.items()}}
+
+
+class ShowsNoDocuments:
+    def of(self, caller: object) -> PlainView:
+        return WithoutDocuments("no documents", is_plain=False)
+
+
+@pytest.mark.parametrize("above", ["", "54000100.1."])
+def test_bulk_data_that_the_view_takes_out_of_the_metadata_cannot_be_asked_for_by_its_address(above):
+    values = {name: {"vr": "OB", "BulkDataURI": "/bulk"} for name in ("00420011", "54001010")}
+    described = {**INSTANCE, **values, "54000100": {"vr": "SQ", "Value": [values]}}
+    value = 200, {"Content-Type": "application/octet-stream"}, b"abcd"
+    answers = one_instance({"/metadata": given([described]), "/bulk": value})
+    with server(answers) as port:
+        node = dicomweb_node("n", port)
+        with Gateway([node]) as gateway:
+            assert gateway.get(f"{PLACE}/bulkdata/{above}00420011").status_code == 200
+        with Gateway([node], views=ShowsNoDocuments()) as gateway:
+            assert gateway.get(f"{PLACE}/bulkdata/{above}00420011").status_code == 404
+            assert gateway.get(f"{PLACE}/bulkdata/{above}54001010").status_code == 200
