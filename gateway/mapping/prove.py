@@ -49,6 +49,8 @@ def _reading(mapping: Mapping, example: Example, place: str) -> Iterable[str]:
 
 
 def _expected(expect: Expect) -> Iterable[tuple[str, Level, list[dict[str, Any]]]]:
+    if expect.nothing:
+        yield "nothing", Level.STUDY, []
     if expect.study is not None:
         yield "study", Level.STUDY, [expect.study]
     if expect.series:

@@ -7,7 +7,7 @@ from collections.abc import Mapping as Table
 from typing import Any
 
 from gateway.errors import Unmappable
-from gateway.mapping.schema import Code, Entry, Mapping
+from gateway.mapping.schema import Code, Entry, LeaveOut, Mapping
 from gateway.mapping.transforms import TRANSFORMS, read_all
 from gateway.model.dataset import Attribute, Dataset, as_text, attribute, items, text
 from gateway.model.moments import parse_offset
@@ -37,19 +37,22 @@ class Reader:
         self._study, self._series, self._instance = (
             _prepare(mapping, entries) for entries in (mapping.study, mapping.series, mapping.instance)
         )
-        is_dicom = mapping.protocol == "dicom"
+        is_dicom, out = mapping.protocol == "dicom", mapping.leave_out
+        self._is_left_out = _leaving_out(out) if out else None
         self._dicom_entries = {level: _prepare_dicom(mapping, level) for level in Level} if is_dicom else {}
-        self.as_sent = is_dicom and not mapping.issuers and not any(self._dicom_entries.values())
+        self.as_sent = is_dicom and not mapping.issuers and not out and not any(self._dicom_entries.values())
 
     def rows(self, record: Record, level: Level, *, study: str = "", series: str = "") -> tuple[Row, ...]:
         """The rows of `level` in one record: one for DICOM; for FHIR the study, its series or its instances.
 
-        `study` and `series` are the UIDs asked under: they stand in for those a DICOM row leaves out, and `series`
-        chooses among those of a FHIR study. FHIR's STUDY row carries its series as children, which hold their own
+        None of one that the mapping leaves out. `study` and `series` are the UIDs asked under: they stand in for those a
+        DICOM row leaves out, and `series` chooses among those of a FHIR study. FHIR's STUDY row carries its series as children, which hold their own
         attributes and the patient. Raises Unmappable, naming keywords only.
         """
         if self.as_sent and (sent := getattr(record, "dataset", None)) is not None:
             return (row_of(level, self.node, sent, self.issuer, study=study, series=series),)
+        if self._is_left_out and self._is_left_out(record):
+            return ()
         if self.mapping.protocol == "dicom":
             return (self._row(level, self._dicom(record, level), study=study, series=series),)
         attributes = _read(self._study, record)
@@ -134,6 +137,11 @@ class Reader:
     def _with_issuer(self, dataset: Dataset, default: str) -> Dataset:
         issuer = self.mapping.canonical_issuer(issuer_of(dataset, default))
         return {**dataset, ISSUER: attribute(ISSUER, [issuer], "LO")} if issuer else dict(dataset)
+
+
+def _leaving_out(out: LeaveOut) -> Callable[[Record], bool]:
+    native, values = _native(out.path, None), frozenset(out.values)
+    return lambda record: not values.isdisjoint(map(as_text, native(record)))
 
 
 def _read(entries: Table[str, _ReadAttribute], record: Record) -> Dataset:

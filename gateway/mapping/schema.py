@@ -79,6 +79,13 @@ class Children(_Table):
     instance: str = ""
 
 
+class LeaveOut(_Table):
+    """Records that their node itself calls none: those that have one of `values` at `path`."""
+
+    path: str
+    values: list[str] = Field(min_length=1)
+
+
 class Ask(_Table):
     """A search that an example translates: keyword -> QIDO-RS text, and what the node is asked.
 
@@ -95,8 +102,11 @@ class Ask(_Table):
 class Expect(_Table):
     """Keyword -> value, per level; 'started' is the FHIR moment. '' is an attribute that must be empty or absent.
 
-    A DICOM record is one row of whichever level is expected; a FHIR study gives its series and instances in order.
+    A DICOM record is one row of whichever level is expected; a FHIR study gives its series and instances in order. With
+    `nothing` it is left out.
     """
+
+    nothing: bool = False
 
     study: dict[str, Any] | None = None
     series: list[dict[str, Any]] = []
@@ -124,6 +134,7 @@ class Mapping(_Table):
     issuers: list[Issuer] = []
     codes: dict[str, dict[str, str | Code]] = {}
     children: Children | None = None
+    leave_out: LeaveOut | None = None
     study: dict[str, Entry] = {}
     series: dict[str, Entry] = {}
     instance: dict[str, Entry] = {}
@@ -151,6 +162,8 @@ class Mapping(_Table):
         for level in ("study", "series", "instance"):
             for name, entry in getattr(self, level).items():
                 self._check_entry(f"{level}.{name}", name, entry)
+        if self.leave_out:
+            _check_path(self.protocol, "leave_out", self.leave_out.path)
         if self.children:
             _check_path("fhir", "children.series", self.children.series)
             _check_path("fhir", "children.instance", self.children.instance or "instance")

@@ -505,3 +505,19 @@ def test_a_number_that_somebody_else_gave_is_not_taken_for_one_of_the_hospitals(
     ]
     with server(searched(*entries)) as port, Gateway([fhir_node("n", port)]) as gateway:
         assert patients_by_study(gateway) == {"1.2.3.1": "1" if is_theirs else None, "1.2.3.2": "1"}
+
+
+def test_a_study_that_its_server_calls_an_error_is_nobodys_study():
+    """`entered-in-error` is how a server says that a study was put to the wrong patient (FHIR ImagingStudy.status, a modifier)."""
+    of_her, of_somebody_else = (
+        imaging_study(1, {"reference": "Patient/p"}),
+        imaging_study(2, {"reference": "Patient/p"}),
+    )
+    of_somebody_else["status"] = "entered-in-error"
+    entries = [("ImagingStudy/s1", of_her), ("ImagingStudy/s2", of_somebody_else), ("Patient/p", patient("p", "12345"))]
+    with server(searched(*entries)) as port, Gateway([fhir_node("n", port)]) as gateway:
+        found = gateway.get("/fhir/ImagingStudy?patient.identifier=I|12345").json()
+        assert (found["total"], [one["resource"]["id"] for one in found["entry"]]) == (1, ["1.2.3.1"])
+        assert gateway.get("/dicom-web/studies?StudyInstanceUID=1.2.3.2").content in (b"", b"[]")
+        assert gateway.get("/fhir/ImagingStudy/1.2.3.2").status_code == 404
+        assert gateway.get("/dicom-web/studies/1.2.3.2/metadata").status_code == 404
