@@ -46,8 +46,8 @@ class Reader:
         """The rows of `level` in one record: one for DICOM; for FHIR the study, its series or its instances.
 
         None of one that the mapping leaves out. `study` and `series` are the UIDs asked under: they stand in for those a
-        DICOM row leaves out, and `series` chooses among those of a FHIR study. FHIR's STUDY row carries its series as children, which hold their own
-        attributes and the patient. Raises Unmappable, naming keywords only.
+        DICOM row leaves out, and `series` chooses among those of a FHIR study. FHIR's STUDY row carries its series as
+        children, which hold their own attributes and the patient. Raises Unmappable, naming keywords only.
         """
         if self.as_sent and (sent := getattr(record, "dataset", None)) is not None:
             return (row_of(level, self.node, sent, self.issuer, study=study, series=series),)
