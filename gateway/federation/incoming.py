@@ -17,7 +17,7 @@ from gateway.errors import InvalidQuery
 from gateway.federation.coercion import Coerce, as_it_is, unchanged
 from gateway.model.dataset import Dataset, text, texts
 from gateway.model.patient import can_be_read
-from gateway.model.query import Ref, check_uid
+from gateway.model.query import Ref, check_right_uid
 from gateway.model.seam import Part, StoreOutcome
 from gateway.model.vocabulary import INSTANCE_UID, ISSUER, PATIENT_ID, SERIES_UID, SOP_CLASS_UID, STUDY_UID
 from gateway.wire.elements import Part10TooLarge
@@ -194,8 +194,8 @@ def _ref_of(found: Dataset) -> Ref:
     if not all(can_be_read(text(found, tag)) for tag in (PATIENT_ID, ISSUER)):
         raise Part10Error("the patient's id cannot be read")
     try:
-        check_uid(text(found, SOP_CLASS_UID), "SOPClassUID")
-        uids = [check_uid(text(found, tag), "UID") for tag in (STUDY_UID, SERIES_UID, INSTANCE_UID)]
+        check_right_uid(text(found, SOP_CLASS_UID), "SOPClassUID")
+        uids = [check_right_uid(text(found, tag), "UID") for tag in (STUDY_UID, SERIES_UID, INSTANCE_UID)]
     except InvalidQuery:
         raise Part10Error("the instance does not say which it is") from None
     return Ref(*uids)

@@ -47,7 +47,7 @@ def whole_number(dataset: Dataset, tag: str) -> int | None:
 _WHOLE = re.compile(r"-?[0-9]{1,12}")
 
 
-_UID = re.compile(r"[0-9.]{1,64}")
+_UID = re.compile(r"[0-9][0-9.]{0,63}")
 
 
 def is_uid(text_: str) -> bool:

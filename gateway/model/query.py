@@ -12,7 +12,9 @@ from gateway.model.moments import parse_offset
 from gateway.model.spans import span
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID, Level, has_several_values, path_name, vr
 
-_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_RIGHT_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+_LONGEST_UID = 64
 # IS and DS (PS3.5 6.2), where Python would take 'nan', '1_000' and the digits of every script.
 _NUMBER = re.compile(r" *[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)? *")
 _SECONDS = r"([0-5][0-9]|60)(\.[0-9]{1,6})?"  # 60 is a leap second
@@ -122,8 +124,18 @@ class Ref:
 
 
 def check_uid(uid: str, parameter: str) -> str:
-    """The UID itself. Raises InvalidQuery unless it is at most 64 characters of digits and dots (PS3.5 9.1)."""
-    if len(uid) > 64 or not _UID.fullmatch(uid):
+    """The UID itself; zeros at the beginning of a component are wrong (PS3.5 9.1), and in the archives. Raises InvalidQuery for
+    what is none."""
+    return _checked(uid, parameter, _UID)
+
+
+def check_right_uid(uid: str, parameter: str) -> str:
+    """The UID itself, for what is to be stored. Raises InvalidQuery unless it is as PS3.5 9.1 has it."""
+    return _checked(uid, parameter, _RIGHT_UID)
+
+
+def _checked(uid: str, parameter: str, form: re.Pattern[str]) -> str:
+    if len(uid) > _LONGEST_UID or not form.fullmatch(uid):
         raise InvalidQuery(f"{parameter} is not a DICOM UID", parameter=parameter)
     return uid
 
@@ -223,4 +235,15 @@ def _checked_number(raw: str, name: str) -> str:
     return raw
 
 
-__all__ = ["INSTANCE_UID", "SERIES_UID", "STUDY_UID", "Match", "Operator", "Query", "Ref", "check_uid", "parse_match"]
+__all__ = [
+    "INSTANCE_UID",
+    "SERIES_UID",
+    "STUDY_UID",
+    "Match",
+    "Operator",
+    "Query",
+    "Ref",
+    "check_right_uid",
+    "check_uid",
+    "parse_match",
+]

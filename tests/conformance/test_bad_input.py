@@ -82,7 +82,7 @@ REFUSED = [
     ("studies/abc/series", "StudyInstanceUID"),
     ("studies/1.2.3/series/x/instances", "SeriesInstanceUID"),
     ("studies/not-a-uid", "StudyInstanceUID"),
-    ("studies/1.2.3/series/1.02", "SeriesInstanceUID"),
+    ("studies/1.2.3/series/..2", "SeriesInstanceUID"),
     ("studies/1.2.3/series/1.2/instances/.1", "SOPInstanceUID"),
     ("studies/1.2.3/series/1.2/instances/1.3/frames/0", "frames"),
     ("studies/1.2.3/series/1.2/instances/1.3/frames/1,,2", "frames"),

@@ -9,7 +9,7 @@ from running import Gateway, files_node
 from specimens import specimen
 
 from gateway.simulators.dicomweb import DicomwebSimulator
-from tests.handmade import DICOM_JSON, STUDY, archive, dicomweb_node, given, server
+from tests.handmade import DICOM_JSON, INSTANCE, STUDY, archive, dicomweb_node, given, server
 from tests.peers import free_port
 
 OTHER = {**STUDY, "00100020": {"vr": "LO", "Value": ["Q"]}}
@@ -214,3 +214,17 @@ def test_the_scope_of_the_node_file_is_asked_of_the_token_endpoint():
         with Gateway([dicomweb_node("n", port, connection={"auth": auth})]) as gateway:
             assert gateway.get("/dicom-web/studies").status_code in (200, 204)
     assert b"scope=system%2F%2A.rs" in forms[0]
+
+
+def test_a_study_whose_uid_has_a_zero_too_many_is_opened_as_it_is_listed():
+    uid = "1.02.3"
+    study = {**STUDY, "0020000D": {"vr": "UI", "Value": [uid]}}
+    instance = {**INSTANCE, **study, "00201208": {"vr": "IS", "Value": [1]}}
+
+    with server(lambda *asked: given([instance])) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        (row,) = gateway.get("/dicom-web/studies").json()
+        assert row["0020000D"]["Value"] == [uid]
+        assert len(gateway.get(f"/dicom-web/studies?StudyInstanceUID={uid}").json()) == 1
+        assert gateway.get(f"/dicom-web/studies/{uid}/metadata").status_code == 200
+        (entry,) = gateway.get(f"/fhir/ImagingStudy?identifier=urn:dicom:uid|urn:oid:{uid}").json()["entry"]
+        assert gateway.get(f"/fhir/ImagingStudy/{entry['resource']['id']}").status_code == 200

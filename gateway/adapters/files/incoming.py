@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from gateway.adapters.files.scan import Held, read_held
 from gateway.errors import InvalidQuery
-from gateway.model.query import check_uid
+from gateway.model.query import check_right_uid
 from gateway.model.seam import Part, StoreOutcome
 from gateway.wire.instance import Part10Error
 from gateway.wire.threads import run
@@ -84,7 +84,7 @@ def _place(
         status = incoming.stat()
         held = read_held(incoming, (status.st_mtime_ns, status.st_size), character_set)
         for name in (held.study, held.series, held.instance):
-            check_uid(name, "UID")
+            check_right_uid(name, "UID")
     except (Part10Error, InvalidQuery):
         return Accepted(StoreOutcome("", uid, CANNOT_UNDERSTAND))
     if uid and uid != held.instance:
