@@ -490,7 +490,10 @@ def test_a_study_is_found_by_every_identifier_that_its_patient_has_at_the_server
         assert found("ImagingStudy", **{"patient.identifier": f"{system}|1", "patient.name": "Lind", "modality": "MG"})
         assert not found("ImagingStudy", **{"patient.identifier": f"{system}|1", "modality": "CT"})
         assert not found("ImagingStudy", **{"patient.identifier": "urn:mrn|2"})
-        assert found("Patient", identifier=f"{system}|1") == found("Patient", identifier="urn:mrn|1") != []
+        (her,) = found("Patient", identifier=f"{system}|1")
+        assert [her] == found("Patient", identifier="urn:mrn|1")
+        shown = gateway.get(f"/fhir/Patient/{her}").json()["identifier"]
+        assert [(one["system"], one["value"]) for one in shown] == [("urn:mrn", "1"), ("urn:nation", "1")]
 
 
 @pytest.mark.parametrize(("kind", "is_theirs"), [("MR", True), ("PI", True), ("SS", False), ("DL", False)])

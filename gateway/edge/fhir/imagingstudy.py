@@ -197,7 +197,7 @@ class Renderer:
         """The Patient of this identifier, described by the origin of the first of its studies; every identifier that the
         studies' holders know, but none of an issuer that they do not agree about."""
         one = found[0]
-        others = {other for study in found for other in study.patients if other.is_named} - {key}
+        others = {other for study in found for other in study.known_as if other.is_named} - {key}
         issuers = Counter(other.issuer for other in (key, *others))
         resource: Resource = {"resourceType": "Patient", "id": self.patients.id_of(key)}
         shown = [key, *sorted(other for other in others if issuers[other.issuer] == 1)]
