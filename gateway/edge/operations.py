@@ -17,7 +17,7 @@ from gateway.model.vocabulary import RETURNED, Level, keyword, vr
 
 Json = dict[str, Any]
 
-UID = r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*"
+UID = r"[0-9]+(\.[0-9]+)*"
 NUMBER = r" *[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)? *"
 FHIR_JSON, FHIR_XML, FORM, DICOM_XML = (
     "application/fhir+json", "application/fhir+xml", "application/x-www-form-urlencoded", "application/dicom+xml",

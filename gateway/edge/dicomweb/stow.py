@@ -17,7 +17,7 @@ from gateway.errors import InvalidQuery, UnsupportedMediaType
 from gateway.federation.incoming import Result
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.model.dataset import Attribute, Dataset, attribute
-from gateway.model.query import check_right_uid
+from gateway.model.query import check_uid
 from gateway.model.vocabulary import tag
 from gateway.wire import dicomxml, multipart
 from gateway.wire.media import parse_media_type
@@ -34,7 +34,7 @@ async def store(request: Request) -> Response:
     """POST /studies, POST /studies/{study}: 200 all stored, 202 with failures or warnings, 409 nothing stored."""
     context, study = context_of(request), request.path_params.get("study")
     if study is not None:
-        check_right_uid(study, "StudyInstanceUID")
+        check_uid(study, "StudyInstanceUID")
     form = representations.chosen(request, strict=context.settings.strict_accept, alone=True)
     boundary = _boundary(request)
     most = context.settings.store_request_bytes
