@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from gateway.errors import NodeProtocolError
 from gateway.federation.node import Node
-from gateway.model.dataset import Dataset, text
-from gateway.model.patient import PatientKey
+from gateway.model.dataset import Attribute, Dataset, text
+from gateway.model.patient import NAMING_A_PATIENT, PatientKey
 from gateway.model.query import Ref
 from gateway.model.study import Row
 from gateway.model.vocabulary import INSTANCE_UID, SERIES_UID, STUDY_UID
@@ -39,6 +39,7 @@ class Bearer:
     node: Node
     owner: Row
     _named: set[PatientKey] = field(default_factory=set)
+    _whose: tuple[Attribute | None, ...] = ()
 
     def check(self, ref: Ref, found: Dataset) -> Ref:
         """The instance's own place, after checking that it is what was asked for and of the patient it was found for.
@@ -49,13 +50,19 @@ class Bearer:
         asked = ((ref.study, study), (ref.series, series), (ref.instance, instance))
         if not (series and instance) or any(wanted and wanted != given for wanted, given in asked):
             raise NodeProtocolError(self.node.id, "sent another study, series or instance than the one asked for")
+        whose = tuple(map(found.get, NAMING_A_PATIENT))
+        if whose != self._whose:  # of a series they are mostly all the same
+            self._check_patient(found)
+            self._whose = whose
+        return Ref(study, series, instance)
+
+    def _check_patient(self, found: Dataset) -> None:
         if not self._is_owners(self.node.reader.patient(found, self.owner.patient.issuer)):
             raise NodeProtocolError(self.node.id, "sent an instance of another patient than the study's")
         named = self.node.reader.patient(found, "")
         if any(not self._agree(named, other) for other in self._named):
             raise NodeProtocolError(self.node.id, "sent instances of two patients as one study")
         self._named.add(named)
-        return Ref(study, series, instance)
 
     def _is_owners(self, patient: PatientKey) -> bool:
         """The same key; or the same id where the search gave no issuer of its own; or an alias that the search gave.

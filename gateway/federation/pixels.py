@@ -23,14 +23,15 @@ from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.opened import Bearer, OpenedInstance
 from gateway.federation.spooled import Fetch, Sink, SpooledSeries, tee, version
 from gateway.model.answer import Issue, stale_issue
-from gateway.model.dataset import Dataset, text, whole_number
+from gateway.model.dataset import Dataset, whole_number
 from gateway.model.query import Ref
 from gateway.model.seam import Adapter, BulkData, Describes, FramePart, Frames, Identifies, Lists, Part, Retrieves
 from gateway.model.study import Row
-from gateway.model.vocabulary import INSTANCE_UID, STUDY_INSTANCE_COUNT, STUDY_SERIES_COUNT
+from gateway.model.vocabulary import STUDY_INSTANCE_COUNT, STUDY_SERIES_COUNT
 from gateway.telemetry import log, looking_up, stage
 from gateway.wire.part10 import AFTER_UIDS, Part10Error, identified, open_part10
-from gateway.wire.written import Written, read, write
+from gateway.wire.threads import apart
+from gateway.wire.written import Writing, Written, read
 
 _LATER = 0.05
 """Seconds after which what an answer was made of is let go of."""
@@ -110,13 +111,13 @@ class Pixels:
             self.spooled.settle(owner)
             bearer = Bearer(node, owner)
             adapter, place = await _place(node, series)
-            found = []
+            writing, found = Writing(), []
             async for dataset in self._describe(node, adapter, series, owner):
                 bearer.check(series, dataset)
+                writing.add(dataset)
                 found.append(dataset)
-            written, lacking = await asyncio.gather(
-                asyncio.to_thread(write, found), _undescribed(node, adapter, place, owner, found)
-            )
+            written = await apart(len(found), writing.whole)
+            lacking = await _undescribed(node, adapter, place, owner, writing.uids)
             # To let go of so many takes as long as to read them: not before the answer is on its way.
             asyncio.get_running_loop().call_later(_LATER, found.clear)
             stored = replace(written, lacking=lacking).stored
@@ -246,9 +247,8 @@ async def _describe(node: Node, adapter: Describes, ref: Ref, owner: Row) -> Asy
             yield dataset
 
 
-async def _undescribed(node: Node, adapter: Adapter, place: Ref, owner: Row, found: Sequence[Dataset]) -> str:
+async def _undescribed(node: Node, adapter: Adapter, place: Ref, owner: Row, uids: Collection[str]) -> str:
     """What the node lists and did not describe, in words; '' where that is nothing, or is not known."""
-    uids = {text(dataset, INSTANCE_UID) for dataset in found}
     lacking = await _lacking(node, adapter, place, uids, owner, has_turn=False)
     return f"did not give {len(lacking)} of the instances that it lists" if lacking else ""
 

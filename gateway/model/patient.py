@@ -7,6 +7,8 @@ from typing import NamedTuple
 from gateway.model.dataset import Dataset, items, text
 from gateway.model.vocabulary import ISSUER, ISSUER_QUALIFIERS, OTHER_PATIENT_IDS, PATIENT_ID, tag
 
+NAMING_A_PATIENT = (PATIENT_ID, ISSUER, ISSUER_QUALIFIERS)
+"""The attributes that `patient_of` looks at."""
 _UNIVERSAL_ENTITY_ID = tag("UniversalEntityID")
 
 

@@ -25,8 +25,8 @@ _HEAD, _TEXTS = b'{"head":', b',"texts":['
 class Written:
     """Instances in order, each once: `text` is their JSON separated by commas, `lengths` says where each ends.
 
-    `placeholder` stands in `text` for the root of our service. It was drawn by lot after the data were there, so that no
-    node can have written it. `addresses` are the node's own, by path of tags and item numbers, of each instance. `lacking` says
+    `placeholder` stands in `text` for the root of our service. It is drawn by lot and told to nobody, so that no node can have
+    written it. `addresses` are the node's own, by path of tags and item numbers, of each instance. `lacking` says
     what of the series is not here though its node has it; '' of a whole one.
     """
 
@@ -86,19 +86,38 @@ class Written:
         return {"head": head, "texts": [orjson.Fragment(self.text)] if self.uids else []}
 
 
-def write(datasets: Iterable[Dataset]) -> Written:
-    """The metadata of instances with our addresses, without attributes that have no value; the first of each instance.
+class Writing:
+    """Metadata with our addresses, without attributes that have no value; the first of each instance. Each data set is written
+    when it comes, while it is at hand.
 
     Empty attributes are left out because viewers stumble over them (OHIF 3.13).
     """
-    placeholder = secrets.token_hex(16)
-    found: dict[str, tuple[str, bytes, dict[str, str]]] = {}
-    for dataset in datasets:
+
+    def __init__(self) -> None:
+        self._placeholder = secrets.token_hex(16)
+        self._found: dict[str, tuple[str, bytes, dict[str, str]]] = {}
+
+    @property
+    def uids(self) -> Collection[str]:
+        """The SOP Instance UIDs of what has come."""
+        return self._found.keys()
+
+    def add(self, dataset: Dataset) -> None:
         uid = text(dataset, INSTANCE_UID)
-        if uid not in found:
+        if uid not in self._found:
             addresses: dict[str, str] = {}
-            found[uid] = uid, orjson.dumps(with_addresses(dataset, placeholder, addresses)), addresses
-    return _joined(placeholder, list(found.values()))
+            self._found[uid] = uid, orjson.dumps(with_addresses(dataset, self._placeholder, addresses)), addresses
+
+    def whole(self) -> Written:
+        return _joined(self._placeholder, list(self._found.values()))
+
+
+def write(datasets: Iterable[Dataset]) -> Written:
+    """The metadata of instances that are there already."""
+    writing = Writing()
+    for dataset in datasets:
+        writing.add(dataset)
+    return writing.whole()
 
 
 def _joined(placeholder: str, found: Sequence[tuple[str, bytes, dict[str, str]]]) -> Written:
