@@ -215,13 +215,16 @@ def _require_key(path: Path, node: str) -> None:
         raise SettingsError(f"node[{node}].connection.auth.{error.detail}") from None
 
 
-def _quirks(config: NodeConfig) -> frozenset[str] | None:
+def _check_quirks(config: NodeConfig) -> None:
     """Raises SettingsError for a word that `ping` prints of no node: it would change nothing."""
     for word in config.quirks or ():
         if not (is_quirk(word) or word in DIMSE_QUIRKS):
             raise SettingsError(
                 f"node[{config.id}].quirks: there is no '{word}'; `imaging-gateway ping` prints those it has"
             )
+
+
+def _quirks(config: NodeConfig) -> frozenset[str] | None:
     return None if config.quirks is None else frozenset(config.quirks)
 
 
@@ -244,7 +247,7 @@ def build_node(config: NodeConfig, builder: Builder, formats: Mapping[str, Forma
         raise SettingsError(
             f"node[{config.id}].mapping: there is no mapping '{config.mapping_name}'; there are {known}"
         )
-    _quirks(config)
+    _check_quirks(config)
     mapping, retrieve = mapping.knowing(config.issuers), config.retrieve
     return Node(
         config,

@@ -255,7 +255,7 @@ class Retrieval:
                 if not found.lacking:
                     return found, None
                 partial = partial or found
-                raise NodeProtocolError(owner.node, found.lacking)
+                failure = failure or NodeProtocolError(owner.node, found.lacking)
             except NotFound:
                 continue
             except NodeError as error:

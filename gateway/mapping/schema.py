@@ -107,7 +107,6 @@ class Expect(_Table):
     """
 
     nothing: bool = False
-
     study: dict[str, Any] | None = None
     series: list[dict[str, Any]] = []
     instance: list[dict[str, Any]] = []

@@ -61,13 +61,14 @@ def _by_any_identifier(query: Query) -> Callable[[Row], Verdict]:
     two, neither is certain."""
     own = replace(query, by_any_identifier=False)
     of_others = replace(own, matches=tuple(match for match in query.matches if match.path not in _OF_A_PATIENT))
+    by_own, by_others = decider(own), decider(of_others)
     ids, issuers = (match.values if (match := query.match_on(*path)) else () for path in _OF_A_PATIENT)
 
     def decided(row: Row) -> Verdict:
         given = Counter(key.issuer for key in (row.patient, *row.linked))
         others = [key for key in row.linked if given[key.issuer] == 1]
         is_linked = any(key.id in ids and key.issuer in issuers for key in others)
-        return decider(of_others if is_linked else own)(row)
+        return by_others(row) if is_linked else by_own(row)
 
     return decided
 

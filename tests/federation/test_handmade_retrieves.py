@@ -219,13 +219,17 @@ OTHER = {**INSTANCE, "00080018": {"vr": "UI", "Value": ["1.2.3.4.6"]}}
 MULTIPART = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
 
 
+def alone(file: bytes) -> Given:
+    """A multipart answer of one instance."""
+    return parts("application/dicom", ("Content-Type: application/dicom", file))
+
+
 def skipping(file: bytes, listed: list[object], counted: int | None, asked: list[str] | None = None) -> Respond:
     """An archive that lists these instances, counts so many, and gives one of them as if it were all."""
     of_it = archive({**STUDY, "00201208": {"vr": "IS", "Value": [counted]}}) if counted is not None else archive()
     series = {**SERIES, "00201209": {"vr": "IS", "Value": [counted]}} if counted is not None else SERIES
-    whole = parts("application/dicom", ("Content-Type: application/dicom", file))
     answers = {"/instances": given(listed), "/series": given([series])}
-    answers |= dict.fromkeys(("/studies/1.2.3", "/series/1.2.3.4", "/instances/1.2.3.4.5"), whole)
+    answers |= dict.fromkeys(("/studies/1.2.3", "/series/1.2.3.4", "/instances/1.2.3.4.5"), alone(file))
 
     def respond(method: str, path: str, *rest: object) -> Given:
         if asked is not None:
@@ -288,11 +292,6 @@ def test_metadata_that_one_holder_gives_in_part_comes_from_the_holder_that_gives
         with Gateway(nodes) as gateway:
             answer = gateway.get("/dicom-web/studies/1.2.3/series/1.2.3.4/metadata")
     assert (answer.status_code, len(answer.json())) == (200, 2)
-
-
-def alone(file: bytes) -> Given:
-    """A multipart answer of one instance."""
-    return parts("application/dicom", ("Content-Type: application/dicom", file))
 
 
 @pytest.mark.parametrize("place", ["/studies/1.2.3", "/studies/1.2.3/series/1.2.3.4"])
