@@ -81,6 +81,9 @@ def test_what_was_being_stored_when_a_process_was_killed_goes_at_the_next_start_
                     sender = socket.create_connection(("127.0.0.1", served.port))
                     sender.sendall(head.encode() + content)
                     eventually(left)
+                else:
+                    # The socket listens before anything is put in order.
+                    httpx.get(f"{served.url}/live", timeout=30).raise_for_status()
                 served.process.send_signal(end)
                 served.process.wait(30)
     sender.close()
