@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from gateway import __version__, tracing
-from gateway.allocator import give_back, tune_the_collector
+from gateway.allocator import give_back, hold_a_reserve, tune_the_collector
 from gateway.assembly import Builder, build_node
 from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.bodies import Bodies
@@ -261,6 +261,7 @@ async def _lifespan(
             stack.push_async_callback(exporting.close)
         app.state.exporting, app.state.export_polls = exporting, polls()
         stack.push_async_callback(cancel_all, [asyncio.create_task(watch_the_loop()), asyncio.create_task(give_back())])
+        hold_a_reserve()
         tune_the_collector()
         app.state.ready = True
         log().info("started", nodes=len(first[0].enabled), state=cache.state)

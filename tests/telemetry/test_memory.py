@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -73,3 +75,33 @@ def test_young_objects_are_looked_at_where_there_are_many_and_not_where_there_ar
         assert len(many) == 120_000
     finally:
         gc.set_threshold(*threshold)
+
+
+_TAKING = """
+import resource, sys
+from gateway import allocator
+if sys.argv[1] == "reserve":
+    allocator.hold_a_reserve()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for attempt in range(2):
+    before = faults()
+    small = [[{"vr": "UI", "Value": [str(number)]}] for number in range(30_000)]
+    large = [bytes([1]) * 2_000_000 for _ in range(5)]
+    print(faults() - before)
+    del small, large
+    if attempt == 0 and allocator._glibc() is not None:
+        allocator._glibc().malloc_trim(allocator._LARGE_IN_RESERVE)
+"""
+
+
+def taking(how: str) -> list[int]:
+    """The pages that the system gave to a process of its own while it took memory twice, and gave some back in between."""
+    command = [sys.executable, "-c", _TAKING, how]
+    return [int(line) for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
+
+
+@pytest.mark.skipif(allocator._glibc() is None, reason="another allocator than glibc's is left alone")
+def test_what_requests_take_is_at_hand_before_they_do_and_after_memory_was_given_back() -> None:
+    assert min(taking("none")) > 2_000
+    assert max(taking("reserve")) < 400
