@@ -91,8 +91,6 @@ class Side:
     measure: Measure
     process: Server | None = None
     bar: Bar | None = None
-    cost: Callable[[], float] | None = None
-    """Milliseconds of processor that one answer took on its server, for a note."""
 
 
 @dataclass
@@ -120,8 +118,11 @@ class Bench:
             say(f"  {case}: could not be measured: {type(error).__name__}: {str(error)[-300:]}")
             self.failures.append(case)
 
-    def run(self, case: str, unit: str, ours: Sequence[Side], theirs: Sequence[Side], note: str = "") -> None:
-        """Each of ours against each of theirs, all of them in turn in every round. The first, unmeasured, warms up."""
+    def run(
+        self, case: str, unit: str, ours: Sequence[Side], theirs: Sequence[Side], note: Callable[[], str] = str
+    ) -> None:
+        """Each of ours against each of theirs, all of them in turn in every round. The first, unmeasured, warms up; the note is asked
+        for last."""
         sides = [*ours, *theirs]
         for side in sides:
             side.measure()
@@ -133,10 +134,8 @@ class Bench:
                     taken[side.name].append(side.measure())
         for mine in ours:
             for other in theirs:
-                name, told = f"{case}: {mine.name} / {other.name}", note
-                if mine.cost and other.cost:
-                    told = f"{note} processor time of an answer: {mine.cost():.2f} / {other.cost():.2f} ms".strip()
-                self.keep(name, unit, taken[mine.name], taken[other.name], other.bar, growth.get(mine.name), told)
+                name = f"{case}: {mine.name} / {other.name}"
+                self.keep(name, unit, taken[mine.name], taken[other.name], other.bar, growth.get(mine.name), note())
 
     def pairs(self, case: str, unit: str, measure: Pair, bar: Bar | None = None, note: Callable[[], str] = str) -> None:
         """A case whose sides are measured together. The first round, unmeasured, warms up; the note is asked for last."""
