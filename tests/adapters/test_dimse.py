@@ -565,6 +565,43 @@ async def test_where_nothing_is_listed_a_pacs_that_gives_up_over_an_instance_tha
                 await parts_of(adapter, Ref(CT))
 
 
+class Forgetful(DimseSimulator):
+    """A PACS that lists a series and says, with success, that it has no instances."""
+
+    forgotten = ""
+
+    def _on_find(self, event):
+        asked = event.identifier
+        if asked.QueryRetrieveLevel == "IMAGE" and asked.SeriesInstanceUID == self.forgotten:
+            yield 0x0000, None
+            return
+        yield from super()._on_find(event)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_series_that_is_listed_without_instances_comes_too_or_the_study_does_not_end_neatly(tmp_path, is_there):
+    """Its class was not proposed, and that its instances could not be sent was nothing beside all listed ones."""
+    study = generate_uid()[:50]
+    classes = ["1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.88.67"]
+    for number, sop_class in enumerate(classes):
+        dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        dataset.StudyInstanceUID, dataset.SOPInstanceUID = study, f"{study}.{number}"
+        dataset.SeriesInstanceUID, dataset.Modality = f"{study}.9{number}", ("CT", "SR")[number]
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = sop_class
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.save_as(tmp_path / f"{number}.dcm")
+    with Forgetful(tmp_path) as simulator:
+        simulator.forgotten = f"{study}.91"
+        if not is_there:
+            (tmp_path / "1.dcm").unlink()
+        async with adapter_of(simulator) as adapter:
+            if is_there:
+                assert len(await parts_of(adapter, Ref(study))) == 2
+            else:
+                with pytest.raises(NodeError):
+                    await parts_of(adapter, Ref(study))
+
+
 async def test_the_receiver_refuses_strangers_and_what_nobody_asked_for(destination_port):
     path = get_testdata_file("CT_small.dcm")
 

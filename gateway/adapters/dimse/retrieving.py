@@ -102,7 +102,7 @@ class Retrieving:
     # What is there
 
     def _holdings(self, operation: Operation[Event], *, by_class: bool = False) -> Holdings:
-        """By C-FIND at SERIES and IMAGE level; a node that refuses those is asked blindly.
+        """By C-FIND at SERIES and IMAGE level; a node that refuses those, or lists a series and nothing in it, is asked blindly.
 
         The SOP classes are those of each series' modality; `by_class` those that the node tells of each instance, for
         which some read every file (Orthanc).
@@ -111,11 +111,11 @@ class Retrieving:
         try:
             with self._associations.searching(operation) as association:
                 for series, modality in self._series(association):
-                    self._add_instances(association, holdings, series, modality, by_class)
+                    listed = self._add_instances(association, holdings, series, modality, by_class)
+                    if series and not listed and not self._ref.instance:
+                        return _unlisted()
         except (NodeRefused, Unsupported):
-            blind = Holdings(series_of=None)
-            blind.add("", "", "", [])
-            return blind
+            return _unlisted()
         return holdings
 
     def _series(self, association: NodeAssociation) -> Iterator[tuple[str, str]]:
@@ -130,10 +130,12 @@ class Retrieving:
 
     def _add_instances(
         self, association: NodeAssociation, holdings: Holdings, series: str, modality: str, by_class: bool
-    ) -> None:
+    ) -> int:
+        """How many there are."""
         wanted = ("SeriesInstanceUID", "Modality", *(_OF_INSTANCES if by_class else ()))
         instance = self._ref.instance or ""
         identifier = _identifier("IMAGE", study=self._ref.study, series=series, instance=instance, wanted=wanted)
+        before = len(holdings.series_of or ())
         for row in self._rows(association, identifier):
             uid = str(row.get("SOPInstanceUID") or "")
             if not uid or holdings.series_of is None or (instance and uid != instance):
@@ -144,6 +146,7 @@ class Retrieving:
             listed = [str(s) for s in syntaxes] if not isinstance(syntaxes, str) else [str(syntaxes)]
             of_modality = modality or str(row.get("Modality") or "").strip()
             holdings.add(of_series, str(row.get("SOPClassUID") or ""), of_modality, listed)
+        return len(holdings.series_of or ()) - before
 
     def _rows(self, association: NodeAssociation, identifier: Identifier) -> list[Identifier]:
         rows = []
@@ -325,6 +328,13 @@ class Retrieving:
         if status == CANCELLED:
             return NodeProtocolError(self._node, f"cancelled {service} by itself")
         return NodeRefused(self._node, f"answered {service} with status {status:04X}")
+
+
+def _unlisted() -> Holdings:
+    """What a node has that does not list it: anything."""
+    blind = Holdings(series_of=None)
+    blind.add("", "", "", [])
+    return blind
 
 
 class _NothingCame(Exception):
