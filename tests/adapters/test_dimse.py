@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 
 import psutil
@@ -618,6 +618,25 @@ async def test_the_receiver_refuses_strangers_and_what_nobody_asked_for(destinat
     async with receiver_on(destination_port, "FRIEND"):
         assert await asyncio.to_thread(send, "STRANGER") == "rejected"
         assert await asyncio.to_thread(send, "FRIEND") == 0x0124
+
+
+async def test_strangers_who_connect_and_say_nothing_keep_no_place_from_those_who_may_call(destination_port):
+    def calls():
+        entity = AE("FRIEND")
+        entity.add_requested_context(CTImageStorage)
+        association = entity.associate("127.0.0.1", destination_port, ae_title=MOVE_DESTINATION)
+        was_taken = association.is_established
+        association.release()
+        return was_taken
+
+    async with receiver_on(destination_port, "FRIEND"):
+        with ExitStack() as stack:
+            for _ in range(40):
+                silent = socket.create_connection(
+                    ("127.0.0.1", destination_port), timeout=5, source_address=("127.0.0.2", 0)
+                )
+                stack.enter_context(silent)
+            assert await asyncio.to_thread(calls)
 
 
 async def test_an_association_that_breaks_in_the_middle_raises_and_never_ends_neatly(tmp_path):

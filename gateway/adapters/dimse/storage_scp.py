@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,7 @@ from gateway.errors import SettingsError
 _REJECTED_PERMANENT, _SERVICE_USER, _CALLING_NOT_RECOGNISED = 1, 1, 3  # PS3.8 Table 9-21
 _MAX_PDU = 131072
 _GREETING_TIMEOUT = 10.0
+_STRANGERS = 4
 _LOOK_UP_EVERY = 10.0
 """Seconds between two look-ups of where a caller of one AE title may call from."""
 _LOOK_UP_SECONDS = 2.0
@@ -49,7 +50,11 @@ class PendingMove:
 
 
 class _Server(ThreadedAssociationServer):
-    """The TLS handshake happens at the first read, in the caller's own thread: who never sends it keeps nobody out."""
+    """The TLS handshake happens at the first read, in the caller's own thread: who never sends it keeps nobody out. `known` gives
+    the addresses of those who may call."""
+
+    known: Callable[[], Collection[str]] = tuple
+    _strangers: tuple[socket.socket, ...] = ()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         client, address = cast(socket.socket, self.socket).accept()
@@ -57,6 +62,17 @@ class _Server(ThreadedAssociationServer):
         if self.ssl_context:
             client = self.ssl_context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
         return client, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Who calls from elsewhere may be a PACS that has moved, or somebody who never says who he is: all such together have a few
+        places."""
+        if client_address[0] in self.known():
+            return True
+        self._strangers = tuple(one for one in self._strangers if one.fileno() >= 0)
+        if len(self._strangers) >= _STRANGERS:
+            return False
+        self._strangers = (*self._strangers, request)
+        return True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing: the default prints a traceback, and the peer sees its connection closed."""
@@ -142,6 +158,7 @@ class StorageReceiver:
         server = entity.make_server(
             (self.host, self.port), ssl_context=self._tls, evt_handlers=handlers, server_class=_Server
         )
+        cast(_Server, server).known = self._known
         entity._servers.append(server)
         threading.Thread(target=server.serve_forever, name=f"storage-scp-{self.ae_title}", daemon=True).start()
         return server
@@ -167,6 +184,9 @@ class StorageReceiver:
             return
         association.acse.send_reject(_REJECTED_PERMANENT, _SERVICE_USER, _CALLING_NOT_RECOGNISED)
         _let_it_be_sent(association)
+
+    def _known(self) -> frozenset[str]:
+        return frozenset().union(*self._addresses.values())
 
     def _may_call(self, title: str, address: str) -> bool:
         """In the thread of the association."""
