@@ -21,7 +21,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 from pynetdicom import AE, build_role, evt
 from pynetdicom.dimse_primitives import C_GET
-from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformationModelGet
+from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformationModelGet, Verification
 
 from gateway.adapters.dimse import DimseAdapter, StorageReceiver, storage_scp
 from gateway.adapters.dimse.identifiers import TextMatching, request_of
@@ -1031,6 +1031,15 @@ async def test_times_go_out_to_a_node_that_was_seen_to_find_by_them(corpus, is_m
     assert clock in [row.value("StudyTime") for row in rows]
     assert len(unknown) == len(everything)
     assert (len(rows) < len(everything)) == is_matched
+
+
+async def test_a_node_whose_ae_title_does_not_answer_c_echo_is_up_and_its_probe_learns_the_rest(simulator):
+    simulator._server.contexts = [one for one in simulator._server.contexts if one.abstract_syntax != Verification]
+    async with adapter_of(simulator) as adapter:
+        probe = await adapter.probe()
+    assert probe.capabilities == ("find", "get", "move")
+    assert 0 < probe.latency < 5
+    assert simulator.operations["C-FIND STUDY"]
 
 
 async def test_the_probe_of_a_hierarchical_node_says_so(simulator):

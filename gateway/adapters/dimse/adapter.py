@@ -239,7 +239,7 @@ class DimseAdapter:
         }
         return Probe(
             product=findings.implementation,
-            capabilities=("echo", *findings.capabilities),
+            capabilities=tuple(findings.capabilities),
             quirks=findings.quirks,
             advice=tuple(self._advice(findings)),
             latency=findings.latency,

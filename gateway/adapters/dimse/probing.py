@@ -91,9 +91,10 @@ class Probing:
         self._other = PATIENT_ROOT if models == STUDY_ROOT else STUDY_ROOT
 
     def run(self, operation: Operation[Findings]) -> None:
-        """Puts one Findings. Raises NodeError when the node does not even answer C-ECHO."""
-        findings = Findings()
+        """Puts one Findings. Raises NodeError when the node accepts nothing, or accepts C-ECHO and does not answer it."""
+        findings, begun = Findings(), time.perf_counter()
         with self._associations.other(operation, self._association()) as association:
+            findings.latency = time.perf_counter() - begun
             self._learn_capabilities(association, findings)
         if "find" in findings.capabilities:
             self._learn(operation, findings)
@@ -109,9 +110,11 @@ class Probing:
         return NodeAssociation(self._associations.peer, contexts, extended=[extension])
 
     def _learn_capabilities(self, association: NodeAssociation, findings: Findings) -> None:
-        begun = time.perf_counter()
-        association.echo()
-        findings.latency = time.perf_counter() - begun
+        if association.accepts(Verification):
+            begun = time.perf_counter()
+            association.echo()
+            findings.latency = time.perf_counter() - begun
+            findings.capabilities.append("echo")
         findings.implementation = association.implementation
         findings.negotiates_relational = association.extension(self._models.find)[:1] == _RELATIONAL
         for name in ("find", "get", "move"):
