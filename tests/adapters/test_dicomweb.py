@@ -838,6 +838,19 @@ async def test_bulk_data_on_a_host_outside_the_allow_list_is_refused(simulator, 
             [part async for part in adapter.bulkdata(ref, address)]
 
 
+@pytest.mark.parametrize("what", ["bulkdata", "frames"])
+async def test_a_part_of_bytes_that_nobody_asked_for_a_part_of_is_out_of_protocol(scripted, what):
+    async def script(exchange):
+        await exchange.reply(206, b"half", Content_Type="application/octet-stream", Content_Range="bytes 0-3/8")
+
+    peer = await scripted(script)
+    async with adapter_on(peer.url, quirks=NONE) as adapter:
+        ref = Ref("1.2", "1.3", "1.4")
+        parts = adapter.frames(ref, [1]) if what == "frames" else adapter.bulkdata(ref, f"{peer.url}/bulk/1")
+        with pytest.raises(NodeProtocolError, match="206"):
+            [part async for part in parts]
+
+
 async def test_leaving_a_retrieve_early_frees_its_connection(simulator):
     async with adapter_on(simulator.url, quirks=NONE, max_connections=1) as adapter:
         for _ in range(5):

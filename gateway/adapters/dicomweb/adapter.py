@@ -343,6 +343,7 @@ class DicomwebAdapter:
         url = self._url(self._wado, f"{ref.path}/frames/{listed}")
         async with self._http.stream("GET", url, headers={"Accept": _FRAMES}, expect=_NO) as answer:
             status, given = answer.status, 0
+            self._check_whole(status)
             if status not in _NO:
                 async with aclosing(answer_parts(self.node, answer, "")) as parts:
                     async for part in parts:
@@ -355,6 +356,11 @@ class DicomwebAdapter:
             await self._explain_frames(ref, status, max(numbers))
         elif given < len(numbers):
             raise NodeProtocolError(self.node, "sent fewer frames than asked for")
+
+    def _check_whole(self, status: int) -> None:
+        """Raises NodeProtocolError where only a part of the bytes comes: no part is ever asked for."""
+        if status == 206:
+            raise NodeProtocolError(self.node, "sent a part of what it was asked for (206)")
 
     async def _explain_frames(self, ref: Ref, status: int, highest: int) -> None:
         """As `_explain`. Raises InvalidQuery for a frame that the instance does not have; Orthanc says 400 to that."""
@@ -369,6 +375,7 @@ class DicomwebAdapter:
         """The address is followed inside the allow list only. Pixel data may come as one part per frame."""
         url = self._http.check_address(address, base=self._url(self._wado, ref.path) + "/")
         async with self._http.stream("GET", url, headers={"Accept": _BULK}, expect=_ABSENT) as answer:
+            self._check_whole(answer.status)
             if answer.status not in _ABSENT:
                 async with aclosing(answer_parts(self.node, answer, "")) as parts:
                     async for part in parts:
