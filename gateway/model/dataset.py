@@ -31,11 +31,11 @@ def texts(dataset: Dataset, tag: str) -> list[str]:
 def text(dataset: Dataset, tag: str) -> str:
     """The first non-empty value as text, or ''."""
     found = dataset.get(tag)
-    for value in found.get("Value", ()) if found else ():
-        told = value if type(value) is str else as_text(value)
-        if told:
-            return told
-    return ""
+    values = found.get("Value") if found else None
+    if not values:
+        return ""
+    first = values[0]
+    return first if first and type(first) is str else next(filter(None, map(as_text, values)), "")
 
 
 def whole_number(dataset: Dataset, tag: str) -> int | None:
