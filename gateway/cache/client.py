@@ -55,7 +55,9 @@ class Cache(Session):
         self._written: deque[tuple[float, str, frozenset[Tag] | None]] = deque(maxlen=_MOST_WRITTEN)
         self._late: set[asyncio.Task[None]] = set()
         self._told: list[Callable[[Purge], None]] = []
-        self._listener = Listener(lambda: self._link, self._name, self._heard, self._missed_some, max(1.0, retry_after))
+        self._listener = Listener(
+            lambda: self._link, self._name, self._heard, self._missed_some, self._doubt, max(1.0, retry_after)
+        )
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
@@ -88,6 +90,7 @@ class Cache(Session):
         return cache
 
     async def close(self) -> None:
+        self.state = "off"
         await end(self._listening)
         for task in list(self._late):
             await end(task)
@@ -211,6 +214,10 @@ class Cache(Session):
     def _missed_some(self) -> None:
         """Some purges may not have been heard."""
         self._tell(Purge("all"))
+
+    def _doubt(self) -> None:
+        """Commands may find a server that began anew on a new connection, and never notice."""
+        self._fall("purges are not heard")
 
     async def _take_back(self, keys: Sequence[str]) -> None:
         """Once who purges has had them forgotten, and counted."""

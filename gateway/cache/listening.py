@@ -16,7 +16,8 @@ _log = logging.getLogger(__name__)
 
 
 class Listener:
-    """A subscription that is renewed whenever it is lost. `told` gets each purge; `missed` is called when some may have been.
+    """A subscription that is renewed whenever it is lost. `told` gets each purge; `missed` is called when some may have been,
+    `lost` when a subscription is lost.
 
     `hears` is False while it is lost; it is noticed within two `interval`s, also on a connection that says nothing.
     """
@@ -27,9 +28,11 @@ class Listener:
         own: str,
         told: Callable[[Purge], None],
         missed: Callable[[], None],
+        lost: Callable[[], None],
         interval: float,
     ) -> None:
-        self._link, self._own, self._told, self._missed, self._interval = link, own, told, missed, interval
+        self._link, self._own, self._told, self._interval = link, own, told, interval
+        self._missed, self._lost = missed, lost
         self.hears = False
 
     async def run(self) -> None:
@@ -41,14 +44,13 @@ class Listener:
                     await self._listen(link)
             except Exception as error:  # noqa: BLE001 - a lost subscription shows as anything; it is only begun anew
                 _log.debug("purges cannot be heard: %s", type(error).__name__)
-            finally:
-                self._deafen()
             await asyncio.sleep(self._interval)
 
     def _deafen(self) -> None:
         if self.hears:
             self.hears = False
             self._missed()
+            self._lost()
 
     async def _listen(self, link: Link) -> None:
         async with asyncio.timeout(self._interval):
@@ -62,6 +64,7 @@ class Listener:
             self.hears = True
             await self._hear(subscription)
         finally:
+            self._deafen()
             await quietly(subscription.aclose)
 
     async def _hear(self, subscription: PubSub) -> None:
