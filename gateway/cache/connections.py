@@ -93,6 +93,9 @@ class Link(Protocol):
     async def has_evicted(self) -> bool:
         """Whether entries may have been dropped for want of memory, by a server or by one whose entries it took over."""
 
+    async def has_read_its_file(self, seconds: float) -> bool:
+        """Whether a server began within the last seconds with what lay on its disk, which may be of long before."""
+
     async def subscription(self) -> PubSub:
         """A connection for listening; the caller closes it."""
 
@@ -157,6 +160,9 @@ class SingleLink:
 
     async def has_evicted(self) -> bool:
         return _may_have_evicted(await _answer(self.client.info()))
+
+    async def has_read_its_file(self, seconds: float) -> bool:
+        return _has_read_its_file(await _answer(self.client.info()), seconds)
 
     async def subscription(self) -> PubSub:
         return self.client.pubsub()
@@ -232,6 +238,10 @@ class ClusterLink:
         told = [await node.execute_command("INFO") for node in self.client.get_primaries()]
         return any(map(_may_have_evicted, told))
 
+    async def has_read_its_file(self, seconds: float) -> bool:
+        told = [await node.execute_command("INFO") for node in self.client.get_primaries()]
+        return any(_has_read_its_file(each, seconds) for each in told)
+
     async def subscription(self) -> PubSub:
         await self.client.initialize()
         node = random.choice(self.client.get_primaries())  # noqa: S311
@@ -247,6 +257,11 @@ def _may_have_evicted(info: Mapping[str, Any]) -> bool:
     before = str(info.get("master_replid2", "")).strip("0")  # forty zeros, which redis-py reads as a number, are none
     took_over = bool(before) or bool(info.get("rdb_last_load_keys_loaded"))
     return bool(info["evicted_keys"] or (took_over and info.get("maxmemory")))
+
+
+def _has_read_its_file(info: Mapping[str, Any], seconds: float) -> bool:
+    """By what INFO says; a server before Redis 7 does not say how much it read."""
+    return info["uptime_in_seconds"] <= seconds and bool(info.get("rdb_last_load_keys_loaded", True))
 
 
 def connect(url: str, timeout: float) -> SingleLink | ClusterLink:

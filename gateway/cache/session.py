@@ -7,6 +7,7 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from math import isfinite
 from typing import Literal, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 _DOUBTFUL = 60.0
 """Seconds in which a purge may not have reached the replica that is the primary next."""
+_NOTICED = 5.0
+"""Seconds within which it is noticed that a server is gone."""
 _BETWEEN_WARNINGS = 60.0
 _MOST_DONE = 1000
 _LATE = 2.0
@@ -142,12 +145,16 @@ class Session:
         return True
 
     async def _catch_up(self, link: Link) -> None:
-        """Deletes what was missed. Nothing is awaited between the last look at the list and the return to "up"."""
+        """Deletes what was missed, and all of a server that has just read its file: what was purged since that was written is
+        not known. Nothing is awaited between the last look at the list and the return to "up"."""
 
         async def step(command: Callable[[Link], Awaitable[T]]) -> T:
             async with asyncio.timeout(self.timeout):
                 return await command(link)
 
+        down = asyncio.get_running_loop().time() - self._last_fall + _NOTICED
+        if isfinite(down) and await step(lambda link: link.has_read_its_file(down)):
+            await self._carry_out(Purge("all"), step)
         while self._missed:
             keys, purges = self._missed.take()
             try:

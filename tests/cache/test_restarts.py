@@ -1,11 +1,14 @@
 """A Redis that began anew from what lay on its disk may have what was purged since: that does not come back."""
 
+import asyncio
+
 import pytest
 import redis as plain_redis
 
+from gateway.cache import session
 from gateway.cache.answers import Answers
 
-from .conftest import eventually
+from .conftest import await_socket, eventually
 from .test_answers import Source, kept
 from .test_missed_purges import NEW, OLD, K, closed, opened
 
@@ -33,3 +36,36 @@ async def test_what_was_purged_does_not_come_back_with_a_restart_that_no_command
     got = (await answers.answer(K, 300, Source(NEW), list)).value
     await closed(answers, replica)
     assert got == ["new"]
+
+
+async def test_what_was_purged_long_before_a_restart_does_not_come_back_from_an_older_file(redis_server, monkeypatch):
+    """Redis writes its file every few minutes, or once an hour, where it is not told otherwise."""
+    monkeypatch.setattr(session, "_DOUBTFUL", 0.2)
+    replica, answers = await purged_after_it_was_saved(redis_server)
+    await asyncio.sleep(0.3)
+    redis_server.kill()
+    await eventually(lambda: not replica.is_coherent)
+    redis_server.start()
+    await eventually(lambda: replica.is_coherent)
+    got = (await answers.answer(K, 300, Source(NEW), list)).value
+    await closed(answers, replica)
+    assert got == ["new"]
+
+
+async def test_a_redis_that_read_its_file_long_before_it_was_out_of_reach_keeps_what_it_has(redis_server, monkeypatch):
+    monkeypatch.setattr(session, "_NOTICED", 0.5)
+    plain = plain_redis.Redis(unix_socket_path=str(redis_server.socket))
+    plain.set("another application", "x")
+    plain.save()
+    redis_server.kill()
+    redis_server.start()
+    await_socket(redis_server.socket)
+    replica = await opened(redis_server)
+    await replica.set(K, b"kept", 300)
+    await eventually(lambda: plain.info()["uptime_in_seconds"] >= 2)
+    assert plain.info()["rdb_last_load_keys_loaded"] == 1
+    replica._fall("a moment")
+    await eventually(lambda: replica.is_coherent)
+    got = await replica.get(K)
+    await closed(replica)
+    assert got == b"kept"
