@@ -91,17 +91,29 @@ class _Landed:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """One question to one node, and how its answer is loaded. `anew` names who wants no answer from before (`freshness`)."""
+    """One question to one node, and how its answer is loaded and read. `anew` names who wants no answer from before
+    (`freshness`)."""
 
     key: str
     ttl: float
     load: Load = field(repr=False)
+    read: Callable[[Entry], Any] = field(repr=False)
     anew: str = field(default_factory=freshness.anew)
 
     @property
     def flight(self) -> str:
         """Names the load that may be waited for."""
         return f"{self.key}:{self.anew}" if self.anew else self.key
+
+    def opened(self, stored: bytes | None) -> Entry | None:
+        """The entry as it lay in Redis; None for one that cannot be read, such as another version's."""
+        entry = envelope.opened(stored)
+        try:
+            if entry is not None:
+                self.read(entry)
+        except Exception:  # noqa: BLE001 - what somebody else wrote fails as it likes
+            return None
+        return entry
 
 
 class Answers:
@@ -118,7 +130,8 @@ class Answers:
 
     async def rows(self, key: str, ttl: float, load: Load, *, detached: bool = False) -> Any:
         """As `answer`, its value alone, never one whose node could not be asked anew; each caller gets a copy of its own."""
-        return orjson.loads((await self._entry(_Question(key, ttl, load), detached, None, False))[0].body)
+        asked = _Question(key, ttl, load, lambda entry: orjson.loads(entry.body))
+        return asked.read((await self._entry(asked, detached, None, False))[0])
 
     async def answer(
         self, key: str, ttl: float, load: Load, decode: Decode, *, patience: float | None = None, stale: bool = True
@@ -130,17 +143,21 @@ class Answers:
         `freshness.only_fresh`, an older answer stands in where the load fails for a passing reason, or takes longer than
         `patience` seconds.
         """
-        entry, is_stale = await self._entry(_Question(key, ttl, load), False, patience, stale)
-        return Kept(entry.value(decode), entry.age, is_stale)
+        asked = _Question(key, ttl, load, lambda entry: entry.value(decode))
+        entry, is_stale = await self._entry(asked, False, patience, stale)
+        return Kept(asked.read(entry), entry.age, is_stale)
 
-    async def text(self, key: str, ttl: float, load: Load, *, stale: bool = True) -> Kept:
-        """As `answer`, the value as its JSON text (bytes), for who can do without reading it."""
-        entry, is_stale = await self._entry(_Question(key, ttl, load), False, None, stale)
-        return Kept(entry.body, entry.age, is_stale)
+    async def text(
+        self, key: str, ttl: float, load: Load, read: Callable[[bytes], Any] = bytes, *, stale: bool = True
+    ) -> Kept:
+        """As `answer`, what `read` makes of the value's JSON text, each time anew, for who can do without decoding it."""
+        asked = _Question(key, ttl, load, lambda entry: read(entry.body))
+        entry, is_stale = await self._entry(asked, False, None, stale)
+        return Kept(asked.read(entry), entry.age, is_stale)
 
     async def _entry(self, asked: _Question, detached: bool, patience: float | None, stale: bool) -> tuple[Entry, bool]:
         since, stale = self._log.position, stale and freshness.allows_stale()
-        entry = await self._kept(asked.key) if asked.ttl > 0 and not asked.anew else None
+        entry = await self._kept(asked) if asked.ttl > 0 and not asked.anew else None
         is_stale = False
         if entry is None or not (entry.is_fresh() or (stale and entry.serves_while_revalidated())):
             stand_in = entry if stale and entry is not None and entry.serves_if_error() else None
@@ -155,26 +172,26 @@ class Answers:
         freshness.current().note(entry.age, 0.0 if is_stale else entry.remaining, stale=is_stale)
         return entry, is_stale
 
-    async def _kept(self, key: str) -> Entry | None:
+    async def _kept(self, asked: _Question) -> Entry | None:
         """The entry, from this process while it is fresh, else from Redis."""
-        here = self._here(key)
+        here = self._here(asked.key)
         if here is not None:
             measures.looked_up("local", "hit").inc()
             return here
         # What has been loaded meanwhile is here before it is in Redis.
-        return await self._look_up(key) or self._here(key)
+        return await self._look_up(asked) or self._here(asked.key)
 
     def _here(self, key: str) -> Entry | None:
         entry = self._local.get(key) if self._cache.is_coherent else None
         return entry if entry is not None and entry.is_fresh() else None
 
-    async def _look_up(self, key: str) -> Entry | None:
+    async def _look_up(self, asked: _Question) -> Entry | None:
         since = self._log.position
-        entry = envelope.opened(await self._cache.get(key))
+        entry = asked.opened(await self._cache.get(asked.key))
         is_hit = entry is not None and entry.is_fresh()
         measures.looked_up("redis", "hit" if is_hit else "miss").inc()
         if entry is not None and is_hit:
-            self._put_away(key, entry, since)
+            self._put_away(asked.key, entry, since)
         return entry
 
     async def _loaded(
@@ -222,12 +239,12 @@ class Answers:
         """The entry that another replica has just loaded, or a new one, which this one then loads alone."""
         since = self._log.position
         claim = await self._claim(asked)
-        if claim.is_taken and await self._fresh(asked.key, claim) is None:
+        if claim.is_taken and await self._fresh(asked, claim) is None:
             await locks.released(self._cache, asked.key)
             # Waited for once: whatever became of that load, this one is done now, alone or not.
             claim = await self._claim(asked)
         try:
-            entry = await self._fresh(asked.key, claim)
+            entry = await self._fresh(asked, claim)
             if entry is None:
                 return _Landed(await self._new(asked), claim.lock, since)
         except BaseException as error:
@@ -245,10 +262,10 @@ class Answers:
         shares = self._cache.is_shared and asked.ttl > 0 and not asked.anew
         return await locks.claim(self._cache, asked.key) if shares else locks.Claim()
 
-    async def _fresh(self, key: str, claim: locks.Claim) -> Entry | None:
+    async def _fresh(self, asked: _Question, claim: locks.Claim) -> Entry | None:
         if claim.stored is None:
             return None
-        entry = envelope.opened(await self._cache.unpacked(key, claim.stored))
+        entry = asked.opened(await self._cache.unpacked(asked.key, claim.stored))
         return entry if entry is not None and entry.is_fresh() else None
 
     async def _new(self, asked: _Question) -> Entry:

@@ -128,13 +128,10 @@ class Pixels:
         linked = sorted((patient.issuer, patient.id) for patient in owner.linked)
         name = key("metadata", node.digest, ref.study, ref.series, *version(owner), linked)
         with stage("cache"):
-            kept = await self.answers.text(name, node.ttl.metadata, looking_up(load), stale=aged is not None)
+            kept = await self.answers.text(name, node.ttl.metadata, looking_up(load), read, stale=aged is not None)
         if kept.is_stale and aged is not None:
             aged.append(stale_issue(node.id, kept.age))
-        try:
-            written = read(kept.value)
-        except ValueError:
-            raise NodeProtocolError(node.id, "has metadata in the cache that cannot be read") from None
+        written: Written = kept.value
         if not ref.instance:
             return written
         one = written.only({ref.instance})

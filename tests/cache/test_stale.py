@@ -280,3 +280,18 @@ async def test_an_old_answer_that_was_purged_meanwhile_does_not_stand_in(answers
     source.go.set()
     with pytest.raises(NodeUnreachable):
         await asking
+
+
+@pytest.mark.parametrize("body", [b"no JSON", b'{"rows": "in another form"}'], ids=["not JSON", "another version's"])
+@pytest.mark.parametrize("age", [0, TTL + REVALIDATE + 1], ids=["fresh", "stale"])
+async def test_what_cannot_be_read_in_redis_is_a_miss_and_not_the_nodes_failure(answers, cache, clock, body, age):
+    def decode(value):
+        return [row["uid"] for row in value]
+
+    entry = Entry(body, clock() - age, TTL, REVALIDATE, IF_ERROR)
+    assert await cache.set(K, envelope.sealed(entry), 300)
+    source = Source(Loaded([{"uid": "1.2"}]))
+    assert (await answers.answer(K, TTL, source, decode)).value == ["1.2"]
+    source.loaded = unreachable()
+    assert (await answers.answer(K, TTL, source, decode)).value == ["1.2"]
+    assert source.asked == 1
