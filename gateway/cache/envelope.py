@@ -65,7 +65,8 @@ class Entry:
 
     @property
     def age(self) -> float:
-        return max(0.0, now() - self.fetched)
+        """Seconds; of an answer from the future how far that is, so that no clock that was put back keeps it for ever."""
+        return abs(now() - self.fetched)
 
     @property
     def remaining(self) -> float:

@@ -295,3 +295,12 @@ async def test_what_cannot_be_read_in_redis_is_a_miss_and_not_the_nodes_failure(
     source.loaded = unreachable()
     assert (await answers.answer(K, TTL, source, decode)).value == ["1.2"]
     assert source.asked == 1
+
+
+async def test_an_answer_ends_though_the_clock_was_put_back(answers, cache, clock):
+    source = Source(Loaded(["old"]))
+    await ask(answers, source)
+    await kept(cache, K)
+    clock.now -= 3600
+    source.loaded = Loaded(["new"])
+    assert (await ask(answers, source)).value == ["new"]
