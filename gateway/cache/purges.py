@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ Kind = Literal["study", "patient", "node", "searches", "keys", "all"]
 CHANNEL = f"{PREFIX}:purge"
 EVERYTHING = f"{PREFIX}:*"
 _STEP = 500
-_READ_STEP = 50
+_READ_STEP = 10
+"""Entries read at once: as many as may be megabytes each come within the deadline of a command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def heard(message: bytes, self_: str) -> Purge | None:
 
 
 ReadsTags = Callable[[str, bytes], frozenset[Tag] | None]
-"""What a stored entry mentions; None for one that cannot be read."""
+"""What a stored entry mentions; None for one that cannot be read. It is called in a thread."""
 
 
 class PurgeLog:
@@ -144,6 +146,9 @@ async def _searched(tags: frozenset[Tag], step: Step, reads_tags: ReadsTags) -> 
         borne = frozenset() if value is None else reads_tags(key, value)
         return borne is None or bool(borne & tags)
 
+    def bearing(keys: Iterable[str], values: Iterable[bytes | None]) -> set[str]:
+        return {key for key, value in zip(keys, values, strict=True) if may_bear(key, value)}
+
     found: set[str] = set()
     cursor: Cursor | None = Cursor()
     while cursor is not None:
@@ -152,7 +157,8 @@ async def _searched(tags: frozenset[Tag], step: Step, reads_tags: ReadsTags) -> 
         for first in range(0, len(entries), _READ_STEP):
             some = entries[first : first + _READ_STEP]
             values: list[Any] = await step(lambda link, some=some: link.mget(some))  # type: ignore[misc]
-            found |= {key for key, value in zip(some, values, strict=True) if may_bear(key, value)}
+            # Not on the event loop: of large answers each takes tens of milliseconds.
+            found |= await asyncio.to_thread(bearing, some, values)
     return found
 
 

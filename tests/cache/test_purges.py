@@ -3,11 +3,15 @@
 import asyncio
 import os
 import signal
+from contextlib import asynccontextmanager
 
+import orjson
 import pytest
 
+from gateway.cache import envelope
 from gateway.cache.answers import Answers, Loaded
 from gateway.cache.client import Cache
+from gateway.cache.envelope import Entry
 from gateway.cache.keys import FEDERATED, PREFIX, federated_key, key
 from gateway.cache.purges import Purge, PurgeLog, heard
 from gateway.cache.sealing import Seal
@@ -94,6 +98,46 @@ async def test_what_an_evicted_index_no_longer_names_is_found_all_the_same(cache
     monkeypatch.setattr(cache._link, "has_evicted", has_evicted)
     assert await cache.purge_study("1.2") == 1
     assert await left(cache, keys) == {"b"}
+
+
+async def test_a_purge_that_reads_every_entry_holds_up_nobody_and_comes_to_its_end(redis_server, monkeypatch):
+    """Of megabytes each, as lists of thousands of studies are; the deadline of a command is the usual one."""
+    cache = await Cache.open(redis_server.url)
+    await eventually(lambda: cache.is_coherent)
+
+    async def has_evicted():
+        return True
+
+    monkeypatch.setattr(cache._link, "has_evicted", has_evicted)
+    text = orjson.dumps([os.urandom(500_000).hex() * 5] * 6)
+    for n in range(20):
+        entry = Entry(os.urandom(4_000_000) + text, envelope.now(), 60, mentions=frozenset({ONE}))
+        assert await cache.set(key("find", "a", n), envelope.sealed(entry), 60)
+        assert await cache.set(key("find", "b", n), envelope.sealed(Entry(os.urandom(4_000_000), 0.0, 60)), 60)
+    async with longest_pause() as longest:
+        dropped = await cache.purge_study("1.2")
+    state, owes = cache.state, cache.owes
+    await cache.close()
+    assert (dropped, state, owes) == (20, "up", False)
+    assert longest() < 0.2
+
+
+@asynccontextmanager
+async def longest_pause():
+    """The longest that the event loop was held up inside."""
+    loop = asyncio.get_running_loop()
+    longest, last = 0.0, loop.time()
+
+    async def watch():
+        nonlocal longest, last
+        while True:
+            await asyncio.sleep(0.005)
+            longest, last = max(longest, loop.time() - last), loop.time()
+
+    watching = asyncio.create_task(watch())
+    await asyncio.sleep(0.05)
+    yield lambda: longest
+    watching.cancel()
 
 
 async def test_an_entry_under_another_key_that_no_index_names_goes_with_any_purge(redis_server, monkeypatch):
