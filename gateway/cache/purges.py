@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
@@ -18,6 +18,7 @@ T = TypeVar("T")
 Kind = Literal["study", "patient", "node", "searches", "keys", "all"]
 CHANNEL = f"{PREFIX}:purge"
 EVERYTHING = f"{PREFIX}:*"
+_INDEXES, _LOCKS = f"{PREFIX}:tag:", f"{PREFIX}:lock:"
 _STEP = 500
 _READ_STEP = 10
 """Entries read at once: as many as may be megabytes each come within the deadline of a command."""
@@ -119,6 +120,8 @@ async def carry_out(purge: Purge, sender: str, step: Step, reads_tags: ReadsTags
     if purge.tags():
         dropped = await _drop_tagged(purge.tags(), step, reads_tags)
     elif purge.kind == "all":
+        # Indexes before entries: one that is made from here on is of an entry that came since, and is to find it.
+        await _drop_indexes(step)
         dropped = await _drop_matching(EVERYTHING, step)
     else:
         of_node = search_patterns if purge.kind == "searches" else node_patterns
@@ -134,9 +137,8 @@ async def _drop_tagged(tags: frozenset[Tag], step: Step, reads_tags: ReadsTags) 
     keys = {key.decode() for part in listed for key in part}
     if await step(lambda link: link.has_evicted()):
         keys |= await _searched(tags, step, reads_tags)
-    dropped = await unlink(keys, step)
-    await unlink(indexes, step)
-    return dropped
+    # The indexes end by themselves: an entry that came since may be in them.
+    return await unlink(keys, step)
 
 
 async def _searched(tags: frozenset[Tag], step: Step, reads_tags: ReadsTags) -> set[str]:
@@ -150,10 +152,8 @@ async def _searched(tags: frozenset[Tag], step: Step, reads_tags: ReadsTags) -> 
         return {key for key, value in zip(keys, values, strict=True) if may_bear(key, value)}
 
     found: set[str] = set()
-    cursor: Cursor | None = Cursor()
-    while cursor is not None:
-        cursor, page = await step(lambda link, at=cursor: link.scan(EVERYTHING, at, _STEP))  # type: ignore[misc]
-        entries, _ = _sorted_out(page)
+    async for page in _pages(EVERYTHING, step):
+        entries = [key for key in page if not key.startswith((_INDEXES, _LOCKS))]
         for first in range(0, len(entries), _READ_STEP):
             some = entries[first : first + _READ_STEP]
             values: list[Any] = await step(lambda link, some=some: link.mget(some))  # type: ignore[misc]
@@ -163,22 +163,24 @@ async def _searched(tags: frozenset[Tag], step: Step, reads_tags: ReadsTags) -> 
 
 
 async def _drop_matching(pattern: str, step: Step) -> int:
-    dropped, cursor = 0, Cursor()
-    while True:
-        following, page = await step(lambda link, at=cursor: link.scan(pattern, at, _STEP))  # type: ignore[misc]
-        entries, others = _sorted_out(page)
-        dropped += await unlink(entries, step)
-        await unlink(others, step)
-        if following is None:
-            return dropped
-        cursor = following
+    """Entries, whose number it returns, and locks."""
+    dropped = 0
+    async for page in _pages(pattern, step):
+        dropped += await unlink([key for key in page if not key.startswith((_INDEXES, _LOCKS))], step)
+        await unlink([key for key in page if key.startswith(_LOCKS)], step)
+    return dropped
 
 
-def _sorted_out(page: Iterable[bytes]) -> tuple[list[str], list[str]]:
-    """The keys of entries, and those of indexes and locks."""
-    keys = [key.decode() for key in page]
-    entries = [key for key in keys if not key.startswith((f"{PREFIX}:tag:", f"{PREFIX}:lock:"))]
-    return entries, [key for key in keys if key not in set(entries)]
+async def _drop_indexes(step: Step) -> None:
+    async for page in _pages(f"{_INDEXES}*", step):
+        await unlink(page, step)
+
+
+async def _pages(pattern: str, step: Step) -> AsyncIterator[list[str]]:
+    cursor: Cursor | None = Cursor()
+    while cursor is not None:
+        cursor, page = await step(lambda link, at=cursor: link.scan(pattern, at, _STEP))  # type: ignore[misc]
+        yield [key.decode() for key in page]
 
 
 async def unlink(keys: Iterable[str], step: Step) -> int:

@@ -1,0 +1,40 @@
+"""What is kept while a purge is being carried out is found by the next one."""
+
+import pytest
+
+from gateway.cache.answers import Answers, Loaded
+from gateway.cache.keys import key
+from gateway.cache.purges import EVERYTHING_KEPT, Purge
+from gateway.cache.tags import study_tag
+
+from .test_answers import Source, kept
+
+ONE = frozenset({study_tag("1.2")})
+OLD, NEW = key("find", "a-1", "old"), key("find", "b-1", "new")
+
+
+@pytest.mark.parametrize("purge", [Purge("study", ("1.2",)), EVERYTHING_KEPT], ids=["study", "all"])
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+async def test_an_answer_that_is_kept_during_a_purge_is_found_by_the_next(cache, purge, step):
+    answers = Answers(cache, local_bytes=0)
+    await answers.rows(OLD, 60, Source(Loaded(["old"], tags=ONE)))
+    assert await kept(cache, OLD) == ["old"]
+    steps = 0
+
+    async def insist(command):
+        nonlocal steps
+        answer = await type(cache).insist(cache, command)
+        steps += 1
+        if steps == step:
+            await answers.rows(NEW, 60, Source(Loaded(["new"], tags=ONE)))
+            assert await kept(cache, NEW) == ["new"]
+        return answer
+
+    cache.insist = insist
+    await cache._purge(purge)
+    del cache.insist
+    await cache.purge_study("1.2")
+    left = await cache.get(NEW), await cache.get(OLD)
+    await answers.close()
+    assert steps >= step, "the purge had not ended"
+    assert left == (None, None)
