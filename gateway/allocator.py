@@ -22,18 +22,23 @@ _TIMES = 20  # that the young are looked at before those that were looked at onc
 @cache
 def hold_a_reserve() -> list[bytes]:
     """Has the system give memory now that it would give page by page while somebody waits: on a virtual machine a page takes up
-    to 15 us, and the rows of twenty nodes are 600 pages. Once in a process; what it returns keeps the reserve."""
+    to 15 us, and the rows of twenty nodes are 600 pages. Once in a process; what it returns keeps the reserve. What the system
+    does not give is gone without."""
     count = _SMALL_IN_RESERVE // _SMALL
     filled = bytes(_SMALL - sys.getsizeof(b""))
-    blocks = [bytes(memoryview(filled)) for _ in range(count)]  # each of its own, and written to
+    try:
+        blocks = [bytes(memoryview(filled)) for _ in range(count)]  # each of its own, and written to
+    except MemoryError:
+        return []
     library = _glibc()
     if library is not None:
         library.mallopt(_MMAP_THRESHOLD, _HIGHEST)
         library.mallopt(_TRIM_THRESHOLD, _SOON)
         library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
         large = library.malloc(_LARGE_IN_RESERVE)
-        ctypes.memset(large, 0, _LARGE_IN_RESERVE)
-        library.free(large)
+        if large is not None:
+            ctypes.memset(large, 0, _LARGE_IN_RESERVE)
+            library.free(large)
     # An arena goes back to the system with the last of its blocks.
     return blocks[:: _ARENA // _SMALL // 2]
 

@@ -105,3 +105,22 @@ def taking(how: str) -> list[int]:
 def test_what_requests_take_is_at_hand_before_they_do_and_after_memory_was_given_back() -> None:
     assert min(taking("none")) > 2_000
     assert max(taking("reserve")) < 400
+
+
+_SHORT = """
+import resource, sys
+from pathlib import Path
+from gateway import allocator
+said = Path("/proc/self/status").read_text().splitlines()
+size = next(int(line.split()[1]) * 1024 for line in said if line.startswith("VmSize"))
+most = size + int(sys.argv[1]) * 1024**2
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+allocator.hold_a_reserve()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("megabytes", [20, 45], ids=["for small objects", "for large ones"])
+def test_a_process_that_is_given_no_reserve_goes_on_without(megabytes: int) -> None:
+    done = subprocess.run([sys.executable, "-c", _SHORT, str(megabytes)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
