@@ -54,7 +54,7 @@ async def _dropped(cache: Cache, kind: str, value: str) -> int:
         return await cache.purge_node(value)
     if kind == "all":
         return await cache.purge_all()
-    issuer, bar, identifier = value.rpartition("|")
+    issuer, bar, identifier = value.partition("|")  # as in FHIR, another bar is the identifier's
     if not bar or not identifier:
         raise InvalidQuery("--patient is ISSUER|ID, such as 'SU-KRAKOW|12345'")
     return await cache.purge_patient(issuer, identifier)

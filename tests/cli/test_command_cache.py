@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from gateway.cache.client import Cache
+from gateway.cache.tags import patient_tag
 from gateway.simulators.dicomweb import DicomwebSimulator
 from tests import peers
 from tests.cli.commands import Command
@@ -36,6 +39,15 @@ def test_every_running_gateway_asks_its_nodes_anew_after_a_purge(
             assert eventually(lambda: len(one.get(path).json()) == 1 and web.operations["search_studies"] == 2)
             assert len(two.get(path).json()) == 1
             assert web.operations["search_studies"] == 2
+
+
+@pytest.mark.interop
+async def test_a_bar_in_the_id_of_a_patient_is_the_ids(command: Command, redis_peer: peers.Redis) -> None:
+    cache = await Cache.open(redis_peer.url, timeout=5)
+    assert await cache.set("gw:1:find:w:1", b"kept", 60, frozenset({patient_tag("I", "P|2")}))
+    done = await asyncio.to_thread(command, "cache", "purge", "--patient", "I|P|2", GATEWAY_REDIS_URL=redis_peer.url)
+    await cache.close()
+    assert (done.returncode, done.stdout) == (0, "dropped 1 kept answers\n"), done.stderr
 
 
 def test_an_embedded_cache_is_out_of_reach_and_the_command_says_what_to_do(command: Command) -> None:
