@@ -33,6 +33,7 @@ _KEYWORD, _MOST_NAMED = re.compile("[A-Za-z0-9]{1,64}"), 20
 _MOST_INSTANCES = 200
 _MOST_FRAMES = 10_000
 _MOST_TRIED = 4
+_MOST_OF_TABLE, _MOST_OF_TABLES = 4 << 20, 64 << 20
 _SIDE = 200
 _DOCUMENT, _DOCUMENT_TYPE = tag("EncapsulatedDocument"), tag("MIMETypeOfEncapsulatedDocument")
 _DOCUMENT_LENGTH, _NUMBER = tag("EncapsulatedDocumentLength"), tag("InstanceNumber")
@@ -165,33 +166,39 @@ class Pictures:
             return await self._fetched(job, nodes, rendering)
 
     async def _fetched(self, job: _Job, nodes: Sequence[Node], rendering: Rendering) -> bytes:
-        tables = await self._tables(job, nodes)
+        own = await self._attributes(job, nodes)
         frames: list[EncodedFrame] = []
         most = images.most_bytes_of_frame(job.dataset)
         try:
             async with self.retrieval.frames(job.ref, job.numbers, nodes) as opened:
                 async for part in opened.parts:
                     data = await _read(part.body, most)
-                    own = {**images.frame_attributes(job.dataset, part.number), **tables}
-                    frames.append(EncodedFrame(own, part.transfer_syntax, data))
+                    frames.append(EncodedFrame(own[part.number], part.transfer_syntax, data))
         except InvalidQuery:  # it says that it has this frame: it is a video, whose frames nobody tells apart
             raise NotAcceptable("frames of it cannot be told apart; ask for it as stored", parameter="Accept") from None
         milliseconds = images.milliseconds_per_frame(job.dataset)
         return await self.imaging.render(frames, replace(rendering, milliseconds=milliseconds))
 
-    async def _tables(self, job: _Job, nodes: Sequence[Node]) -> Dataset:
-        """The image attributes whose values stand elsewhere (long palettes and LUTs, colour profiles), with their values."""
-        attributes: Dataset = orjson.loads(orjson.dumps(images.frame_attributes(job.dataset, job.numbers[0])))
-        pixels = frozenset(images.PIXEL_TAGS)
-        fetched = set()
-        for holder, tag_, address in list(images.elsewhere(attributes)):
-            path = tuple(address.rpartition("/bulkdata/")[2].split("."))
-            async with self.retrieval.bulkdata(job.ref, path, nodes) as opened:
-                async for part in opened.parts:
-                    value = base64.b64encode(await _read(part.body, 4 << 20)).decode()
-                    holder[tag_] = {"vr": holder[tag_].get("vr", "OW"), "InlineBinary": value}
-            fetched.add(path[0])
-        return {one: attributes[one] for one in fetched if one in attributes and one not in pixels}
+    async def _attributes(self, job: _Job, nodes: Sequence[Node]) -> dict[int, Dataset]:
+        """The image attributes of each frame, with the values that stand elsewhere (long palettes and LUTs, colour profiles),
+        each fetched once: before the frames, since the node may have one turn only."""
+        found = {number: images.frame_attributes(job.dataset, number) for number in job.numbers}
+        fetched: dict[str, str] = {}
+        for number, attributes in found.items():
+            if next(images.elsewhere(attributes), None):
+                found[number] = orjson.loads(orjson.dumps(attributes))
+            for holder, tag_, address in list(images.elsewhere(found[number])):
+                if address not in fetched:
+                    left = _MOST_OF_TABLES - sum(map(len, fetched.values()))
+                    fetched[address] = await self._table(job, address, nodes, min(left, _MOST_OF_TABLE))
+                holder[tag_] = {"vr": holder[tag_].get("vr", "OW"), "InlineBinary": fetched[address]}
+        return found
+
+    async def _table(self, job: _Job, address: str, nodes: Sequence[Node], most: int) -> str:
+        path = tuple(address.rpartition("/bulkdata/")[2].split("."))
+        async with self.retrieval.bulkdata(job.ref, path, nodes) as opened:
+            pieces = [await _read(part.body, most) async for part in opened.parts]
+        return base64.b64encode(b"".join(pieces)).decode()
 
     async def _document(self, job: _Job, nodes: Sequence[Node]) -> AsyncIterator[bytes]:
         attribute = job.dataset.get(_DOCUMENT, {})
