@@ -158,10 +158,6 @@ class Pictures:
 
     async def _rendered(self, job: _Job, nodes: Sequence[Node], rendering: Rendering) -> bytes:
         self.imaging.check_size(images.pixels_of_frame(job.dataset) * len(job.numbers))
-        wrong = next((one for one in job.numbers if one > images.frame_count(job.dataset)), None)
-        if wrong:
-            count = images.frame_count(job.dataset)
-            raise InvalidQuery(f"frame {wrong} of an instance that has {count}", parameter="frames")
         with self.imaging.holding(images.bytes_of_frame(job.dataset) * len(job.numbers)):
             return await self._fetched(job, nodes, rendering)
 
@@ -252,6 +248,7 @@ class Pictures:
             word, chosen = word or text(dataset, MODALITY), candidate
             if not images.is_image(dataset) or images.may_show_identity(dataset):
                 continue
+            _check_numbers(dataset, asked)
             number = asked.numbers[0] if asked.numbers else images.representative_frame(dataset)
             job = _Job(candidate, dataset, (number,), media_type, number if asked.numbers else 0)
             try:
@@ -305,6 +302,7 @@ def _jobs(
         elif media_type in (GIF, PDF):
             jobs.append(_Job(place, dataset, _animated(dataset, asked), media_type))
         elif asked.numbers:
+            _check_numbers(dataset, asked)
             jobs += [_Job(place, dataset, (number,), media_type, number) for number in asked.numbers]
         else:
             number, count = images.representative_frame(dataset), images.frame_count(dataset)
@@ -318,7 +316,16 @@ def _jobs(
     return jobs, tuple(dict.fromkeys(notes))
 
 
+def _check_numbers(dataset: Dataset, asked: Asked) -> None:
+    """Raises InvalidQuery for a frame that the instance does not have, before any of the others is sent."""
+    count = images.frame_count(dataset)
+    wrong = next((number for number in asked.numbers if number > count), None)
+    if wrong:
+        raise InvalidQuery(f"frame {wrong} of an instance that has {count}", parameter="frames")
+
+
 def _animated(dataset: Dataset, asked: Asked) -> tuple[int, ...]:
+    _check_numbers(dataset, asked)
     count = images.frame_count(dataset)
     if not asked.numbers and count > _MOST_FRAMES:
         raise TooLarge(f"{count} frames are more than one picture shows ({_MOST_FRAMES}): ask for /frames/ of them")

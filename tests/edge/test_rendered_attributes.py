@@ -74,3 +74,9 @@ def test_the_colour_profile_of_a_slide_is_that_of_its_optical_path(gateway: Gate
     where = f"{instance_of(gateway, 'A2')}/rendered"
     answer = gateway.get(where, params={"iccprofile": "yes"}, headers={"accept": "image/png"})
     assert image_of(answer).info["icc_profile"] == PROFILE
+
+
+@pytest.mark.parametrize("accept", ["image/png", "image/jpeg", "multipart/related; type=image/png"])
+def test_a_frame_that_is_not_there_is_said_before_the_frames_that_are(gateway: Gateway, accept: str) -> None:
+    answer = gateway.get(f"{instance_of(gateway, 'A1')}/frames/1,3/rendered", headers={"accept": accept})
+    assert (answer.status_code, answer.json()["parameter"]) == (400, "frames")
