@@ -160,27 +160,35 @@ class Imaging:
     async def _ask(
         self, asked: dict[str, Any], data: Sequence[bytes], *, patient: bool = False
     ) -> tuple[dict[str, Any], bytes]:
-        """Who leaves does not take a process along: the work is ended in its time, and its place is free then."""
+        """Who leaves before their turn is not worked for. Later, a process is not taken along: the work is ended in its time,
+        and its place is free then."""
         self.require()
         if not patient and len(self._tasks) >= _MOST_WAITING:
             raise ImagingBusy("too many images are being decoded", retry_after=1.0)
-        task = asyncio.create_task(self._in_turn(asked, data, None if patient else self._seconds))
+        turn = asyncio.Event()
+        task = asyncio.create_task(self._in_turn(asked, data, turn, None if patient else self._seconds))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        told, given = await asyncio.shield(task)
+        try:
+            told, given = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not turn.is_set():
+                task.cancel()
+            raise
         if "failed" in told:
             raise _failure(told["failed"])
         return told, given
 
     async def _in_turn(
-        self, asked: dict[str, Any], data: Sequence[bytes], wait: float | None
+        self, asked: dict[str, Any], data: Sequence[bytes], turn: asyncio.Event, wait: float | None
     ) -> tuple[dict[str, Any], bytes]:
         try:
             async with asyncio.timeout(wait):
                 await self._places.acquire()
         except TimeoutError:
             raise ImagingBusy("other images are being decoded", retry_after=self._seconds / 2) from None
+        turn.set()
         try:
             async with asyncio.timeout(self._seconds):
                 return await self._at(await self._worker(), asked, data)

@@ -153,6 +153,26 @@ async def test_whoever_leaves_takes_nobody_else_along() -> None:
     assert imaging._idle == []
 
 
+async def test_whoever_leaves_before_their_turn_is_not_worked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    imaging = Imaging(1, 60.0, 64 << 20)
+    monkeypatch.setattr("gateway.imaging.processes._MOST_WAITING", 2)
+    whole = encoded(named("CT_small.dcm"))
+    await imaging.recode(whole)
+    process = imaging._idle[0].process
+    os.kill(process.pid, signal.SIGSTOP)
+    begun = asyncio.create_task(imaging.recode(whole))
+    leaving = asyncio.create_task(imaging.recode(whole))
+    await asyncio.sleep(0.1)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    staying = asyncio.create_task(imaging.recode(whole))  # there is room for it now
+    await asyncio.sleep(0.1)
+    os.kill(process.pid, signal.SIGCONT)
+    assert (await begun).data
+    assert (await staying).data
+    await imaging.close()
+
+
 async def test_when_too_much_is_under_way_new_work_is_turned_away_and_patient_work_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
