@@ -14,6 +14,7 @@ from pydicom.pixels.encoders.base import get_encoder
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
+from gateway.imaging.codestream import size_of
 from gateway.model.dataset import Dataset
 
 _KEYWORDS = ("FloatPixelData", "DoubleFloatPixelData")
@@ -52,6 +53,8 @@ def decode(attributes: Dataset, transfer_syntax: str, data: bytes, *, as_rgb: bo
         decoder = get_decoder(syntax)
         keyword = next((one for one in _KEYWORDS if one in dataset), "PixelData")
         _settle_chrominance(dataset, syntax, data)
+        if syntax.is_encapsulated and syntax != RLELossless:
+            _check_size(dataset, data)
         value = encapsulate([data]) if syntax.is_encapsulated else data + b"\0" * (len(data) % 2)
         vr = "OB" if syntax.is_encapsulated else "OW"
         dataset[keyword] = pydicom.DataElement(keyword, {"F": "OF", "D": "OD"}.get(keyword[0], vr), value)
@@ -74,6 +77,15 @@ def _settle_chrominance(dataset: pydicom.Dataset, syntax: UID, data: bytes) -> N
         expected = int(get_expected_length(dataset))
         if len(data) >= expected // 2 * 3:
             dataset.PhotometricInterpretation = "RGB"
+
+
+def _check_size(dataset: pydicom.Dataset, data: bytes) -> None:
+    """Codecs decode what the frame says, and cut what comes to what the attributes say: other pixels than there are.
+    Raises ValueError."""
+    own = size_of(data)
+    told = dataset.Rows, dataset.Columns, dataset.SamplesPerPixel
+    if own and (own.rows or told[0], own.columns, own.samples) != told:
+        raise ValueError
 
 
 def native(frame: Frame) -> bytes:

@@ -1,0 +1,56 @@
+"""Samples are read from where the attributes say that they are, and not at all where the frame itself says something else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
+
+from gateway.imaging.frame import CannotDecode, decode, encode
+
+NATIVE = str(ExplicitVRLittleEndian)
+SIDE = 64
+NUMBERS = {
+    "samples": "00280002", "rows": "00280010", "columns": "00280011", "allocated": "00280100", "stored": "00280101",
+    "high": "00280102", "sign": "00280103", "planar": "00280006",
+}  # fmt: skip
+
+
+def attributes(kind: str = "MONOCHROME2", **changes: int) -> dict[str, Any]:
+    bits = {"allocated": 8, "stored": 8, "high": 7} if "stored" not in changes else {}
+    numbers = {"samples": 1, "rows": SIDE, "columns": SIDE, "sign": 0, **bits, **changes}
+    if numbers["samples"] > 1:
+        numbers.setdefault("planar", 0)
+    found: dict[str, Any] = {NUMBERS[name]: {"vr": "US", "Value": [number]} for name, number in numbers.items()}
+    return found | {"00280004": {"vr": "CS", "Value": [kind]}}
+
+
+GREY = attributes()
+COLOUR = attributes("RGB", samples=3)
+
+
+def compressed(told: dict[str, Any], syntax: str) -> bytes:
+    samples = told[NUMBERS["samples"]]["Value"][0]
+    pixels = bytes(at % 251 for at in range(SIDE * SIDE * samples))
+    return encode(decode(told, NATIVE, pixels, as_rgb=False), syntax)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless, JPEGBaseline8Bit], ids=lambda uid: uid.name)
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (GREY, attributes(rows=SIDE // 2, columns=SIDE // 2)),
+        (GREY, attributes(rows=SIDE // 2, columns=SIDE * 2)),
+        (GREY, attributes(rows=SIDE // 2, allocated=16, stored=16, high=15)),
+        (COLOUR, GREY),
+    ],
+    ids=["smaller", "of another shape", "of more bits", "without colour"],
+)
+def test_a_frame_of_another_size_than_its_attributes_say_is_refused(
+    syntax: str, own: dict[str, Any], told: dict[str, Any]
+) -> None:
+    frame = compressed(own, syntax)
+    assert decode(own, syntax, frame).pixels.shape[:2] == (SIDE, SIDE)
+    with pytest.raises(CannotDecode):
+        decode(told, syntax, frame)
