@@ -53,6 +53,7 @@ def decode(attributes: Dataset, transfer_syntax: str, data: bytes, *, as_rgb: bo
         decoder = get_decoder(syntax)
         keyword = next((one for one in _KEYWORDS if one in dataset), "PixelData")
         _settle_chrominance(dataset, syntax, data)
+        data = _in_low_bits(dataset, syntax, data)
         if syntax.is_encapsulated and syntax != RLELossless:
             _check_size(dataset, data)
         value = encapsulate([data]) if syntax.is_encapsulated else data + b"\0" * (len(data) % 2)
@@ -77,6 +78,19 @@ def _settle_chrominance(dataset: pydicom.Dataset, syntax: UID, data: bytes) -> N
         expected = int(get_expected_length(dataset))
         if len(data) >= expected // 2 * 3:
             dataset.PhotometricInterpretation = "RGB"
+
+
+def _in_low_bits(dataset: pydicom.Dataset, syntax: UID, data: bytes) -> bytes:
+    """Samples that older objects have in the high bits of their words (High Bit), where decoders look for them. Raises
+    ValueError where the words are compressed."""
+    high, stored = dataset.get("HighBit"), dataset.get("BitsStored")
+    shift = high + 1 - stored if isinstance(high, int) and isinstance(stored, int) else 0
+    if shift <= 0 or (syntax.is_encapsulated and syntax != RLELossless):
+        return data
+    if syntax == RLELossless:
+        raise ValueError
+    dataset.HighBit = stored - 1
+    return (numpy.frombuffer(data, f"<u{dataset.BitsAllocated // 8}") >> shift).tobytes()
 
 
 def _check_size(dataset: pydicom.Dataset, data: bytes) -> None:

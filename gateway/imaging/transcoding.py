@@ -102,6 +102,8 @@ def _describe(dataset: Dataset, told: dict[str, object], stored: str, into: str)
     """The data set as it holds for the new pixels. Native ones above 32 bits of length cannot be written."""
     dataset.PhotometricInterpretation = told["photometric_interpretation"]
     dataset.BitsAllocated = told["bits_allocated"]
+    if "HighBit" in dataset and dataset.get("BitsStored"):
+        dataset.HighBit = dataset.BitsStored - 1
     if told["samples_per_pixel"] != 1:
         dataset.PlanarConfiguration = 1 if into == RLE else 0
     for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):

@@ -24,7 +24,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tests.edge.test_rendered import image_of, parts_of, place, shelf, study_of
+from tests.edge.test_rendered import image_of, instance_of, parts_of, place, shelf, study_of
 from tests.imaging.pixel_files import KNOWN, TWELVE_BITS, files, named, read, samples
 from tests.running import Gateway, files_node
 from tests.specimens import specimen
@@ -125,6 +125,24 @@ def test_dciodvfy_finds_no_fault_that_the_original_has_not(
         for path in (tmp_path / "ours.dcm", shelf / f"{name}.dcm")
     )
     assert ours - original == set()
+
+
+@pytest.mark.parametrize("into", LOSSLESS, ids=lambda uid: uid.name)
+def test_samples_in_the_high_bits_of_their_words_are_in_the_low_ones_of_another_syntax(
+    tmp_path: Path, into: str
+) -> None:
+    samples = numpy.arange(64 * 64, dtype="<u2").reshape(64, 64)
+    specimen(
+        tmp_path, "T9", "high bits", Rows=64, Columns=64, BitsAllocated=16, BitsStored=12, HighBit=15,
+        PixelData=(samples << 4).tobytes(),
+    )  # fmt: skip
+    with Gateway([files_node("high", tmp_path)]) as gateway:
+        answer = gateway.get(
+            instance_of(gateway, "T9"), headers={"accept": f"application/dicom; transfer-syntax={into}"}
+        )
+    dataset = pydicom.dcmread(io.BytesIO(answer.content))
+    assert dataset.HighBit == 11
+    assert numpy.array_equal(dataset.pixel_array, samples)
 
 
 def test_what_jpeg_has_lost_is_still_said_when_the_syntax_no_longer_does(gateway: Gateway) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 from gateway.imaging.frame import CannotDecode, decode, encode
 
@@ -54,3 +55,17 @@ def test_a_frame_of_another_size_than_its_attributes_say_is_refused(
     assert decode(own, syntax, frame).pixels.shape[:2] == (SIDE, SIDE)
     with pytest.raises(CannotDecode):
         decode(told, syntax, frame)
+
+
+@pytest.mark.parametrize("sign", [0, 1])
+def test_samples_in_the_high_bits_of_their_words_are_read_from_there(sign: int) -> None:
+    told = attributes(rows=2, columns=2, allocated=16, stored=12, high=15, sign=sign)
+    words = numpy.array([0, 0x0010, 0x7FF0, 0xFFF3], "<u2").tobytes()
+    assert decode(told, NATIVE, words).pixels.ravel().tolist() == [0, 1, 0x7FF, -1 if sign else 0xFFF]
+
+
+def test_samples_in_the_high_bits_of_compressed_words_are_refused() -> None:
+    words = attributes(allocated=16, stored=16, high=15)
+    frame = encode(decode(words, NATIVE, bytes(SIDE * SIDE * 2), as_rgb=False), RLELossless)
+    with pytest.raises(CannotDecode):
+        decode(attributes(allocated=16, stored=12, high=15), RLELossless, frame)
