@@ -73,7 +73,9 @@ def _first(value: Any) -> float:
 
 
 def _whole_range(frame: Frame, values: NDArray[numpy.float64]) -> Window:
-    """From the least to the greatest value that is no padding."""
+    """From the least to the greatest value that is no padding; single bits are black and white, also where all are alike."""
+    if frame.told.get("bits_stored") == 1 and "RescaleSlope" not in frame.dataset:
+        return 0.5, 1.0, LINEAR_EXACT
     kept = values[numpy.isfinite(values) & ~_padding(frame)]
     if not kept.size:
         return 0.5, 1.0, LINEAR_EXACT

@@ -9,6 +9,7 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 from gateway.imaging.frame import CannotDecode, decode, encode
+from gateway.imaging.tones import shown
 
 NATIVE = str(ExplicitVRLittleEndian)
 SIDE = 64
@@ -69,3 +70,9 @@ def test_samples_in_the_high_bits_of_compressed_words_are_refused() -> None:
     frame = encode(decode(words, NATIVE, bytes(SIDE * SIDE * 2), as_rgb=False), RLELossless)
     with pytest.raises(CannotDecode):
         decode(attributes(allocated=16, stored=12, high=15), RLELossless, frame)
+
+
+@pytest.mark.parametrize(("byte", "grey"), [(0x00, 0), (0xFF, 255)])
+def test_a_frame_of_single_bits_that_are_all_alike_is_black_or_white(byte: int, grey: int) -> None:
+    told = attributes(rows=4, columns=4, allocated=1, stored=1, high=0)
+    assert set(shown(decode(told, NATIVE, bytes([byte]) * 2), None).ravel().tolist()) == {grey}
