@@ -233,7 +233,7 @@ class Answers:
             )
             if not self._is_touched(asked.key, landed.entry, landed.since, until):
                 return landed.entry
-            self._loads.forget(asked.flight.__eq__)
+            self._loads.leave(asked.flight, landed)
 
     async def _load(self, asked: _Question) -> _Landed:
         """The entry that another replica has just loaded, or a new one, which this one then loads alone."""

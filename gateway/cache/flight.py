@@ -21,6 +21,12 @@ class _Flight(Generic[T]):
         self.result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def answer(self) -> T | None:
+        """None while there is none."""
+        is_there = self.result.done() and not self.result.cancelled() and self.result.exception() is None
+        return self.result.result() if is_there else None
+
 
 class Flights(Generic[T]):
     """The loads of one event loop. Close it to cancel what is still under way."""
@@ -77,6 +83,12 @@ class Flights(Generic[T]):
     def forget(self, matches: Callable[[str], bool]) -> None:
         """Lets nobody join the flights of these keys any more: who asks from now on gets a load that starts now."""
         for key in [key for key in self._flying if matches(key)]:
+            del self._flying[key]
+
+    def leave(self, key: str, answer: T) -> None:
+        """As `forget`, of the flight that gave this answer; another one that has begun since is joined as before."""
+        flight = self._flying.get(key)
+        if flight is not None and flight.answer is answer:
             del self._flying[key]
 
     async def close(self) -> None:

@@ -1,5 +1,7 @@
 """What is kept while a purge is being carried out is found by the next one."""
 
+import asyncio
+
 import pytest
 
 from gateway.cache.answers import Answers, Loaded
@@ -7,6 +9,7 @@ from gateway.cache.keys import key
 from gateway.cache.purges import EVERYTHING_KEPT, Purge
 from gateway.cache.tags import study_tag
 
+from .conftest import eventually
 from .test_answers import Source, kept
 
 ONE = frozenset({study_tag("1.2")})
@@ -38,3 +41,19 @@ async def test_an_answer_that_is_kept_during_a_purge_is_found_by_the_next(cache,
     await answers.close()
     assert steps >= step, "the purge had not ended"
     assert left == (None, None)
+
+
+async def test_all_who_ask_after_a_purge_of_what_is_being_loaded_share_one_new_load(cache):
+    answers, old, new = Answers(cache), Source(Loaded(["old"], tags=ONE)), Source(Loaded(["new"], tags=ONE))
+    old.go.clear()
+    early = asyncio.create_task(answers.rows(OLD, 60, old))
+    await eventually(lambda: old.asked == 1)
+    await cache.purge_study("1.2")
+    late = [asyncio.create_task(answers.rows(OLD, 60, new)) for _ in range(50)]
+    await asyncio.sleep(0.1)
+    old.go.set()
+    assert await early == ["old"]
+    assert await asyncio.gather(*late) == [["new"]] * 50
+    found = await kept(cache, OLD)
+    await answers.close()
+    assert (old.asked, new.asked, found) == (1, 1, ["new"])
