@@ -270,6 +270,8 @@ class Answers:
 
     async def _new(self, asked: _Question) -> Entry:
         loaded = await asked.load()
+        if asked.anew:  # one that began before is not to take this one's place
+            self._loads.forget(asked.key.__eq__)
         ttl = asked.ttl if loaded.ttl is None else loaded.ttl
         stale = self._stale if loaded.may_be_stale else Stale(0.0, 0.0)
         windows = (stale.while_revalidate, stale.if_error)

@@ -1,9 +1,10 @@
-"""What is kept while a purge is being carried out is found by the next one."""
+"""What overtakes what: an answer that is kept during a purge, callers that come after it, a load that began later."""
 
 import asyncio
 
 import pytest
 
+from gateway.cache import freshness
 from gateway.cache.answers import Answers, Loaded
 from gateway.cache.keys import key
 from gateway.cache.purges import EVERYTHING_KEPT, Purge
@@ -57,3 +58,19 @@ async def test_all_who_ask_after_a_purge_of_what_is_being_loaded_share_one_new_l
     found = await kept(cache, OLD)
     await answers.close()
     assert (old.asked, new.asked, found) == (1, 1, ["new"])
+
+
+async def test_an_answer_that_was_asked_for_anew_is_not_replaced_by_that_of_a_load_that_began_before(cache):
+    answers, old, new = Answers(cache), Source(Loaded(["old"])), Source(Loaded(["new"]))
+    old.go.clear()
+    slow = asyncio.create_task(answers.rows(OLD, 60, old))
+    await eventually(lambda: old.asked == 1)
+    with freshness.asked_anew():
+        assert await answers.rows(OLD, 60, new) == ["new"]
+    assert await kept(cache, OLD) == ["new"]
+    old.go.set()
+    assert await slow == ["old"]
+    await asyncio.sleep(0.5)
+    given = await answers.rows(OLD, 60, old), await kept(cache, OLD)
+    await answers.close()
+    assert given == (["new"], ["new"])
