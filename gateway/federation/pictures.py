@@ -164,11 +164,12 @@ class Pictures:
     async def _fetched(self, job: _Job, nodes: Sequence[Node], rendering: Rendering) -> bytes:
         own = await self._attributes(job, nodes)
         frames: list[EncodedFrame] = []
-        most = images.most_bytes_of_frame(job.dataset)
+        most, left = images.most_bytes_of_frame(job.dataset), images.most_bytes_of_frames(job.dataset, len(job.numbers))
         try:
             async with self.retrieval.frames(job.ref, job.numbers, nodes) as opened:
                 async for part in opened.parts:
-                    data = await _read(part.body, most)
+                    data = await _read(part.body, min(most, left))
+                    left -= len(data)
                     frames.append(EncodedFrame(own[part.number], part.transfer_syntax, data))
         except InvalidQuery:  # it says that it has this frame: it is a video, whose frames nobody tells apart
             raise NotAcceptable("frames of it cannot be told apart; ask for it as stored", parameter="Accept") from None

@@ -69,6 +69,11 @@ def most_bytes_of_frame(dataset: Dataset) -> int:
     return bytes_of_frame(dataset) * 2 + (1 << 20)
 
 
+def most_bytes_of_frames(dataset: Dataset, count: int) -> int:
+    """As for one; what stands around the samples of one frame may be large, of all together it is not."""
+    return most_bytes_of_frame(dataset) + (count - 1) * (bytes_of_frame(dataset) * 2 + (16 << 10))
+
+
 def may_show_identity(dataset: Dataset) -> bool:
     """Whether the pixels themselves may name the patient (PS3.3 C.7.6.1): said so, or a picture of a document or screen
     that does not say no."""

@@ -149,6 +149,14 @@ def test_no_more_of_a_frame_is_read_than_its_pixels_can_be_whatever_samples_and_
     assert (answer.status_code, answer.json()["code"]) == (413, "GW108")
 
 
+def test_no_more_of_all_frames_of_an_animation_is_read_than_their_pixels_can_be():
+    frames = parts("application/octet-stream", *[(OCTETS, b"x" * 900_000)] * 8)
+    odd = one_instance({"/frames/1,2,3,4,5,6,7,8": frames}, Rows=4, Columns=4, NumberOfFrames=8)
+    with server(odd) as port, Gateway([dicomweb_node("n", port)]) as gateway:
+        answer = gateway.get(f"{PLACE}/rendered", headers={"Accept": "image/gif"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "GW108")
+
+
 @pytest.mark.parametrize("odd", ["palette", "table"])
 def test_an_image_that_cannot_be_shown_is_no_fault_of_a_viewport_that_was_not_asked_for(tmp_path, odd):
     table = Dataset()
