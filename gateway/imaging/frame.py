@@ -132,9 +132,12 @@ def _jpeg(frame: Frame) -> bytes:
 
     from PIL import Image
 
-    if frame.pixels.dtype != numpy.uint8 or frame.told["photometric_interpretation"] == "PALETTE COLOR":
+    kind = frame.told["photometric_interpretation"]
+    if frame.pixels.dtype != numpy.uint8 or frame.told["bits_allocated"] == 1 or kind == "PALETTE COLOR":
         raise ValueError
     buffer = BytesIO()
     # 4:2:2, as the photometric interpretation YBR_FULL_422 has it.
-    Image.fromarray(frame.pixels).save(buffer, "JPEG", quality=95, subsampling=1)
+    Image.fromarray(frame.pixels, "YCbCr" if kind == "YBR_FULL" else None).save(
+        buffer, "JPEG", quality=95, subsampling=1
+    )
     return buffer.getvalue()

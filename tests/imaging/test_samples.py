@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import numpy
 import pytest
+from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 from gateway.imaging.frame import CannotDecode, decode, encode
@@ -76,3 +78,19 @@ def test_samples_in_the_high_bits_of_compressed_words_are_refused() -> None:
 def test_a_frame_of_single_bits_that_are_all_alike_is_black_or_white(byte: int, grey: int) -> None:
     told = attributes(rows=4, columns=4, allocated=1, stored=1, high=0)
     assert set(shown(decode(told, NATIVE, bytes([byte]) * 2), None).ravel().tolist()) == {grey}
+
+
+@pytest.mark.parametrize("kind", ["RGB", "YBR_FULL"])
+def test_a_frame_made_into_jpeg_has_the_colours_that_it_had(kind: str) -> None:
+    told = attributes(kind, samples=3)
+    pixels = bytes([100, 90, 200]) * (SIDE * SIDE)
+    wanted = decode(told, NATIVE, pixels).pixels
+    frame = encode(decode(told, NATIVE, pixels, as_rgb=False), JPEGBaseline8Bit)
+    seen = numpy.asarray(Image.open(BytesIO(frame)))
+    assert numpy.abs(seen.astype(int) - wanted).max() <= 3
+
+
+def test_a_frame_of_single_bits_is_not_made_into_jpeg() -> None:
+    told = attributes(allocated=1, stored=1, high=0)
+    with pytest.raises(CannotDecode):
+        encode(decode(told, NATIVE, bytes(SIDE * SIDE // 8), as_rgb=False), JPEGBaseline8Bit)
