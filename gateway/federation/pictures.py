@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -122,7 +122,8 @@ class Pictures:
             source = self._made(jobs, nodes, asked, show)
             pictures = await stack.enter_async_context(aclosing_iterator(source))
             first = await anext(pictures)
-            yield OpenedPictures(first_then(first, pictures), silent, gaps, (*notes, *_refused(jobs, asked, show)))
+            notes = (*notes, *_without_effect(jobs, asked), *_refused(jobs, asked, show))
+            yield OpenedPictures(first_then(first, pictures), silent, gaps, notes)
 
     async def _check_count(self, ref: Ref, nodes: Sequence[Node]) -> None:
         study = (await self.retrieval.federation.locate(ref.study, nodes)).items[0]
@@ -354,6 +355,15 @@ def _offers(datasets: Sequence[Dataset]) -> str:
     if any(text(one, _DOCUMENT_TYPE).lower() == PDF for one in datasets):
         return f"this is available as {PDF}"
     return "what is neither an image nor an encapsulated PDF is not rendered; ask for it as application/dicom"
+
+
+def _without_effect(jobs: Sequence[_Job], asked: Asked) -> Iterator[str]:
+    """What is said of parameters that are for images in grey, or in colour, where others are shown."""
+    kinds = {(images.is_colour(job.dataset), job.media_type == GIF) for job in jobs if job.media_type != PDF}
+    if asked.rendering.window and any(is_colour for is_colour, _ in kinds):
+        yield "a window changes nothing of an image in colour"
+    if asked.rendering.icc_profile in ("yes", "srgb") and kinds - {(True, False)}:
+        yield "an image in grey, or a GIF, has no colour profile"
 
 
 def _refused(jobs: Sequence[_Job], asked: Asked, show: Shows) -> tuple[str, ...]:

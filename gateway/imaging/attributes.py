@@ -10,6 +10,7 @@ from gateway.model.vocabulary import tag
 ROWS, COLUMNS, SAMPLES = tag("Rows"), tag("Columns"), tag("SamplesPerPixel")
 BITS_ALLOCATED, NUMBER_OF_FRAMES = tag("BitsAllocated"), tag("NumberOfFrames")
 PIXEL_TAGS = (tag("PixelData"), tag("FloatPixelData"), tag("DoubleFloatPixelData"))
+_PHOTOMETRIC = tag("PhotometricInterpretation")
 _MOST_SAMPLES, _MOST_BITS = 4, 64
 _WANTED = tuple(
     map(
@@ -39,6 +40,10 @@ _RATES = (tag("RecommendedDisplayFrameRate"), tag("CineRate"))
 def is_image(dataset: Dataset) -> bool:
     """Whether an instance has pixels to show. A node may leave the pixel data out of its metadata: its size then tells."""
     return any(one in dataset for one in PIXEL_TAGS) or (ROWS in dataset and COLUMNS in dataset)
+
+
+def is_colour(dataset: Dataset) -> bool:
+    return (whole_number(dataset, SAMPLES) or 1) > 1 or text(dataset, _PHOTOMETRIC) == "PALETTE COLOR"
 
 
 def frame_count(dataset: Dataset) -> int:

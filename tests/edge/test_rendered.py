@@ -207,6 +207,22 @@ def test_a_colour_profile_is_there_when_it_is_asked_for(gateway: Gateway) -> Non
         assert image_of(gateway.get(where, params={"iccprofile": wanted})).info["icc_profile"]
 
 
+def test_a_parameter_that_changes_nothing_of_an_image_is_said(gateway: Gateway) -> None:
+    grey, colour = (f"{place(named(name))}/rendered" for name in ("CT_small.dcm", "SC_rgb_rle.dcm"))
+    palette = f"{place(named('examples_palette.dcm'))}/rendered"
+    for where in (colour, palette):
+        assert "a window changes nothing" in gateway.get(where, params={"window": "40,400"}).headers["warning"]
+    for where, accept in ((grey, "image/png"), (colour, "image/gif")):
+        answer = gateway.get(where, params={"iccprofile": "yes"}, headers={"accept": accept})
+        assert "no colour profile" in answer.headers["warning"]
+    for where, parameters in (
+        (grey, {"window": "40,400"}),
+        (colour, {"iccprofile": "yes"}),
+        (grey, {"iccprofile": "no"}),
+    ):
+        assert "warning" not in gateway.get(where, params=parameters).headers
+
+
 def test_a_multi_frame_is_an_animation_as_gif_and_says_so_otherwise(gateway: Gateway) -> None:
     where = place(named("examples_ybr_color.dcm"))
     animation = gateway.get(f"{where}/rendered", headers={"accept": "image/gif"})
