@@ -87,8 +87,10 @@ def _padding(frame: Frame) -> NDArray[numpy.bool_]:
     value, limit = frame.dataset.get("PixelPaddingValue"), frame.dataset.get("PixelPaddingRangeLimit")
     if not isinstance(value, int):
         return numpy.zeros(frame.pixels.shape, bool)
-    other = limit if isinstance(limit, int) else value
-    return numpy.asarray((frame.pixels >= min(value, other)) & (frame.pixels <= max(value, other)))
+    ends = numpy.array([value, limit if isinstance(limit, int) else value])
+    if frame.pixels.dtype.kind == "i":  # some writers tell it without its sign
+        ends = ends.astype(frame.pixels.dtype)
+    return numpy.asarray((frame.pixels >= ends.min()) & (frame.pixels <= ends.max()))
 
 
 def windowed(values: NDArray[numpy.float64], center: float, width: float, function: str) -> NDArray[numpy.uint8]:

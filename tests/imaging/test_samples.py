@@ -94,3 +94,11 @@ def test_a_frame_of_single_bits_is_not_made_into_jpeg() -> None:
     told = attributes(allocated=1, stored=1, high=0)
     with pytest.raises(CannotDecode):
         encode(decode(told, NATIVE, bytes(SIDE * SIDE // 8), as_rgb=False), JPEGBaseline8Bit)
+
+
+@pytest.mark.parametrize(("kind", "padding"), [("SS", -2000), ("US", 63536)])
+def test_padding_is_no_value_to_be_shown_though_it_is_told_without_its_sign(kind: str, padding: int) -> None:
+    told = attributes(rows=1, columns=4, allocated=16, stored=16, high=15, sign=1)
+    told["00280120"] = {"vr": kind, "Value": [padding]}
+    samples = numpy.array([-2000, 0, 100, 200], "<i2").tobytes()
+    assert shown(decode(told, NATIVE, samples), None).ravel().tolist() == [0, 0, 128, 255]
