@@ -13,6 +13,7 @@ from gateway.imaging.frame import CannotDecode, Frame
 from gateway.imaging.options import LINEAR, LINEAR_EXACT, SIGMOID
 
 Window = tuple[float, float, str]
+_MOST_SIGNED = 0x7FFF
 _FUNCTIONS = {"LINEAR": LINEAR, "LINEAR_EXACT": LINEAR_EXACT, "SIGMOID": SIGMOID}
 
 
@@ -42,6 +43,7 @@ def _grey(frame: Frame, window: Window | None) -> NDArray[numpy.uint8]:
     dataset = frame.dataset
     values = numpy.asarray(apply_modality_lut(frame.pixels, dataset), numpy.float64)
     if window is None and _has_table(dataset):
+        _settle_sign(dataset.VOILUTSequence[0], values)
         table = numpy.asarray(apply_voi(numpy.asarray(values, numpy.int64), dataset, index=0))
         return _eight_bits(table, int(dataset.VOILUTSequence[0].LUTDescriptor[2]))
     center, width, function = window or own_window(dataset) or _whole_range(frame, values)
@@ -51,6 +53,13 @@ def _grey(frame: Frame, window: Window | None) -> NDArray[numpy.uint8]:
 def _has_table(dataset: Dataset) -> bool:
     items = dataset.get("VOILUTSequence")
     return bool(items) and "LUTData" in items[0] and "LUTDescriptor" in items[0]
+
+
+def _settle_sign(table: Dataset, values: NDArray[numpy.float64]) -> None:
+    """Where a table begins is US for unsigned stored values, also where what comes of them is below 0 (PS3.3 C.11.2.1.1)."""
+    entries, first, bits = table.LUTDescriptor
+    if first > _MOST_SIGNED and values.min() < 0:
+        table.LUTDescriptor = [entries, first - 2 * (_MOST_SIGNED + 1), bits]
 
 
 def own_window(dataset: Dataset) -> Window | None:

@@ -102,3 +102,16 @@ def test_padding_is_no_value_to_be_shown_though_it_is_told_without_its_sign(kind
     told["00280120"] = {"vr": kind, "Value": [padding]}
     samples = numpy.array([-2000, 0, 100, 200], "<i2").tobytes()
     assert shown(decode(told, NATIVE, samples), None).ravel().tolist() == [0, 0, 128, 255]
+
+
+@pytest.mark.parametrize(("kind", "first"), [("SS", -2), ("US", 65534)])
+def test_a_voi_table_that_begins_below_zero_does_so_though_it_is_told_without_its_sign(kind: str, first: int) -> None:
+    table = {
+        "00283002": {"vr": kind, "Value": [4, first, 8]},
+        "00283006": {"vr": "US", "Value": [10, 100, 200, 250]},
+    }
+    told = attributes(rows=1, columns=4, allocated=16, stored=16, high=15)
+    told |= {"00281052": {"vr": "DS", "Value": [-2]}, "00281053": {"vr": "DS", "Value": [1]}}
+    told["00283010"] = {"vr": "SQ", "Value": [table]}
+    samples = numpy.arange(4, dtype="<u2").tobytes()
+    assert shown(decode(told, NATIVE, samples), None).ravel().tolist() == [10, 100, 200, 250]
