@@ -14,9 +14,10 @@ from pathlib import Path
 
 from gateway.cache.purges import EVERYTHING_KEPT, Purge
 from gateway.cache.spool import NotSpooled, Spool, SpooledInstance, Writer
-from gateway.cache.tags import patient_tag, study_tag
+from gateway.cache.tags import Tag
 from gateway.errors import NodeProtocolError, NotFound
 from gateway.federation.fanout import cancel_all
+from gateway.federation.mentions import of_row
 from gateway.federation.node import aclosing_iterator
 from gateway.federation.opened import OpenedInstance, drain
 from gateway.model.dataset import Dataset, text
@@ -98,7 +99,7 @@ class SpooledSeries:
     scratch: Path | None = None
     _arriving: dict[tuple[str, str, str], _Arriving] = field(default_factory=dict)
     _bringing: set[asyncio.Task[None]] = field(default_factory=set)
-    _versions: OrderedDict[tuple[str, str], tuple[str, ...]] = field(default_factory=OrderedDict)
+    _versions: OrderedDict[tuple[str, str], tuple[tuple[str, ...], frozenset[Tag]]] = field(default_factory=OrderedDict)
 
     async def close(self) -> None:
         """Ends the retrieves that still run."""
@@ -113,9 +114,9 @@ class SpooledSeries:
     def settle(self, owner: Row) -> None:
         """Lets go of a study's instances when its node says something else of it now than when they came."""
         place, now = (owner.node, owner.study), version(owner)
-        if self._versions.get(place, now) != now:
+        if place in self._versions and self._versions[place][0] != now:
             self.spool.forget(*place)
-        self._versions[place] = now
+        self._versions[place] = now, frozenset(of_row(owner))
         self._versions.move_to_end(place)
         if len(self._versions) > _VERSIONS_KEPT:
             self._versions.popitem(last=False)
@@ -124,9 +125,9 @@ class SpooledSeries:
         """Lets go of the instances of a node, a study or a patient that was purged, or of all. Not where a purge may merely have
         been missed: what is here is held against what its node says of it before it is used."""
         tags = purge.tags()
-        for (node, study), (issuer, identifier, *_) in list(self._versions.items()):
+        for (node, study), (_, borne) in list(self._versions.items()):
             is_meant = purge == EVERYTHING_KEPT or (purge.kind == "node" and node in purge.values)
-            if is_meant or tags & {study_tag(study), patient_tag(issuer, identifier)}:
+            if is_meant or tags & borne:
                 self.spool.forget(node, study)
 
     async def metadata(self, node: str, series: Ref, fetch: Fetch) -> AsyncIterator[Dataset]:

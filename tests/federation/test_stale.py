@@ -121,10 +121,12 @@ def test_the_spool_lets_go_of_what_is_purged(tmp_path: Path) -> None:
     spooled = SpooledSeries(Spool(tmp_path, max_bytes=0))
     spooled.spool.forget = lambda *place: forgotten.append(place)  # type: ignore[method-assign, assignment]
     for name, patient, study in (("w", "P", "1.2"), ("w", "Q", "1.3"), ("v", "P", "1.4")):
-        spooled.settle(Row(Level.STUDY, name, PatientKey("I", patient), study))
+        linked = frozenset({PatientKey("J", f"{patient} elsewhere")})
+        spooled.settle(Row(Level.STUDY, name, PatientKey("I", patient), study, linked=linked))
     for purge, places in (
         (Purge("study", ("1.3",)), [("w", "1.3")]),
         (Purge.of_patient("I", "P"), [("w", "1.2"), ("v", "1.4")]),
+        (Purge.of_patient("J", "P elsewhere"), [("w", "1.2"), ("v", "1.4")]),
         (Purge("node", ("w",)), [("w", "1.2"), ("w", "1.3")]),
         (Purge("all"), []),
         (EVERYTHING_KEPT, [("w", "1.2"), ("w", "1.3"), ("v", "1.4")]),
