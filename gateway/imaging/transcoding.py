@@ -32,6 +32,7 @@ _IMAGE_PIXEL = (
 )  # fmt: skip
 _SIZE = tuple(map(Tag, ("Rows", "Columns")))
 _OF_PIXELS = tuple(map(Tag, (*_IMAGE_PIXEL, "ExtendedOffsetTable")))
+_BEGIN_OF_IMAGE = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")
 _END_OF_IMAGE = b"\xff\xd9"
 _MOST_NATIVE = (1 << 32) - 2
 
@@ -214,14 +215,14 @@ class _Pieces:
 
 
 async def _grouped(source: _Pieces, count: int, extended: Sequence[int], stored: str) -> AsyncIterator[bytes]:
-    """The frames from their fragments: by the offset table as long as a fragment begins at each offset, else by what ends an
-    image; RLE has one fragment for each frame (PS3.5 A.4.2)."""
+    """The frames from their fragments: by the offset table as long as a fragment begins at each offset, else by what ends or
+    begins an image; RLE has one fragment for each frame (PS3.5 A.4.2)."""
     table = await source.item(4 * MOST_FRAMES) or b""
     starts = _Starts(extended or offsets_of(table, count, "L"))
     at, frame = 0, bytearray()
     while (fragment := await source.item()) is not None:
         begins = starts.begins(at)
-        if frame and count > 1 and (begins or (begins is None and _is_ended(frame, stored))):
+        if frame and count > 1 and (begins or (begins is None and _is_between(frame, fragment, stored))):
             yield bytes(frame)
             frame = bytearray()
         frame += fragment
@@ -251,5 +252,6 @@ class _Starts:
         return is_start
 
 
-def _is_ended(frame: bytearray, stored: str) -> bool:
-    return stored == RLE or _END_OF_IMAGE in frame[-10:]
+def _is_between(frame: bytearray, fragment: bytes, stored: str) -> bool:
+    """Whether an image ends with `frame`, or begins with `fragment`: some have much padding at their end, or no end."""
+    return stored == RLE or _END_OF_IMAGE in frame[-10:] or fragment.startswith(_BEGIN_OF_IMAGE)

@@ -285,8 +285,9 @@ def test_frames_in_another_syntax_come_in_the_order_asked_for(gateway: Gateway) 
 
 
 def _multi_frame(directory: Path, name: str, announced: int, **encapsulated: Any) -> pydicom.Dataset:
-    """Two frames of JPEG 2000, in two fragments each."""
-    frames = [_jpeg_2000(value) for value in (40, 200)]
+    """Two frames of JPEG 2000, in two fragments each unless it is said otherwise."""
+    padding, fragments = encapsulated.pop("padding", b""), encapsulated.pop("fragments", 2)
+    frames = [_jpeg_2000(value) + padding for value in (40, 200)]
     made = specimen(directory.parent / "unused", name, name, Rows=64, Columns=64, NumberOfFrames=announced)
     made.file_meta.TransferSyntaxUID = JPEG2000Lossless
     offsets = encapsulated.pop("extended", False)
@@ -294,7 +295,7 @@ def _multi_frame(directory: Path, name: str, announced: int, **encapsulated: Any
         value, made.ExtendedOffsetTable, made.ExtendedOffsetTableLengths = pydicom.encaps.encapsulate_extended(frames)
     else:
         said = encapsulated.pop("said", None)
-        value = pydicom.encaps.encapsulate(frames, fragments_per_frame=2, **encapsulated)
+        value = pydicom.encaps.encapsulate(frames, fragments_per_frame=fragments, **encapsulated)
         value = value[:12] + pack("<L", said(frames)) + value[16:] if said else value
     made.PixelData = value
     made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
@@ -320,6 +321,7 @@ def fragmented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gatew
         "table": _multi_frame(directory, "table", 2, has_bot=True),
         "none": _multi_frame(directory, "none", 2, has_bot=False),
         "extended": _multi_frame(directory, "extended", 2, extended=True),
+        "padded": _multi_frame(directory, "padded", 2, has_bot=False, fragments=1, padding=bytes(20)),
         "zeros": _multi_frame(directory, "zeros", 2, said=lambda frames: 0),
         "without headers": _multi_frame(directory, "without headers", 2, said=lambda frames: len(frames[0])),
         "short": _multi_frame(directory, "short", 3, has_bot=True),
@@ -335,7 +337,7 @@ def _asked(fragmented: tuple[Gateway, dict[str, pydicom.Dataset]], name: str) ->
     return gateway.get(where, headers={"accept": f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}"})
 
 
-@pytest.mark.parametrize("name", ["table", "none", "extended", "zeros", "without headers"])
+@pytest.mark.parametrize("name", ["table", "none", "extended", "padded", "zeros", "without headers"])
 def test_frames_in_several_fragments_are_put_together(
     fragmented: tuple[Gateway, dict[str, pydicom.Dataset]], name: str
 ) -> None:
