@@ -302,7 +302,7 @@ class Answers:
                     await self._cache.set(key, sealed, entry.kept_for, entry.tags)
                 # Forgotten while it was being written: the delete may have overtaken the write on another connection.
                 if not may_keep():
-                    self._local.drop(key)
+                    self._local.take_back(key, entry)
                     await self._cache.delete(key)
         finally:
             if landed.lock is not None:

@@ -42,8 +42,16 @@ class Local:
 
     def weigh(self, key: str, entry: Entry) -> None:
         """Counts what the entry takes now that its text is written; where another one has taken its place, that one stays."""
-        if key in self._entries and self._entries[key][0] is entry:
+        if self._holds(key, entry):
             self.put(key, entry)
+
+    def take_back(self, key: str, entry: Entry) -> None:
+        """Drops the entry; another one that has taken its place stays."""
+        if self._holds(key, entry):
+            self.drop(key)
+
+    def _holds(self, key: str, entry: Entry) -> bool:
+        return key in self._entries and self._entries[key][0] is entry
 
     def trim(self) -> None:
         """Drops what there is no room for, and what was used last before it was no longer fresh. To let go of an answer takes
