@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.cache.work import LEASE, Entry, Queue
-from gateway.errors import AuditUnavailable, GatewayError
+from gateway.errors import AuditUnavailable, GatewayError, NoNodeAnswered
 from gateway.exporting import measures
 from gateway.store.exports import Body, Exports, Job, Step
 from gateway.telemetry import log, place_of, request_id
@@ -219,5 +219,9 @@ def _is_cancelled() -> bool:
 
 
 def _failed(before: Step, error: GatewayError) -> Made:
-    told = {"code": error.code, "detail": error.detail}
-    return Made({**before.state, "failure": told}, outcome="failed")
+    return Made({**before.state, "failure": _told(error)}, outcome="failed")
+
+
+def _told(error: GatewayError) -> dict[str, Any]:
+    failures = error.failures if isinstance(error, NoNodeAnswered) else ()
+    return {"code": error.code, "detail": error.detail, "failures": [_told(one) for one in failures]}

@@ -408,14 +408,22 @@ def test_a_node_that_stops_at_its_maximum_is_named(nodes: CatalogueNodes) -> Non
         assert any(issue["code"] == "incomplete" and "n00" in issue["diagnostics"] for issue in told)
 
 
-def test_an_export_of_silence_is_an_error_not_an_empty_list(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("names", [("silent",), ("silent", "mute")], ids=["one", "two"])
+def test_an_export_of_silence_is_an_error_that_is_no_reason_to_ask_again(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
     monkeypatch.setattr(pages, "_PAUSES", (0.1,))
-    silent = {"id": "silent", "name": "silent", "adapter": "dicomweb"}
-    silent |= {"connection": {"url": f"http://127.0.0.1:{free_ports(1)[0]}"}}
-    with Gateway([silent]) as running:
+    ports = free_ports(len(names))
+    nodes = [
+        {"id": name, "name": name, "adapter": "dicomweb", "connection": {"url": f"http://127.0.0.1:{port}"}}
+        for name, port in zip(names, ports, strict=True)
+    ]
+    with Gateway(nodes) as running:
         answer = begin(running.client).over()
-        assert answer.status_code == 503
-        assert "silent" in answer.json()["issue"][0]["diagnostics"]
+    (issue,) = answer.json()["issue"]
+    assert answer.status_code == 503
+    assert all(name in issue["diagnostics"] for name in names)
+    assert issue["code"] == "processing"
 
 
 def test_a_node_that_fails_for_a_moment_costs_nothing() -> None:

@@ -18,6 +18,7 @@ from gateway.cache import bodies
 from gateway.edge import problems, received
 from gateway.edge.export import pages, requested
 from gateway.edge.export.requested import NDJSON, OF_A_PATIENT, TYPES
+from gateway.edge.fhir.imagingstudy import Resource
 from gateway.edge.fhir.request import FhirRequest, handler
 from gateway.edge.ratelimit import Buckets
 from gateway.errors import Forbidden, InvalidQuery, MethodNotAllowed, NotFound, TooManyRequests
@@ -70,7 +71,7 @@ async def _begin(asked: FhirRequest) -> Response:
     text = "the export has begun; ask at Content-Location how it stands"
     if context.settings.export_directory is None:
         text += "; it is kept in a private directory (GATEWAY_EXPORT_DIRECTORY), which a restart of the gateway loses"
-    return _outcome(202, text, headers)
+    return _outcome(202, _information(text), headers)
 
 
 def _types(asked: FhirRequest, wanted: tuple[str, ...] | None, of_patients: bool) -> tuple[str, ...]:
@@ -141,8 +142,9 @@ async def _stand(asked: FhirRequest) -> Response:
         raise TooManyRequests("asked too often; Retry-After says when to ask again", retry_after=wait)
     if step.outcome == "failed":
         error = pages.failure_of(step)
-        status = problems.status_of(error)
-        return problems.render(asked.request, status, error.code, error.title, error.detail, None, {})
+        # Not "transient" nor a kind of it: that would say that the export goes on and is to be asked after again (3.5.2).
+        issue = problems.outcome_issue("error", "processing", error.code, error.detail)
+        return _outcome(problems.status_of(error), issue, {"Cache-Control": "no-store"})
     if step.outcome:
         return _manifest(asked, job, step)
     headers = {
@@ -186,7 +188,7 @@ async def _delete(asked: FhirRequest) -> Response:
     record.ref, record.outcome = job.id, "success"
     context.pipeline.audit.write(record)
     await _engine(asked.request).cancel(job.id)
-    return _outcome(202, "the export has ended; what it gave is removed", {"Cache-Control": "no-store"})
+    return _outcome(202, _information("the export has ended; what it gave is removed"), {"Cache-Control": "no-store"})
 
 
 async def _file(asked: FhirRequest) -> Response:
@@ -236,7 +238,10 @@ def polls() -> Buckets:
     return Buckets(_POLLS_A_SECOND, _POLLS_AT_ONCE)
 
 
-def _outcome(status: int, text: str, headers: dict[str, str]) -> Response:
-    issue = problems.outcome_issue("information", "informational", "", text)
+def _information(text: str) -> Resource:
+    return problems.outcome_issue("information", "informational", "", text)
+
+
+def _outcome(status: int, issue: Resource, headers: dict[str, str]) -> Response:
     body = {"resourceType": pages.OUTCOME, "issue": [issue]}
     return Response(orjson.dumps(body), status, headers, "application/fhir+json")

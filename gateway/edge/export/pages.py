@@ -374,9 +374,14 @@ def files_of(step: Step) -> list[File]:
 
 def failure_of(step: Step) -> GatewayError:
     """Why a job failed, as the error that it was."""
-    told = step.state["failure"]
+    return _error_of(step.state["failure"])
+
+
+def _error_of(told: dict[str, Any]) -> GatewayError:
     kinds = {kind.code: kind for kind in problems.STATUS}
     kind = kinds.get(told["code"], GatewayError)
     error = kind.__new__(kind)
     GatewayError.__init__(error, told["detail"])
+    if isinstance(error, NoNodeAnswered):
+        error.failures = tuple(map(_error_of, told.get("failures", ())))  # type: ignore[arg-type]
     return error
