@@ -375,6 +375,23 @@ def test_without_any_redis_it_works_in_one_process(nodes: CatalogueNodes) -> Non
         assert set(export.ids(export.manifest())) == HELD
 
 
+@pytest.mark.parametrize("narrowed", ["patient={}", "_typeFilter=ImagingStudy%3Fsubject%3D{}&_type=ImagingStudy"])
+def test_a_replica_that_never_gave_out_a_patient_s_id_exports_his_studies(
+    nodes: CatalogueNodes, tmp_path: Path, narrowed: str
+) -> None:
+    given: dict[str, Any] = {"export_directory": tmp_path / "kept", "secret": "the same at both replicas"}
+    tables = nodes.tables(quirks=[])
+    with Gateway(tables, export_at_once=0, **given) as first:
+        some = first.get("/fhir/ImagingStudy?_count=1").json()["entry"][0]["resource"]
+        whose = some["subject"]["reference"]
+        begun = begin(first.client, f"/fhir/$export?{narrowed.format(whose)}")
+    with Gateway(tables, **given) as second:
+        export = Export(second.client, begun.url.replace(first.url, second.url))
+        studies = list(export.lines(export.manifest(), "ImagingStudy"))
+    assert some["id"] in {one["id"] for one in studies}
+    assert {one["subject"]["reference"] for one in studies} == {whose}
+
+
 # --- what is missing is named
 
 

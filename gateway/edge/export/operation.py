@@ -104,6 +104,7 @@ def _job(asked: FhirRequest, types: tuple[str, ...], wanted: requested.Asked) ->
         "types": list(types),
         "filters": wanted.filters,
         "patients": wanted.patients,
+        "known": [[key.issuer, key.id] for key in wanted.known],
         "elements": wanted.elements,
         "ignored": wanted.ignored,
         "page": context.settings.export_page,

@@ -165,6 +165,8 @@ class _Doing:
         return there, [*gone, *(Issue(node, "GW209", f"node {node}: {text_}") for node in changed)]
 
     async def page(self, state: _State, walk: Walk, *, is_first: bool) -> Made:
+        for issuer, identifier in self.job.asked.get("known", ()):
+            self.pages.patients.id_of(PatientKey(issuer, identifier))
         search = await parse(walk.pairs, self.renderer, lenient=False)
         names, issues = self.nodes()
         try:

@@ -16,6 +16,7 @@ from gateway.edge.fhir.imagingstudy import Renderer
 from gateway.edge.fhir.studyquery import RESULTS, parse
 from gateway.edge.querystring import pairs_of, query_pairs
 from gateway.errors import InvalidQuery
+from gateway.model.patient import PatientKey
 from gateway.wire.fhirxml import element_names
 
 STUDY, PATIENT, ENDPOINT, ORGANIZATION = "ImagingStudy", "Patient", "Endpoint", "Organization"
@@ -41,7 +42,8 @@ _WHY_NOT = {
 class Asked:
     """One export. `types` None means all that the caller may have; `walks` are searches of ImagingStudy, by OR.
 
-    `ignored` says what was left out of account, for the error file.
+    `ignored` says what was left out of account, for the error file; `known` are the patients that the searches speak of, whose
+    ids another replica may never have given out.
     """
 
     types: tuple[str, ...] | None = None
@@ -49,6 +51,7 @@ class Asked:
     patients: list[str] = field(default_factory=list)
     elements: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    known: list[PatientKey] = field(default_factory=list)
 
 
 async def asked_of(request: Request, renderer: Renderer, *, lenient: bool) -> Asked:
@@ -81,6 +84,7 @@ async def _check(asked: Asked, renderer: Renderer) -> None:
     for pairs in asked.filters or [[]]:
         search = await parse([*_pairs(pairs), *patients_pair(asked.patients)], renderer, lenient=False)
         asked.ignored += [text for text in search.unknown if text not in asked.ignored]
+        asked.known += [key for key in search.named if key not in asked.known]
 
 
 def _is_element(text: str, *, is_r5: bool) -> bool:

@@ -26,7 +26,7 @@ class Criteria:
 
     What answers one of `excluded` is left out. `updated` are put to the moment (ms since the epoch) at which the gateway first
     saw the study, or saw it change. `impossible` says that nothing can answer; `unknown` tells why. `refining` counts the
-    conditions that only look closer at what the nodes were asked.
+    conditions that only look closer at what the nodes were asked. `named` are the patients that are spoken of.
     """
 
     renderer: Renderer
@@ -37,6 +37,7 @@ class Criteria:
     impossible: bool = False
     unknown: list[str] = field(default_factory=list)
     updated: list[Callable[[int], bool]] = field(default_factory=list)
+    named: list[PatientKey] = field(default_factory=list)
 
     @property
     def query(self) -> Query:
@@ -68,6 +69,7 @@ class Criteria:
 
     def exclude(self, other: Criteria) -> None:
         """Leaves out what answers `other`: decided here by the study's own attributes, else by a search for what answers."""
+        self.named += other.named
         if other.impossible:
             return
         if any(_lies_below(match) for match in other.matches):
@@ -117,6 +119,7 @@ class Criteria:
         if not keys:
             self.impossible = True
             return
+        self.named += keys
         self.matches.append(any_of((PATIENT_ID,), [key.id for key in keys]))
         self.matches.append(any_of((ISSUER,), [key.issuer for key in keys]))
         wanted = frozenset(keys)
