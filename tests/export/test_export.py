@@ -251,6 +251,12 @@ def test_lenient_handling_says_in_the_manifest_what_it_left_out(served: Gateway)
         ("includeAssociatedData=LatestProvenanceResources", "includeAssociatedData"),
         ("patient=Practitioner/1", "patient"),
         ("node=n99", "node"),
+        ("patient=", "patient"),
+        ("patient=,", "patient"),
+        ("_type=", "_type"),
+        ("_elements=", "_elements"),
+        ("_typeFilter=", "_typeFilter"),
+        ("_typeFilter=ImagingStudy%3Fpatient%3D", "patient"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(served: Gateway, query: str, named: str) -> None:

@@ -63,6 +63,7 @@ async def asked_of(request: Request, renderer: Renderer, *, lenient: bool) -> As
     for name, value in pairs:
         take = _TAKEN.get(name)
         if take is not None:
+            _require_text(name, value)
             take(asked, value, lenient)
         elif lenient:
             asked.ignored.append(_WHY_NOT.get(name, f"the parameter '{name}' is not supported and was ignored"))
@@ -73,6 +74,12 @@ async def asked_of(request: Request, renderer: Renderer, *, lenient: bool) -> As
         raise InvalidQuery(f"_typeFilter may be given {_MOST_FILTERS} times", parameter="_typeFilter")
     await _check(asked, renderer)
     return asked
+
+
+def _require_text(name: str, value: str) -> None:
+    """Raises InvalidQuery: what was to narrow an export and is empty must not widen it to everybody."""
+    if not value.strip(", "):
+        raise InvalidQuery(f"'{name}' is empty: give it a value, or leave it out", parameter=name)
 
 
 async def _check(asked: Asked, renderer: Renderer) -> None:
@@ -127,6 +134,8 @@ def _take_filter(asked: Asked, value: str, lenient: bool) -> None:
         refused = sorted({name for name, _ in pairs if name in _NOT_IN_A_FILTER})
         if refused:
             raise InvalidQuery(f"{', '.join(refused)} cannot be part of a _typeFilter", parameter="_typeFilter")
+        for name, value_ in pairs:
+            _require_text(name, value_)
         asked.filters.append([[name, value_] for name, value_ in pairs])
 
 
