@@ -278,6 +278,14 @@ def test_a_body_that_is_no_parameters_is_refused(served: Gateway, body: bytes) -
     assert answer.json()["resourceType"] == "OperationOutcome"
 
 
+@pytest.mark.parametrize("name", ["node", "_format"])
+def test_what_is_read_from_the_query_alone_is_refused_in_a_body(served: Gateway, name: str) -> None:
+    body = {"resourceType": "Parameters", "parameter": [{"name": name, "valueString": "n00"}]}
+    answer = served.client.post("/fhir/$export", headers=ASYNC, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["issue"][0]["expression"] == [f"http.{name}"]
+
+
 def test_without_respond_async_the_caller_is_told_what_to_send(served: Gateway) -> None:
     answer = served.get("/fhir/$export", headers={"Accept": "application/fhir+json"})
     assert answer.status_code == 400

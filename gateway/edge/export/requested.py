@@ -58,7 +58,9 @@ async def asked_of(request: Request, renderer: Renderer, *, lenient: bool) -> As
     """Raises InvalidQuery naming what is not supported; with `lenient` that is left out and listed, where it may be."""
     pairs = query_pairs(request)
     if request.method == "POST":
-        pairs += _parameters(await _body(request))
+        posted = _parameters(await _body(request))
+        _require_in_the_query(posted)
+        pairs += posted
     asked = Asked()
     for name, value in pairs:
         take = _TAKEN.get(name)
@@ -74,6 +76,12 @@ async def asked_of(request: Request, renderer: Renderer, *, lenient: bool) -> As
         raise InvalidQuery(f"_typeFilter may be given {_MOST_FILTERS} times", parameter="_typeFilter")
     await _check(asked, renderer)
     return asked
+
+
+def _require_in_the_query(posted: Sequence[tuple[str, str]]) -> None:
+    """Raises InvalidQuery for what is read before the body is, and would be passed over in it."""
+    for name in (name for name, _ in posted if _TAKEN.get(name) is _take_nothing):
+        raise InvalidQuery(f"'{name}' goes into the query string, not into the body", parameter=name)
 
 
 def _require_text(name: str, value: str) -> None:
