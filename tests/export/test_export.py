@@ -278,6 +278,12 @@ def test_a_body_that_is_no_parameters_is_refused(served: Gateway, body: bytes) -
     assert answer.json()["resourceType"] == "OperationOutcome"
 
 
+def test_the_plus_of_a_format_need_not_be_percent_encoded(served: Gateway) -> None:
+    assert begin(served.client, "/fhir/$export?_type=Endpoint&_outputFormat=application/fhir+ndjson").manifest()[
+        "output"
+    ]
+
+
 @pytest.mark.parametrize("name", ["node", "_format"])
 def test_what_is_read_from_the_query_alone_is_refused_in_a_body(served: Gateway, name: str) -> None:
     body = {"resourceType": "Parameters", "parameter": [{"name": name, "valueString": "n00"}]}

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from gateway.edge import received
 from gateway.edge.fhir.imagingstudy import Renderer
 from gateway.edge.fhir.studyquery import RESULTS, parse
+from gateway.edge.negotiation import with_plus
 from gateway.edge.querystring import pairs_of, query_pairs
 from gateway.errors import InvalidQuery
 from gateway.model.patient import PatientKey
@@ -118,7 +119,7 @@ def _pairs(listed: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
 
 
 def _take_format(asked: Asked, value: str, lenient: bool) -> None:
-    if value.split(";")[0].strip() not in _FORMATS:
+    if with_plus(value).split(";")[0].strip() not in _FORMATS:
         raise InvalidQuery(f"_outputFormat is one of {', '.join(_FORMATS)}", parameter="_outputFormat")
 
 
