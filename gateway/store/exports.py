@@ -26,6 +26,8 @@ _RECORD = re.compile(r"\d{8}\.json")
 _ASKED, _ALIVE, _GONE, _COMING = "job.json", "alive", ".gone-", ".new-"
 MARK = 16
 """Bytes of a mark: a digest that stands for one line."""
+HEAD = 8
+"""Those bytes at a mark's beginning that say which marks are looked at together."""
 MOST_KEPT = 1000
 """Jobs that are kept at once: they are looked through every few seconds."""
 
@@ -138,12 +140,13 @@ class Exports:
         return Step(**{**told, "files": tuple(File(**each) for each in told["files"])})
 
     def seen(self, identifier: str, marks: set[bytes]) -> set[bytes]:
-        """Those of the marks that a finished step has given already; one step's marks are in memory at a time."""
+        """The marks that finished steps have given and that begin as one of these; one step's are in memory at a time."""
         found: set[bytes] = set()
+        heads = {mark[:HEAD] for mark in marks}
         for step in self.steps(identifier):
             if step.marks:
                 told = (self.directory / identifier / step.marks).read_bytes()
-                found.update(marks.intersection(told[at : at + MARK] for at in range(0, len(told), MARK)))
+                found.update(told[at : at + MARK] for at in range(0, len(told), MARK) if told[at : at + HEAD] in heads)
         return found
 
     def commit(

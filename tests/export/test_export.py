@@ -498,3 +498,20 @@ def test_two_patients_12345_of_two_hospitals_stay_two() -> None:
     assert {one["name"][0]["family"] for one in patients.values()} == {"Berg", "Thal"}
     assert all([identifier["value"] for identifier in one["identifier"]] == ["12345"] for one in patients.values())
     assert studies["2.25.1"] == studies["2.25.2"] != studies["2.25.3"]
+
+
+def test_one_uid_of_two_patients_on_pages_far_apart_is_two_studies_with_an_id_each() -> None:
+    rows = made_up(400, nodes=2, shared=0.0)
+    newest, oldest = max(rows[0], key=lambda row: row["StudyDate"]), min(rows[1], key=lambda row: row["StudyDate"])
+    oldest["StudyInstanceUID"] = newest["StudyInstanceUID"]
+    with catalogue_nodes(rows) as hospitals, Gateway(hospitals.tables(quirks=[]), export_page=20) as running:
+        export = begin(running.client, "/fhir/$export?_type=ImagingStudy")
+        lines = list(export.lines(export.manifest(), "ImagingStudy"))
+        uid = f"urn:oid:{newest['StudyInstanceUID']}"
+        both = [one for one in lines if one["identifier"][0]["value"] == uid]
+        read = [running.get(f"/fhir/ImagingStudy/{one['id']}") for one in both]
+    assert len(lines) == 400
+    assert [one["subject"]["identifier"]["value"] for one in both] == [newest["PatientID"], oldest["PatientID"]]
+    assert both[0]["id"] == newest["StudyInstanceUID"] != both[1]["id"]
+    assert [one.status_code for one in read] == [409, 200]
+    assert read[1].json()["subject"]["identifier"]["value"] == oldest["PatientID"]

@@ -18,6 +18,7 @@ import orjson
 
 from gateway.edge import problems
 from gateway.edge.estate import Estate
+from gateway.edge.export import given
 from gateway.edge.export.requested import ENDPOINT, ORGANIZATION, PATIENT, STUDY, patients_pair
 from gateway.edge.fhir import profiles, validity
 from gateway.edge.fhir.imagingstudy import Renderer, Resource
@@ -33,7 +34,7 @@ from gateway.model.moments import parse_date
 from gateway.model.patient import PatientKey
 from gateway.model.vocabulary import STUDY_DATE, STUDY_UID
 from gateway.security.caller import Caller
-from gateway.store.exports import MARK, Body, Exports, File, Job, Step
+from gateway.store.exports import Body, Exports, File, Job, Step
 from gateway.store.patients import PatientIds
 
 OUTCOME = "OperationOutcome"
@@ -251,21 +252,31 @@ class _Doing:
 
     async def _bodies(self, items: Sequence[Found], types: Sequence[str]) -> tuple[list[Body], list[bytes], int]:
         """The lines that no earlier step gave, their marks, and how many are studies."""
-        lines: dict[str, dict[bytes, bytes]] = {}
-        for type_ in types:
-            make = self._studies if type_ == STUDY else self._patients
-            lines[type_] = await self._lines(type_, make(items))
-        given = {mark for some in lines.values() for mark in some}
-        seen = await asyncio.to_thread(self.pages.exports.seen, self.job.id, given) if given else set()
         bodies: list[Body] = []
         marks: list[bytes] = []
-        for type_, some in lines.items():
-            new = {mark: line for mark, line in some.items() if mark not in seen}
+        for type_ in types:
+            lines, new = await (self._new_studies(items) if type_ == STUDY else self._new_patients(items))
             marks += new
-            for first in range(0, len(new), self.size):
-                part = list(new.values())[first : first + self.size]
+            for first in range(0, len(lines), self.size):
+                part = lines[first : first + self.size]
                 bodies.append(Body(type_, len(part), b"".join(part)))
         return bodies, marks, sum(body.count for body in bodies if body.kind == STUDY)
+
+    async def _new_studies(self, items: Sequence[Found]) -> tuple[list[bytes], list[bytes]]:
+        """The lines of studies that no earlier step gave, and their marks."""
+        seen = await self._seen({mark for one in items for mark in given.marks_of(one)})
+        new = given.left(items, seen, self.estate.pipeline.federation.domains)
+        lines = await self._lines(STUDY, self._studies(new))
+        return list(lines.values()), [mark for one in new for mark in given.marks_of(one)]
+
+    async def _new_patients(self, items: Sequence[Found]) -> tuple[list[bytes], list[bytes]]:
+        lines = await self._lines(PATIENT, self._patients(items))
+        seen = await self._seen(set(lines))
+        new = {mark: line for mark, line in lines.items() if mark not in seen}
+        return list(new.values()), list(new)
+
+    async def _seen(self, marks: set[bytes]) -> set[bytes]:
+        return await asyncio.to_thread(self.pages.exports.seen, self.job.id, marks) if marks else set()
 
     def _studies(self, items: Sequence[Found]) -> Iterable[Resource]:
         is_r5 = bool(self.job.asked["is_r5"])
@@ -290,8 +301,7 @@ class _Doing:
             shown = trimmed(resource, self.job.asked["elements"])
             if self.pages.validates:
                 validity.check(shown, is_r5=self.job.asked["is_r5"])
-            mark = hashlib.blake2b(f"{type_}/{resource['id']}".encode(), digest_size=MARK).digest()
-            lines.setdefault(mark, orjson.dumps(shown) + b"\n")
+            lines.setdefault(given.mark(type_, resource["id"]), orjson.dumps(shown) + b"\n")
         return lines
 
     async def end(self, state: _State) -> Made:
