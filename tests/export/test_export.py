@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -87,6 +89,16 @@ def test_the_manifest_says_what_was_asked_when_and_how_long_it_is_kept(
     answer = export.over()
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["expires"].endswith("GMT")
+
+
+def test_no_manifest_vouches_for_a_moment_later_than_what_the_nodes_said() -> None:
+    """What is exported out of the cache lacks what a node has got since, up to which who goes on from there would never ask."""
+    with catalogue_nodes(ROWS) as nodes, Gateway(nodes.tables(quirks=[]), **FAST) as running:
+        begin(running.client).manifest()
+        asked = datetime.now(UTC)
+        time.sleep(0.5)
+        again = begin(running.client).manifest()
+    assert datetime.fromisoformat(again["transactionTime"]) <= asked
 
 
 def test_progress_is_a_sentence_with_numbers(whole: tuple[Export, dict[str, Any]]) -> None:

@@ -170,7 +170,7 @@ def _manifest(asked: FhirRequest, job: Job, step: Step) -> Response:
 
     expires = step.at + asked.context.settings.export_seconds
     manifest = {
-        "transactionTime": datetime.fromtimestamp(job.at, UTC).isoformat(timespec="milliseconds"),
+        "transactionTime": datetime.fromtimestamp(pages.moment_of(job, step), UTC).isoformat(timespec="milliseconds"),
         "request": job.asked["request"],
         "requiresAccessToken": not asked.context.caller.is_open,
         "output": [told(file) for file in files if file.kind != pages.OUTCOME],

@@ -10,12 +10,14 @@ import asyncio
 import hashlib
 import hmac
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import orjson
 
+from gateway.cache import freshness
 from gateway.edge import problems
 from gateway.edge.estate import Estate
 from gateway.edge.export import given
@@ -49,7 +51,7 @@ _OF_A_CROWDED_DAY = 5
 @dataclass(slots=True)
 class _State:
     """How far a job has come: which of its searches, behind which result. `studies` and `pages` are counts so far;
-    `is_crowded` says that the page before lay within one day."""
+    `is_crowded` says that the page before lay within one day; `told` is when the oldest answer was given that was used."""
 
     walk: int = 0
     after: list[Any] | None = None
@@ -60,6 +62,7 @@ class _State:
     given_up: list[str] = field(default_factory=list)
     issues: list[list[str]] = field(default_factory=list)
     nodes: int = 0
+    told: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,7 @@ class _Doing:
             self.pages.patients.id_of(PatientKey(issuer, identifier))
         search = await parse(walk.pairs, self.renderer, lenient=False)
         names, issues = self.nodes()
+        answers = freshness.begin()
         try:
             page, wanted = await self._patiently(state, search, walk, names)
         except NodeError as error:
@@ -189,6 +193,7 @@ class _Doing:
             given_up=sorted({*state.given_up, *(one.node for one in issues if one.node and one.code in _PASSING)}),
             issues=[[one.node, one.code, one.text] for one in issues],
             nodes=len(self.job.asked["nodes"]),
+            told=min(time.time() - answers.age, state.told or math.inf),
         )
         return Made(_json(following), bodies, marks)
 
@@ -377,6 +382,11 @@ def progress(job: Job, step: Step) -> str:
     answering = state.nodes - len(state.given_up)
     told = f"{answering} of {state.nodes} nodes, {state.studies:,} studies in {state.pages} pages"
     return f"{told}, at those of {state.reached}" if state.reached else told
+
+
+def moment_of(job: Job, step: Step) -> float:
+    """The moment up to which nothing is missing: the beginning, or that of an older answer which a node was not asked anew for."""
+    return min(job.at, step.state.get("told") or job.at)
 
 
 def files_of(step: Step) -> list[File]:
