@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from gateway.cache.work import LEASE, Entry, Queue
 from gateway.errors import AuditUnavailable, GatewayError, NoNodeAnswered
 from gateway.exporting import measures
-from gateway.store.exports import Body, Exports, Job, Step
+from gateway.store.exports import FAILED, Body, Exports, Job, Step
 from gateway.telemetry import log, place_of, request_id
 
 _LOOK_EVERY = 3.0
@@ -219,7 +219,7 @@ def _is_cancelled() -> bool:
 
 
 def _failed(before: Step, error: GatewayError) -> Made:
-    return Made({**before.state, "failure": _told(error)}, outcome="failed")
+    return Made({**before.state, "failure": _told(error)}, outcome=FAILED)
 
 
 def _told(error: GatewayError) -> dict[str, Any]:

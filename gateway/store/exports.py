@@ -24,6 +24,7 @@ from gateway.errors import SettingsError, TooLarge
 _JOB = re.compile(r"[0-9a-f]{32}")
 _RECORD = re.compile(r"\d{8}\.json")
 _ASKED, _ALIVE, _GONE, _COMING = "job.json", "alive", ".gone-", ".new-"
+FAILED = "failed"
 MARK = 16
 """Bytes of a mark: a digest that stands for one line."""
 HEAD = 8
@@ -158,7 +159,8 @@ class Exports:
         marks: Iterable[bytes] = (),
         outcome: str = "",
     ) -> bool:
-        """Writes the step after `before`; False when another has written it meanwhile, and this one left nothing.
+        """Writes the step after `before`; False when another has written it meanwhile, and this one left nothing. Of a job that
+        failed no lines are kept: nobody is given them.
 
         Raises FileNotFoundError when the job is gone, TooLarge when the lines would exceed the ceiling.
         """
@@ -171,7 +173,8 @@ class Exports:
             for part, body in enumerate(bodies)
         )
         named = f"{number:08d}-{token}.marks" if told else ""
-        step = Step(number, state, files, before.size + size, outcome, named)
+        is_failed = outcome == FAILED
+        step = Step(number, state, files, 0 if is_failed else before.size + size, outcome, named)
         written = [home / file.name for file in files]
         contents = [body.lines for body in bodies]
         if named:
@@ -188,6 +191,8 @@ class Exports:
                     path.unlink(missing_ok=True)
         if is_done:
             self.touch(identifier)
+        if is_done and is_failed:
+            _drop_lines(home)
         return is_done
 
     def path(self, identifier: str, name: str) -> Path:
@@ -244,6 +249,12 @@ class Exports:
                 if self.quiet(identifier) > seconds and self.remove(identifier):
                     expired.append(identifier)
         return expired
+
+
+def _drop_lines(home: Path) -> None:
+    for entry in os.scandir(home):
+        if entry.name.endswith((".ndjson", ".marks")):
+            Path(entry.path).unlink(missing_ok=True)
 
 
 def _age(entry: os.DirEntry[str]) -> float:

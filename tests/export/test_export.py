@@ -375,6 +375,15 @@ def test_lines_beyond_the_ceiling_end_the_export_with_a_word(nodes: CatalogueNod
         assert "GATEWAY_EXPORT_BYTES" in answer.json()["issue"][0]["diagnostics"]
 
 
+def test_an_export_that_found_no_room_leaves_its_room_to_others(nodes: CatalogueNodes, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"export_bytes": 100_000, "export_page": 20, "export_directory": tmp_path / "kept"}
+    with Gateway(nodes.tables(quirks=[]), **given) as running:
+        assert begin(running.client).over().status_code == 413
+        assert not list((tmp_path / "kept").rglob("*.ndjson"))
+        few = "/fhir/$export?_type=ImagingStudy&_typeFilter=ImagingStudy%3Fmodality%3DMR&_elements=started"
+        assert begin(running.client, few).manifest()["output"]
+
+
 def test_exports_can_be_turned_off(nodes: CatalogueNodes) -> None:
     with Gateway(nodes.tables(quirks=[]), export_bytes=0) as running:
         assert running.get("/fhir/$export", headers=ASYNC).status_code == 404
