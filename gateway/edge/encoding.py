@@ -170,8 +170,11 @@ class _Sender:
 
 
 def _is_text(message: Message) -> bool:
+    """Not for a range: its bytes are counted in the plain text (RFC 9110 14.4)."""
     headers = dict(message.get("headers", ()))
-    return b"content-encoding" not in headers and _is_text_type(headers.get(b"content-type", b""))
+    if b"content-encoding" in headers or b"content-range" in headers:
+        return False
+    return _is_text_type(headers.get(b"content-type", b""))
 
 
 @lru_cache(256)

@@ -331,6 +331,16 @@ def test_only_what_the_manifest_lists_is_served(whole: tuple[Export, dict[str, A
     assert whole[0].client.get(f"{whole[0].url}/{name}").status_code == 404
 
 
+def test_a_range_of_a_file_has_the_bytes_that_it_says(whole: tuple[Export, dict[str, Any]]) -> None:
+    export, manifest = whole
+    url = next(file["url"] for file in manifest["output"] if file["type"] == "ImagingStudy")
+    content = export.client.get(url, headers={"Accept-Encoding": "identity"}).content
+    part = export.client.get(url, headers={"Accept-Encoding": "gzip", "Range": "bytes=1000-2999"})
+    assert part.status_code == 206
+    assert "content-encoding" not in part.headers
+    assert part.content == content[1000:3000]
+
+
 def test_who_asks_too_often_is_told_to_wait(served: Gateway) -> None:
     export = begin(served.client)
     answers = [export.poll() for _ in range(15)]
