@@ -360,6 +360,14 @@ def test_a_cancelled_export_is_gone_and_so_are_its_lines(served: Gateway) -> Non
     assert not kept.exists()
 
 
+def test_a_file_that_is_taken_away_while_it_is_asked_for_is_not_there(nodes: CatalogueNodes, tmp_path: Path) -> None:
+    with Gateway(nodes.tables(quirks=[]), export_directory=tmp_path / "kept") as running:
+        (file,) = begin(running.client, "/fhir/$export?_type=Endpoint").manifest()["output"]
+        (there,) = (tmp_path / "kept").rglob("*.ndjson")
+        there.unlink()
+        assert running.client.get(file["url"]).status_code == 404
+
+
 def test_the_lines_of_a_finished_export_can_be_deleted(served: Gateway) -> None:
     export = begin(served.client, "/fhir/$export?_type=Endpoint")
     manifest = export.manifest()

@@ -207,8 +207,12 @@ async def _file(asked: FhirRequest) -> Response:
         if not there.intersection(job.asked["nodes"]) <= set(record.nodes):
             raise Forbidden("a node that the export came from may not be asked for this caller any more")
         record.nodes, record.count = tuple(job.asked["nodes"]), found.count
-    headers = {"Cache-Control": "no-store"}
-    return FileResponse(engine.exports.path(job.id, name), media_type=NDJSON, headers=headers)
+        path = engine.exports.path(job.id, name)
+        try:
+            there_is = await asyncio.to_thread(path.stat)
+        except FileNotFoundError:  # deleted, or expired, meanwhile
+            raise NotFound("there is no such file of an export") from None
+    return FileResponse(path, media_type=NDJSON, headers={"Cache-Control": "no-store"}, stat_result=there_is)
 
 
 async def _own(asked: FhirRequest) -> tuple[Job, Step]:
