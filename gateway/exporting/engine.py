@@ -65,9 +65,9 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
-    async def begin(self, job: Job) -> None:
-        """Raises TooLarge where there is no room."""
-        await asyncio.to_thread(self.exports.create, job)
+    async def begin(self, job: Job, require: Callable[[Sequence[Job]], None]) -> None:
+        """Raises TooLarge where there is no room, and as `require` does of the jobs that are not over."""
+        await asyncio.to_thread(self.exports.create, job, require)
         measures.exports.labels("begun").inc()
         await self.queue.put(job.id)
 
@@ -203,14 +203,6 @@ class Engine:
             with contextlib.suppress(FileNotFoundError):
                 waiting.append((identifier, self.exports.quiet(identifier)))
         return waiting
-
-    async def unfinished(self, is_counted: Callable[[Job], bool]) -> int:
-        """How many jobs that are not over are of the kind."""
-        return await asyncio.to_thread(self._count, is_counted)
-
-    def _count(self, is_counted: Callable[[Job], bool]) -> int:
-        jobs = map(self.exports.job, self.exports.unfinished())
-        return sum(1 for job in jobs if job is not None and is_counted(job))
 
 
 def _is_cancelled() -> bool:

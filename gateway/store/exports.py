@@ -7,14 +7,16 @@ or not at all. Everything here blocks.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import orjson
@@ -85,6 +87,7 @@ class Exports:
         self.directory = directory
         self.max_bytes = max_bytes
         self._over: dict[str, int] = {}
+        self._creating = Lock()
 
     def open(self) -> None:
         """Makes the directory, for this user only. Raises SettingsError, also where files cannot be linked in it."""
@@ -102,8 +105,14 @@ class Exports:
         finally:
             shutil.rmtree(probe, ignore_errors=True)
 
-    def create(self, job: Job) -> None:
-        """The job is there with all that it is, or not at all. Raises TooLarge where there is no room for any lines."""
+    def create(self, job: Job, require: Callable[[Sequence[Job]], None] = lambda jobs: None) -> None:
+        """The job is there with all that it is, or not at all. Raises TooLarge where there is no room for any lines, and as
+        `require` does of the jobs that are not over: one is looked at and created after the other, also by several replicas."""
+        with self._creating, _alone(self.directory):
+            require([job for job in map(self.job, self.unfinished()) if job is not None])
+            self._create(job)
+
+    def _create(self, job: Job) -> None:
         if self.used() >= self.max_bytes or len(self.jobs()) >= MOST_KEPT:
             raise TooLarge("the exports that are kept fill their directory; delete one, or wait until one expires")
         coming = self.directory / f"{_COMING}{job.id}"
@@ -249,6 +258,18 @@ class Exports:
                 if self.quiet(identifier) > seconds and self.remove(identifier):
                     expired.append(identifier)
         return expired
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Inside, no other process is; where the file system can lock a directory."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _drop_lines(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 
 from gateway.edge.export import pages
@@ -384,6 +386,17 @@ def test_a_caller_has_so_many_exports_under_way_and_no_more(nodes: CatalogueNode
         answer = running.get("/fhir/$export", headers=ASYNC)
         assert answer.status_code == 429
         assert "retry-after" in answer.headers
+
+
+def test_who_begins_many_exports_at_once_has_no_more_of_them(nodes: CatalogueNodes) -> None:
+    async def begun(url: str) -> list[int]:
+        async with httpx.AsyncClient(headers=ASYNC, timeout=30) as client:
+            await asyncio.gather(*(client.get(f"{url}/fhir/metadata") for _ in range(20)))
+            answers = await asyncio.gather(*(client.get(f"{url}/fhir/$export") for _ in range(20)))
+        return [answer.status_code for answer in answers]
+
+    with Gateway(nodes.tables(quirks=[]), export_at_once=0, export_jobs_per_caller=1) as running:
+        assert sorted(asyncio.run(begun(running.url))) == [202, *[429] * 19]
 
 
 def test_lines_beyond_the_ceiling_end_the_export_with_a_word(nodes: CatalogueNodes) -> None:

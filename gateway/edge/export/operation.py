@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import Any
@@ -60,13 +60,12 @@ async def _begin(asked: FhirRequest) -> Response:
     wanted = await requested.asked_of(request, asked.renderer, lenient=asked.is_lenient)
     types = _types(asked, wanted.types, request.url.path.endswith("/Patient/$export"))
     engine = _engine(request)
-    await _require_room(asked, engine)
     job = _job(asked, types, wanted)
     resources = [(type_, TYPES[type_]) for type_ in types]
     with context.pipeline.exporting("export", context.caller, context.nodes, resources, job.id) as record:
         job.asked["nodes"] = list(record.nodes)
         job.asked["sources"] = context.pipeline.sources_of(record.nodes)
-        await engine.begin(job)
+        await engine.begin(job, _room(asked))
     headers = {"Content-Location": f"{asked.root}/$export/{job.id}", "Cache-Control": "no-store"}
     text = "the export has begun; ask at Content-Location how it stands"
     if context.settings.export_directory is None:
@@ -119,19 +118,19 @@ def _owner(asked: FhirRequest) -> dict[str, Any]:
     return {"caller": pages.kept_caller(caller), "view": asked.context.pipeline.views.of(caller).digest}
 
 
-async def _require_room(asked: FhirRequest, engine: Engine) -> None:
-    """Raises TooManyRequests."""
+def _room(asked: FhirRequest) -> Callable[[Sequence[Job]], None]:
+    """What raises TooManyRequests where the exports under way are as many as may be, of this caller or of all."""
     settings, caller = asked.context.settings, asked.context.caller
 
-    def is_of_caller(job: Job) -> bool:
-        kept = job.owner["caller"]
-        return (kept["subject"], kept["client"]) == (caller.subject, caller.client)
+    def require(jobs: Sequence[Job]) -> None:
+        whose = [(job.owner["caller"]["subject"], job.owner["caller"]["client"]) for job in jobs]
+        if whose.count((caller.subject, caller.client)) >= settings.export_jobs_per_caller:
+            text = f"a caller may have {settings.export_jobs_per_caller} exports under way; wait for one, or delete it"
+            raise TooManyRequests(text, retry_after=_LONGEST_WAIT)
+        if len(jobs) >= settings.export_jobs:
+            raise TooManyRequests("as many exports as may be are under way; ask again later", retry_after=_LONGEST_WAIT)
 
-    if await engine.unfinished(is_of_caller) >= settings.export_jobs_per_caller:
-        text = f"a caller may have {settings.export_jobs_per_caller} exports under way; wait for one, or delete it"
-        raise TooManyRequests(text, retry_after=_LONGEST_WAIT)
-    if await engine.unfinished(lambda job: True) >= settings.export_jobs:
-        raise TooManyRequests("as many exports as may be are under way; ask again later", retry_after=_LONGEST_WAIT)
+    return require
 
 
 async def _stand(asked: FhirRequest) -> Response:
