@@ -75,6 +75,7 @@ def test_every_dated_study_is_told_once_and_what_has_no_date_is_declared(
                 break
     dated = {uid for uid, day in days_of.items() if day}
     assert len(told) == len(set(told))
-    assert dated <= set(told)
+    missing = sorted(days_of[uid] for uid in dated - set(told))
+    assert not missing, (len(missing), len(told), missing[0], missing[-1], said)
     assert set(told) == set(days_of) or "not all is shown of studies without a StudyDate" in said
     assert "not all is shown of StudyDate" not in said
