@@ -91,6 +91,8 @@ class Side:
     measure: Measure
     process: Server | None = None
     bar: Bar | None = None
+    cost: Callable[[], float] | None = None
+    """Milliseconds of processor that one answer took on its server, for a note."""
 
 
 @dataclass
@@ -134,8 +136,10 @@ class Bench:
                     taken[side.name].append(side.measure())
         for mine in ours:
             for other in theirs:
-                name = f"{case}: {mine.name} / {other.name}"
-                self.keep(name, unit, taken[mine.name], taken[other.name], other.bar, growth.get(mine.name), note())
+                name, told = f"{case}: {mine.name} / {other.name}", note()
+                if mine.cost and other.cost:
+                    told = f"{told} processor time of an answer: {mine.cost():.2f} / {other.cost():.2f} ms".strip()
+                self.keep(name, unit, taken[mine.name], taken[other.name], other.bar, growth.get(mine.name), told)
 
     def pairs(self, case: str, unit: str, measure: Pair, bar: Bar | None = None, note: Callable[[], str] = str) -> None:
         """A case whose sides are measured together. The first round, unmeasured, warms up; the note is asked for last."""
