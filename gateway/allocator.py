@@ -11,9 +11,7 @@ from typing import Any
 
 _EVERY = 60.0
 _ARENA_MAX, _HEAPS = -8, 2  # mallopt(3): a heap for each thread would keep its own
-_MMAP_THRESHOLD, _HIGHEST = -3, 32 * 1024**2  # what is larger has pages of its own, which go back with it
-_TRIM_THRESHOLD, _SOON = -1, 64 * 1024**2
-_SMALL_IN_RESERVE, _LARGE_IN_RESERVE = 32 * 1024**2, 24 * 1024**2
+_RESERVE = 32 * 1024**2
 _SMALL, _ARENA = 448, 256 * 1024  # a size that the interpreter makes of its own arenas, and the smallest those are
 _YOUNG, _YOUNG_AT_MOST = 50_000, 500_000  # objects since the last look
 _TIMES = 20  # that the young are looked at before those that were looked at once have their turn
@@ -21,24 +19,15 @@ _TIMES = 20  # that the young are looked at before those that were looked at onc
 
 @cache
 def hold_a_reserve() -> list[bytes]:
-    """Has the system give memory now that it would give page by page while somebody waits: on a virtual machine a page takes up
-    to 15 us, and the rows of twenty nodes are 600 pages. Once in a process; what it returns keeps the reserve. What the system
-    does not give is gone without."""
-    count = _SMALL_IN_RESERVE // _SMALL
+    """Has the system give memory for small objects now that it would give page by page while somebody waits: on a virtual machine
+    a page takes up to 15 us, and the rows of twenty nodes are 600 pages. Once in a process; what it returns keeps the reserve.
+    What the system does not give is gone without."""
+    count = _RESERVE // _SMALL
     filled = bytes(_SMALL - sys.getsizeof(b""))
     try:
         blocks = [bytes(memoryview(filled)) for _ in range(count)]  # each of its own, and written to
     except MemoryError:
         return []
-    library = _glibc()
-    if library is not None:
-        library.mallopt(_MMAP_THRESHOLD, _HIGHEST)
-        library.mallopt(_TRIM_THRESHOLD, _SOON)
-        library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-        large = library.malloc(_LARGE_IN_RESERVE)
-        if large is not None:
-            ctypes.memset(large, 0, _LARGE_IN_RESERVE)
-            library.free(large)
     # An arena goes back to the system with the last of its blocks.
     return blocks[:: _ARENA // _SMALL // 2]
 
@@ -71,7 +60,7 @@ async def give_back() -> None:
         # million allocations: hours. Not in a thread: what is let go of belongs to this loop.
         gc.collect()
         if library is not None:
-            await asyncio.to_thread(library.malloc_trim, _LARGE_IN_RESERVE)
+            await asyncio.to_thread(library.malloc_trim, 0)
 
 
 def _glibc() -> Any:

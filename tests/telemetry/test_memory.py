@@ -87,11 +87,10 @@ def faults():
 for attempt in range(2):
     before = faults()
     small = [[{"vr": "UI", "Value": [str(number)]}] for number in range(30_000)]
-    large = [bytes([1]) * 2_000_000 for _ in range(5)]
     print(faults() - before)
-    del small, large
+    del small
     if attempt == 0 and allocator._glibc() is not None:
-        allocator._glibc().malloc_trim(allocator._LARGE_IN_RESERVE)
+        allocator._glibc().malloc_trim(0)
 """
 
 
@@ -120,7 +119,6 @@ allocator.hold_a_reserve()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("megabytes", [20, 45], ids=["for small objects", "for large ones"])
-def test_a_process_that_is_given_no_reserve_goes_on_without(megabytes: int) -> None:
-    done = subprocess.run([sys.executable, "-c", _SHORT, str(megabytes)], capture_output=True, text=True)
+def test_a_process_that_is_given_no_reserve_goes_on_without() -> None:
+    done = subprocess.run([sys.executable, "-c", _SHORT, "20"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
