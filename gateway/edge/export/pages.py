@@ -257,31 +257,26 @@ class _Doing:
 
     async def _bodies(self, items: Sequence[Found], types: Sequence[str]) -> tuple[list[Body], list[bytes], int]:
         """The lines that no earlier step gave, their marks, and how many are studies."""
+        of_studies = {mark for one in items for mark in given.marks_of(one)} if STUDY in types else set()
+        of_patients = await self._lines(PATIENT, self._patients(items)) if PATIENT in types else {}
+        asked = of_studies.union(of_patients)
+        # Once for both: the marks of all steps are read for it.
+        seen = await asyncio.to_thread(self.pages.exports.seen, self.job.id, asked) if asked else set()
         bodies: list[Body] = []
         marks: list[bytes] = []
         for type_ in types:
-            lines, new = await (self._new_studies(items) if type_ == STUDY else self._new_patients(items))
+            lines, new = await self._new_studies(items, seen) if type_ == STUDY else _new_of(of_patients, seen)
             marks += new
             for first in range(0, len(lines), self.size):
                 part = lines[first : first + self.size]
                 bodies.append(Body(type_, len(part), b"".join(part)))
         return bodies, marks, sum(body.count for body in bodies if body.kind == STUDY)
 
-    async def _new_studies(self, items: Sequence[Found]) -> tuple[list[bytes], list[bytes]]:
+    async def _new_studies(self, items: Sequence[Found], seen: set[bytes]) -> tuple[list[bytes], list[bytes]]:
         """The lines of studies that no earlier step gave, and their marks."""
-        seen = await self._seen({mark for one in items for mark in given.marks_of(one)})
         new = given.left(items, seen, self.estate.pipeline.federation.domains)
         lines = await self._lines(STUDY, self._studies(new))
         return list(lines.values()), [mark for one in new for mark in given.marks_of(one)]
-
-    async def _new_patients(self, items: Sequence[Found]) -> tuple[list[bytes], list[bytes]]:
-        lines = await self._lines(PATIENT, self._patients(items))
-        seen = await self._seen(set(lines))
-        new = {mark: line for mark, line in lines.items() if mark not in seen}
-        return list(new.values()), list(new)
-
-    async def _seen(self, marks: set[bytes]) -> set[bytes]:
-        return await asyncio.to_thread(self.pages.exports.seen, self.job.id, marks) if marks else set()
 
     def _studies(self, items: Sequence[Found]) -> Iterable[Resource]:
         is_r5 = bool(self.job.asked["is_r5"])
@@ -382,6 +377,12 @@ def progress(job: Job, step: Step) -> str:
     answering = state.nodes - len(state.given_up)
     told = f"{answering} of {state.nodes} nodes, {state.studies:,} studies in {state.pages} pages"
     return f"{told}, at those of {state.reached}" if state.reached else told
+
+
+def _new_of(lines: dict[bytes, bytes], seen: set[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Those of the lines whose marks were not seen, and their marks."""
+    new = {mark: line for mark, line in lines.items() if mark not in seen}
+    return list(new.values()), list(new)
 
 
 def moment_of(job: Job, step: Step) -> float:
