@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from tests.bench import asker
-from tests.bench.processes import ROOT
+from tests.bench.processes import ROOT, processor_seconds
 
 _DONE = re.compile(r"^\s*(\d+) requests in ([\d.]+)(ms|s|m),", re.MULTILINE)
 _FAULTS = re.compile(r"^\s*(Non-2xx or 3xx responses: .*|Socket errors: .*)", re.MULTILINE)
@@ -57,9 +59,45 @@ def _by_wrk(url: str, accept: str, token: str, connections: int, seconds: float)
     return int(done.group(1)), float(done.group(2)) * _SECONDS[done.group(3)]
 
 
-def rates(urls: Sequence[str], accept: str, token: str, *, connections: int = 16, seconds: float = 2.0) -> float:
-    """Answers a second of several servers asked at once, all connections together."""
-    share = max(1, connections // len(urls))
-    with ThreadPoolExecutor(len(urls)) as clients:
-        asked = [clients.submit(ask, url, accept, token, connections=share, seconds=seconds) for url in urls]
-        return sum(one.result().rate for one in asked)
+@dataclass
+class Load:
+    """One question to servers that are asked at once, all connections together; and what its answers have cost so far, on the servers
+    and in the load client, which has the same cores."""
+
+    urls: Sequence[str]
+    accept: str
+    token: str
+    seconds: float
+    connections: int = 16
+    answers: int = 0
+    served: float = 0.0
+    asking: float = 0.0
+
+    def rate(self) -> float:
+        """Answers a second. Raises as `ask`."""
+        before = self._spent()
+        share = max(1, self.connections // len(self.urls))
+        with ThreadPoolExecutor(len(self.urls)) as clients:
+            asked = [
+                clients.submit(ask, url, self.accept, self.token, connections=share, seconds=self.seconds)
+                for url in self.urls
+            ]
+        told = [one.result() for one in asked]
+        served, asking = (now - then for now, then in zip(self._spent(), before, strict=True))
+        self.served, self.asking = self.served + served, self.asking + asking
+        self.answers += sum(one.answers for one in told)
+        return sum(one.rate for one in told)
+
+    def cost(self) -> float:
+        """Milliseconds of processor that an answer takes on its server."""
+        return self.served * 1e3 / self.answers
+
+    @property
+    def share(self) -> float:
+        """How much of all that was spent the load client took."""
+        return self.asking / (self.asking + self.served)
+
+    def _spent(self) -> tuple[float, float]:
+        ports = {urlsplit(url).port or 0 for url in self.urls}
+        client = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return sum(map(processor_seconds, ports)), client.ru_utime + client.ru_stime

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from urllib.parse import urlsplit
 
 from gateway.simulators.bulk import ct_series
 from tests import peers
 from tests.bench import load, peer_server
 from tests.bench.measuring import Bar, Bench, Side, say
-from tests.bench.processes import Server, node, processor_seconds
+from tests.bench.processes import Server, node
 
 JSON, FHIR = "application/dicom+json", "application/fhir+json"
 STUDIES = 101
@@ -59,13 +58,5 @@ def _beside(bench: Bench, served: Server, stack: ExitStack, files: list, one: st
 def _side(
     bench: Bench, name: str, url: str, accept: str, process: Server | None = None, bar: Bar | None = None
 ) -> Side:
-    port, spent, answered = int(urlsplit(url).port or 0), 0.0, 0
-
-    def measure() -> float:
-        nonlocal spent, answered
-        before = processor_seconds(port)
-        asked = load.ask(url, accept, bench.identity.token, seconds=bench.seconds)
-        spent, answered = spent + processor_seconds(port) - before, answered + asked.answers
-        return asked.rate
-
-    return Side(name, measure, process, bar, lambda: spent / answered * 1e3)
+    asked = load.Load([url], accept, bench.identity.token, bench.seconds)
+    return Side(name, asked.rate, process, bar, asked.cost)

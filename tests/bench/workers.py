@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -15,7 +13,6 @@ from gateway.settings import Settings
 from tests import peers
 from tests.bench import load
 from tests.bench.measuring import Bar, Bench, Side, say
-from tests.bench.processes import processor_seconds
 from tests.catalogue import CatalogueNodes, catalogue_nodes, made_up
 
 JSON = "application/dicom+json"
@@ -42,13 +39,10 @@ def _cached(bench: Bench, name: str, more: dict[str, object]) -> None:
         one = stack.enter_context(bench.gateway(nodes.tables(**_NODES), **settings))
         two, note = stack.enter_context(_two(bench, nodes, settings))
         for what, asked in (("one study", query), ("101 studies", "limit=101")):
-            both, alone = _Spent(two), _Spent([one.url])
-            mine = Side("two workers", lambda asked=asked, spent=both: _rate(bench, spent, asked))
-            other = Side(
-                "one worker", lambda asked=asked, spent=alone: _rate(bench, spent, asked), bar=Bar("at least", 1.5)
-            )
-            told = partial(_told, note, both, alone)
-            bench.run(f"{name}: QIDO-RS {what}", "requests/s", [mine], [other], told)
+            both, alone = _load(bench, two, asked), _load(bench, [one.url], asked)
+            mine = Side("two workers", both.rate, cost=both.cost)
+            other = Side("one worker", alone.rate, bar=Bar("at least", 1.5), cost=alone.cost)
+            bench.run(f"{name}: QIDO-RS {what}", "requests/s", [mine], [other], partial(_told, note, both))
 
 
 @contextmanager
@@ -63,46 +57,14 @@ def _two(bench: Bench, nodes: CatalogueNodes, settings: dict[str, object]) -> It
         yield [first.url, second.url], "two processes on two ports"
 
 
-@dataclass
-class _Spent:
-    """The processor time of what serves at these addresses, and of the load client, which has the same cores, of all answers so
-    far."""
-
-    roots: Sequence[str]
-    answers: float = 0.0
-    served: float = 0.0
-    asking: float = 0.0
-
-    @contextmanager
-    def measuring(self) -> Iterator[None]:
-        before = self._now()
-        yield
-        served, asking = (now - then for now, then in zip(self._now(), before, strict=True))
-        self.served, self.asking = self.served + served, self.asking + asking
-
-    def _now(self) -> tuple[float, float]:
-        ports = {urlsplit(root).port for root in self.roots}
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return sum(processor_seconds(port) for port in ports if port), children.ru_utime + children.ru_stime
-
-    def of_an_answer(self) -> tuple[float, float]:
-        """Milliseconds on the servers, and in the client."""
-        return self.served * 1e3 / self.answers, self.asking * 1e3 / self.answers
+def _load(bench: Bench, roots: Sequence[str], query: str) -> load.Load:
+    urls = [f"{root}/dicom-web/studies?{query}" for root in roots]
+    return load.Load(urls, JSON, bench.identity.token, bench.seconds)
 
 
-def _rate(bench: Bench, spent: _Spent, query: str) -> float:
-    urls = [f"{root}/dicom-web/studies?{query}" for root in spent.roots]
-    with spent.measuring():
-        rate = load.rates(urls, JSON, bench.identity.token, seconds=bench.seconds)
-    spent.answers += rate * bench.seconds
-    return rate
-
-
-def _told(note: str, both: _Spent, alone: _Spent) -> str:
+def _told(note: str, both: load.Load) -> str:
     """What the load client takes of the cores, the workers do not have."""
-    (served, asking), (served_alone, _) = both.of_an_answer(), alone.of_an_answer()
-    share = asking / (asking + served)
-    return f"{note}; processor time of an answer {served:.3f} / {served_alone:.3f} ms; of what both workers and wrk take wrk has {share:.0%}"
+    return f"{note}; of what both workers and wrk take wrk has {both.share:.0%};"
 
 
 def _crowd(bench: Bench) -> None:
