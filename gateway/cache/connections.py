@@ -235,12 +235,14 @@ class ClusterLink:
         return int(await node.execute_command("PUBLISH", channel, message))
 
     async def has_evicted(self) -> bool:
-        told = [await node.execute_command("INFO") for node in self.client.get_primaries()]
-        return any(map(_may_have_evicted, told))
+        return any(map(_may_have_evicted, await self._told()))
 
     async def has_read_its_file(self, seconds: float) -> bool:
-        told = [await node.execute_command("INFO") for node in self.client.get_primaries()]
-        return any(_has_read_its_file(each, seconds) for each in told)
+        return any(_has_read_its_file(each, seconds) for each in await self._told())
+
+    async def _told(self) -> list[Mapping[str, Any]]:
+        """INFO of each primary."""
+        return [await node.execute_command("INFO") for node in self.client.get_primaries()]
 
     async def subscription(self) -> PubSub:
         await self.client.initialize()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from struct import error, unpack_from
 from typing import NamedTuple
 
-_SIZE_OF_JPEG_2000 = b"\xff\x4f\xff\x51"
+BEGIN_OF_JPEG_2000 = b"\xff\x4f\xff\x51"
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))
 _START_OF_FRAME = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN = 0xDA
@@ -46,7 +46,7 @@ def _of_jpeg(data: bytes) -> Size | None:
 
 def _of_jpeg_2000(data: bytes) -> Size | None:
     """Within a file or alone; its area begins at an offset of its own (ISO/IEC 15444-1 A.5.1)."""
-    at = data.find(_SIZE_OF_JPEG_2000)
+    at = data.find(BEGIN_OF_JPEG_2000)
     if at < 0:
         return None
     right, bottom, left, top = unpack_from(">4L", data, at + 8)

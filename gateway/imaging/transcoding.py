@@ -14,6 +14,7 @@ from pydicom.tag import Tag
 
 from gateway.errors import NotAcceptable
 from gateway.imaging import attributes as images
+from gateway.imaging.codestream import BEGIN_OF_JPEG_2000
 from gateway.imaging.processes import EncodedFrame, Imaging, Recoded
 from gateway.imaging.syntaxes import ALWAYS_LOSSY, EXPLICIT, NATIVE_SYNTAXES, RLE
 from gateway.model import dataset as model
@@ -32,7 +33,7 @@ _IMAGE_PIXEL = (
 )  # fmt: skip
 _SIZE = tuple(map(Tag, ("Rows", "Columns")))
 _OF_PIXELS = tuple(map(Tag, (*_IMAGE_PIXEL, "ExtendedOffsetTable")))
-_BEGIN_OF_IMAGE = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")
+_BEGIN_OF_IMAGE = (b"\xff\xd8\xff", BEGIN_OF_JPEG_2000)
 _END_OF_IMAGE = b"\xff\xd9"
 _MOST_NATIVE = (1 << 32) - 2
 

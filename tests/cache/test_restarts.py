@@ -27,15 +27,20 @@ async def purged_after_it_was_saved(server):
     return replica, answers
 
 
+async def given_once_coherent(replica, answers):
+    """What a caller gets then; it is the last one."""
+    await eventually(lambda: replica.is_coherent)
+    given = (await answers.answer(K, 300, Source(NEW), list)).value
+    await closed(answers, replica)
+    return given
+
+
 async def test_what_was_purged_does_not_come_back_with_a_restart_that_no_command_met(redis_server):
     replica, answers = await purged_after_it_was_saved(redis_server)
     redis_server.kill()
     redis_server.start()
     await eventually(lambda: not replica.is_coherent)
-    await eventually(lambda: replica.is_coherent)
-    got = (await answers.answer(K, 300, Source(NEW), list)).value
-    await closed(answers, replica)
-    assert got == ["new"]
+    assert await given_once_coherent(replica, answers) == ["new"]
 
 
 async def test_what_was_purged_long_before_a_restart_does_not_come_back_from_an_older_file(redis_server, monkeypatch):
@@ -46,10 +51,7 @@ async def test_what_was_purged_long_before_a_restart_does_not_come_back_from_an_
     redis_server.kill()
     await eventually(lambda: not replica.is_coherent)
     redis_server.start()
-    await eventually(lambda: replica.is_coherent)
-    got = (await answers.answer(K, 300, Source(NEW), list)).value
-    await closed(answers, replica)
-    assert got == ["new"]
+    assert await given_once_coherent(replica, answers) == ["new"]
 
 
 async def test_a_redis_that_read_its_file_long_before_it_was_out_of_reach_keeps_what_it_has(redis_server, monkeypatch):

@@ -23,7 +23,7 @@ from gateway.edge.fhir.request import FhirRequest, handler
 from gateway.edge.ratelimit import Buckets
 from gateway.errors import Forbidden, InvalidQuery, MethodNotAllowed, NotFound, TooManyRequests
 from gateway.exporting.engine import Engine
-from gateway.store.exports import File, Job, Step
+from gateway.store.exports import FAILED, File, Job, Step
 from gateway.telemetry import request_id
 
 _POLLS_A_SECOND, _POLLS_AT_ONCE = 1.0, 10
@@ -140,7 +140,7 @@ async def _stand(asked: FhirRequest) -> Response:
     wait = asked.request.app.state.export_polls.wait(hash(job.id))
     if wait:
         raise TooManyRequests("asked too often; Retry-After says when to ask again", retry_after=wait)
-    if step.outcome == "failed":
+    if step.outcome == FAILED:
         error = pages.failure_of(step)
         # Not "transient" nor a kind of it: that would say that the export goes on and is to be asked after again (3.5.2).
         issue = problems.outcome_issue("error", "processing", error.code, error.detail)
