@@ -23,6 +23,7 @@ from gateway.assembly import Builder, build_node
 from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.bodies import Bodies
 from gateway.cache.client import Cache
+from gateway.cache.namesakes import NamesakeRecord
 from gateway.cache.sealing import seal_of
 from gateway.cache.sightings import Sightings
 from gateway.cache.spool import Spool
@@ -43,6 +44,7 @@ from gateway.exporting.engine import Engine
 from gateway.federation.fanout import cancel_all
 from gateway.federation.federate import Federation
 from gateway.federation.merge import Domains
+from gateway.federation.namesakes import Namesakes
 from gateway.federation.node import Node
 from gateway.federation.nodes import NodeConfig, NodeFile
 from gateway.federation.offsets import Offsets
@@ -226,6 +228,7 @@ async def _lifespan(
         ttl = Ttl(settings.find_ttl, settings.location_ttl, settings.metadata_ttl, negative=settings.negative_ttl)
 
         offsets, seen, claims = Offsets(cache), Record(Sightings(cache, settings.sightings_days)), Claims()
+        namesakes = Namesakes(NamesakeRecord(cache, settings.sightings_days))
         stack.push_async_callback(seen.close)
 
         def make_node(config: NodeConfig, builder: Builder, formats: Mapping[str, FormatMapping]) -> Node:
@@ -239,7 +242,9 @@ async def _lifespan(
             retrieval = Retrieval(federation, Pixels(answers, spooled))
             storing = Storing(answers, domains, scratch, settings.store_instance_bytes, claims)
             pictures = Pictures(retrieval, imaging)
-            pipeline = Pipeline(federation, retrieval, Policy(), views, audit, offsets, storing, pictures, seen)
+            pipeline = Pipeline(
+                federation, retrieval, Policy(), views, audit, offsets, storing, pictures, seen, namesakes
+            )
             pipeline.gives_explicit = settings.default_transfer_syntax == "explicit"
             return Estate(pipeline, _time_zones(file, formats), _issuers(file, formats))
 

@@ -13,6 +13,7 @@ from gateway.errors import Forbidden, GatewayError, Gone, NodeUnreachable, NoSuc
 from gateway.federation.documents import documents
 from gateway.federation.fanout import in_parallel
 from gateway.federation.federate import Federation
+from gateway.federation.namesakes import Namesakes
 from gateway.federation.node import Node, aclosing_iterator
 from gateway.federation.offsets import Offsets, Walked
 from gateway.federation.page import Page, Reach, ordered
@@ -92,6 +93,7 @@ class Pipeline:
     storing: Storing
     pictures: Pictures
     seen: Record
+    namesakes: Namesakes
     gives_explicit: bool = False
 
     async def search(
@@ -103,8 +105,11 @@ class Pipeline:
         *,
         resource: str = "ImagingStudy",
         permission: str = "",
+        tells_apart: bool = False,
     ) -> Page:
         """The results that `reach` wants (all of them, newest first, by default) and that the caller may see, in order.
+
+        With `tells_apart` a study whose UID is another patient's as well is marked so, also where that one is not found.
 
         Raises GatewayError; all nodes failing is an error. With `reach.updated` nodes are asked anew, and RecordUnavailable is
         raised where nobody knows when studies were first seen.
@@ -115,6 +120,8 @@ class Pipeline:
                 reach = reach_as_seen(reach or Reach(), view)
                 asks = (caller.subject, caller.client, caller.purpose, *names)
                 page = await self._page(asks, view, view.query(query), nodes, reach)
+                if tells_apart:
+                    page = replace(page, items=await self._told_apart(caller, page.items))
             record.studies = sorted({found.study for found in page.items})
             record.issues, record.count = page.issues, len(page.items)
             with stage("view"):
@@ -132,6 +139,11 @@ class Pipeline:
         with freshness.asked_anew():
             page = await Paging(self.federation, watch).page(query, nodes, reach_of_watch(reach, watch))
         return replace(page, items=tuple(replace(one, updated=watch.moment(one)) for one in page.items))
+
+    async def _told_apart(self, caller: Caller, found: Sequence[Found]) -> tuple[Found, ...]:
+        nodes = self._nodes_for(caller, ())  # also of those that this search is not for
+        are_all = len(nodes) == len(self.federation.nodes)
+        return tuple(await self.namesakes.told_apart(found, self.federation, nodes, are_all=are_all))
 
     async def search_by_offset(
         self,

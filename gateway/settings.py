@@ -81,7 +81,9 @@ class Settings(BaseSettings):
         32 * 1024**2, ge=0, description="bytes of answers kept within the process, in front of Redis; 0: none"
     )
     sightings_days: float = Field(
-        400.0, ge=0, description="days that Redis remembers a study's first sight and last change; 0: not at all"
+        400.0,
+        ge=0,
+        description="days that Redis remembers a study's first sight, its last change and whose it is; 0: not at all",
     )
     cache_key: SecretStr | None = Field(
         None, description="32 bytes in base64: encrypts what lies in Redis (AES-GCM); default: in the clear"

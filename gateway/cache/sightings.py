@@ -102,7 +102,7 @@ Parts = Mapping[str, Part]
 
 def part(node: str, study: str, issuer: str, identifier: str) -> str:
     """Names a node's part of a study of one patient."""
-    return f"{node}/{_digest(study, issuer, identifier)[:_LENGTH]}"
+    return f"{node}/{digest(study, issuer, identifier)[:_LENGTH]}"
 
 
 def node_of(part_: str) -> str:
@@ -137,7 +137,7 @@ class Sightings:
     async def asked_since(self, who: Iterable[str], nodes: Iterable[str]) -> int:
         """Since when it is these nodes that `who` (whatever decides which they are) may ask: what another one holds was not told
         before then. Raises RecordUnavailable."""
-        key, nodes_now = f"{_PREFIX}asks:{_digest(*who)[:32]}", _digest(*sorted(nodes))[:_LENGTH]
+        key, nodes_now = f"{_PREFIX}asks:{digest(*who)[:32]}", digest(*sorted(nodes))[:_LENGTH]
         return int(await self._patiently(lambda link: link.run(_ASKED, [key], [self._lasts, nodes_now])))
 
     @property
@@ -180,10 +180,11 @@ class Sightings:
 
 
 def _key(view: str, study: str) -> str:
-    return _PREFIX + _digest(view, study)[:32]
+    return _PREFIX + digest(view, study)[:32]
 
 
-def _digest(*texts: str) -> str:
+def digest(*texts: str) -> str:
+    """What stands for texts in keys and records, in 64 hex: the same on every replica."""
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 
 from gateway.federation.merge import Domains
+from gateway.federation.namesakes import same_in_domains, told_apart
 from gateway.model.answer import Found
 from gateway.model.patient import PatientKey
 from gateway.store.exports import HEAD, MARK
@@ -51,7 +51,7 @@ def left(items: Sequence[Found], given: Iterable[bytes], domains: Domains) -> li
         theirs = by_uid[own[0][:HEAD]]
         if theirs and _is_same(found, own, theirs, domains):
             continue
-        some.append(_told_apart(found) if theirs else found)
+        some.append(told_apart(found) if theirs else found)
         theirs.update(own)
     return some
 
@@ -65,10 +65,5 @@ def _is_same(found: Found, own: Sequence[bytes], theirs: Collection[bytes], doma
 
 
 def _in_domains(found: Found, domains: Domains) -> Iterable[PatientKey]:
-    for key in (key for key in found.patients if key.is_named):
-        for group in (group for group in domains.groups if key.issuer in group):
-            yield from (PatientKey(issuer, key.id) for issuer in group)
-
-
-def _told_apart(found: Found) -> Found:
-    return replace(found, ambiguous=found.ambiguous or "clash", in_node=found.patient.is_named)
+    for key in found.patients:
+        yield from same_in_domains(key, domains)

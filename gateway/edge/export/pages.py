@@ -233,7 +233,9 @@ class _Doing:
         size = self.size * (_OF_A_CROWDED_DAY if takes_more else 1)
         reach = Reach(search.sort, size, after, accepts=accepts, ends_with_day=takes_more)
         resource = STUDY if STUDY in walk.types else PATIENT
-        return await self.estate.pipeline.search(self.caller, search.query, names, reach, resource=resource)
+        return await self.estate.pipeline.search(
+            self.caller, search.query, names, reach, resource=resource, tells_apart=resource == STUDY
+        )
 
     async def _left(
         self, search: StudySearch, items: Sequence[Found], names: Sequence[str]

@@ -65,7 +65,7 @@ async def _studies_of(asked: FhirRequest, patients: Iterable[Resource]) -> Page:
     theirs = Criteria(asked.renderer)
     theirs.add_patients([key for key in keys if key])
     context, reach = asked.context, Reach(accepts=theirs.accepts)
-    return await context.pipeline.search(context.caller, theirs.query, context.nodes, reach)
+    return await context.pipeline.search(context.caller, theirs.query, context.nodes, reach, tells_apart=True)
 
 
 def _by_reference(asked: FhirRequest, studies: Iterable[Found]) -> dict[str, Resource]:

@@ -63,7 +63,8 @@ async def _page(asked: FhirRequest, search: StudySearch) -> tuple[Page, Sequence
             answering = await context.pipeline.search(context.caller, question, context.nodes)
         search.leave_out(excluded, answering.items, answering.issues)
         issues += answering.issues
-    page = await context.pipeline.search(context.caller, search.query, context.nodes, _reach(asked, search))
+    reach = _reach(asked, search)
+    page = await context.pipeline.search(context.caller, search.query, context.nodes, reach, tells_apart=True)
     return page, tuple(dict.fromkeys((*page.issues, *issues, *unknown)))
 
 
