@@ -10,11 +10,20 @@ from functools import cache
 from typing import Any
 
 _EVERY = 60.0
-_ARENA_MAX, _HEAPS = -8, 2  # mallopt(3): a heap for each thread would keep its own
+_ARENA_MAX = -8  # mallopt(3)
 _RESERVE = 32 * 1024**2
 _SMALL, _ARENA = 448, 256 * 1024  # a size that the interpreter makes of its own arenas, and the smallest those are
 _YOUNG, _YOUNG_AT_MOST = 50_000, 500_000  # objects since the last look
 _TIMES = 20  # that the young are looked at before those that were looked at once have their turn
+
+
+def share_one_heap() -> None:
+    """Has all threads that are not there yet take memory from the heap that `give_back` gives back from. By itself glibc makes one
+    for each, up to 8 for each processor, and keeps the end of each: tens of MB, once a large answer went through it. Where there
+    is another allocator than glibc's, it is left alone."""
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_ARENA_MAX, 1)
 
 
 @cache
@@ -52,8 +61,6 @@ def collect_the_young() -> None:
 async def give_back() -> None:
     """Until it is cancelled. Where there is another allocator than glibc's, it is left alone."""
     library = _glibc()
-    if library is not None:
-        library.mallopt(_ARENA_MAX, _HEAPS)
     while True:
         await asyncio.sleep(_EVERY)
         # An error, its frames and its task hold each other. By itself the collector looks at what has become old once in many

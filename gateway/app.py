@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from gateway import __version__, tracing
-from gateway.allocator import give_back, hold_a_reserve, tune_the_collector
+from gateway.allocator import give_back, hold_a_reserve, share_one_heap, tune_the_collector
 from gateway.assembly import Builder, build_node
 from gateway.cache.answers import Answers, Stale, Ttl
 from gateway.cache.bodies import Bodies
@@ -205,6 +205,7 @@ async def _lifespan(
     spans: tracing.Export,
 ) -> AsyncIterator[None]:
     """Opens everything in order of need, and closes it in reverse."""
+    share_one_heap()
     async with AsyncExitStack() as stack:
         seal = seal_of(settings.cache_key.get_secret_value()) if settings.cache_key else None
         cache = await Cache.open(_redis_url(settings), timeout=settings.cache_timeout, seal=seal)
