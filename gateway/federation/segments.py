@@ -156,9 +156,9 @@ def _can_cut_range(cutter: Cutter, segment: Segment) -> bool:
 
 @lru_cache(256)
 def _split_once(
-    cutter: Cutter, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool
+    cutter: Cutter, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool, in_steps: bool
 ) -> tuple[Segment, ...]:
-    return tuple(cutter._split(segment, day, is_crowded, waits, in_turn))
+    return tuple(cutter._split(segment, day, is_crowded, waits, in_turn, in_steps))
 
 
 @lru_cache(256)
@@ -295,14 +295,18 @@ class Cutter:
         day, is_crowded = self._end_of_share(shown)
         return self.split(segment, day, is_crowded, is_crowded) if day else []
 
-    def split(self, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool = False) -> list[Segment]:
+    def split(
+        self, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool = False, in_steps: bool = False
+    ) -> list[Segment]:
         """As `_split`, which is worked out once for the nodes that are cut alike: mostly all of them."""
-        return list(_split_once(self, segment, day, is_crowded, waits, in_turn))
+        return list(_split_once(self, segment, day, is_crowded, waits, in_turn, in_steps))
 
-    def _split(self, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool) -> list[Segment]:
+    def _split(
+        self, segment: Segment, day: str, is_crowded: bool, waits: bool, in_turn: bool, in_steps: bool
+    ) -> list[Segment]:
         """The part of a range up to a day, in the order of `sort`, and the rest, with a crowded day as a part of its own, which
-        may have to wait; what of it has a time comes first where it is opened `in_turn`. [] where that is no cut, or where samples
-        did not help."""
+        may have to wait; what of it has a time comes first where it is opened `in_turn`, and what is before it is in several parts
+        where that is done `in_steps`. [] where that is no cut, or where samples did not help."""
         at = parse_date(day)
         low, high = (segment.low, segment.high) if segment.dated else _asked_days(self.query.match_on(STUDY_DATE))
         if at in (None, date.min, date.max) or segment.growth > _MOST_SAMPLES:
@@ -320,7 +324,8 @@ class Cutter:
             timed = [replace(own[0], crowded=False, timed=True)] if self.sort is Sort.NEWEST else []
             own = [*timed, replace(own[0], in_turn=True)]
         behind = self._by_ladder(*rest) if segment.is_everything else _within(segment, *rest)
-        parts = [*_within(part, *near), *own, *behind]
+        before = self._rungs(*near, part.growth) if in_steps else _within(part, *near)
+        parts = [*before, *own, *behind]
         return parts if len(parts) > 1 else []
 
     def _end_of_share(self, shown: Sequence[str]) -> tuple[str, bool]:
@@ -335,19 +340,21 @@ class Cutter:
     def _by_ladder(self, low: str, high: str) -> list[Segment]:
         """The dated part in steps that grow into the past, within two dates, '' being open; undated studies last, where the
         search names no dates."""
-        asked = self.query.match_on(STUDY_DATE)
+        asked, ladder = self.query.match_on(STUDY_DATE), self._rungs(low, high)
+        if asked:
+            return ladder if len(ladder) > 1 else [part for each in ladder for part in self._days_of(each)]
+        return [*ladder, Segment(undated=True)]
+
+    def _rungs(self, low: str, high: str, growth: int = 1) -> list[Segment]:
         month = (self.today.replace(day=1) - timedelta(days=1)).replace(day=1)
         edges = [month, *(date(self.today.year - years, 1, 1) for years in _LADDER_YEARS)]
         starts = [*map(da, edges), ""]
         ends = ["", *(da(edge - _DAY) for edge in edges)]
         steps = [
-            _clipped(Segment(start, end, dated=True, growth=1), low, high)
+            _clipped(Segment(start, end, dated=True, growth=growth), low, high)
             for start, end in zip(starts, ends, strict=True)
         ]
-        ladder = self._in_order(reversed([step for step in steps if step]))
-        if asked:
-            return ladder if len(ladder) > 1 else [part for each in ladder for part in self._days_of(each)]
-        return [*ladder, Segment(undated=True)]
+        return self._in_order(reversed([step for step in steps if step]))
 
     def _days_of(self, segment: Segment) -> list[Segment]:
         return [segment] if segment.is_day else self._in_order(_equal_parts(segment, self.today))

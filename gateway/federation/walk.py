@@ -188,7 +188,9 @@ class Walk:
 
     def _split(self, part: Segment, horizon: Horizon, sample: _Sample | None) -> list[Segment]:
         if sample is None or not (horizon.in_turn and sample.is_timeless):
-            return self.cutter.split(part, *horizon.seen_by(sample.moments if sample else None))
+            day, is_crowded, waits = horizon.seen_by(sample.moments if sample else None)
+            # Its day hides from this node alone what lies before, which may be far more than another node has there.
+            return self.cutter.split(part, day, is_crowded, waits, in_steps=waits and not horizon.waits)
         self.expected = horizon.here(sample.moments) * horizon.each
         return self.cutter.split(part, horizon.day, is_crowded=True, waits=True, in_turn=True)
 

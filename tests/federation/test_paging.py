@@ -211,6 +211,39 @@ def test_the_first_page_is_right_whatever_the_nodes_show_first() -> None:
             assert found == dict(cases)
 
 
+def hidden_behind_a_day() -> list[list[dict[str, Any]]]:
+    """Three archives with a few recent studies each, and one that shows a day of its own before the thousand that it has behind."""
+    older = [dict(row) for row in TRUTH.values() if "1995" < row["StudyDate"] < "2020"]
+    dates = ["20210301"] * 200 + ["20210508"] * 1000 + ["20240611"] * 3
+    whole = [row | {"StudyDate": date} for row, date in zip(older, dates, strict=False)]
+    rest = older[len(whole) :]
+    parts = [rest[number::3] for number in range(3)]
+    recent = [
+        row | {"StudyDate": f"2025{1 + place % 12:02d}{1 + number:02d}"}
+        for number, part in enumerate(parts)
+        for place, row in enumerate(part[:10])
+    ]
+    return [*([*part[10:], *recent[10 * number : 10 * number + 10]] for number, part in enumerate(parts)), whole]
+
+
+def test_a_day_that_one_archive_alone_has_so_many_of_costs_no_further_round_trip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps, advanced = [0], _Search._advanced
+
+    async def counted(*arguments: Any) -> Any:
+        steps[0] += 1
+        return await advanced(*arguments)
+
+    monkeypatch.setattr(_Search, "_advanced", counted)
+    rows = hidden_behind_a_day()
+    known = {row["StudyInstanceUID"]: row["StudyDate"] + row["StudyTime"] for part in rows for row in part}
+    with catalogue_nodes(rows) as nodes, Gateway(nodes.tables(quirks=[]), cache=False) as gateway:
+        page = gateway.get("/fhir/ImagingStudy?_count=20").json()
+    assert uids(page) == sorted(known, key=known.__getitem__, reverse=True)[:20]
+    assert steps == [2]
+
+
 @pytest.mark.parametrize(
     "path",
     ["dicom-web/studies?limit=20", "dicom-web/studies?StudyDate=-20031231&limit=20", "fhir/ImagingStudy?_sort=started&_count=20",

@@ -88,14 +88,24 @@ def test_cutting_where_the_rows_show_a_page_loses_no_day_and_doubles_none(
     assert segment not in parts
 
 
-@given(days, days, days, days, st.sampled_from(["all", "asked", "dated"]), st.booleans(), st.booleans(), sorts)
+@given(
+    days,
+    days,
+    days,
+    days,
+    st.sampled_from(["all", "asked", "dated"]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    sorts,
+)
 def test_a_range_that_is_split_at_a_day_loses_no_day_and_doubles_none(
-    low: str, high: str, at: str, day: str, whole: str, is_crowded: bool, waits: bool, sort: Sort
+    low: str, high: str, at: str, day: str, whole: str, is_crowded: bool, waits: bool, in_steps: bool, sort: Sort
 ) -> None:
     low, high = min(low, high), max(low, high)
     query = studies(between(low, high)) if whole == "asked" else studies()
     segment = Segment(low, high, dated=True) if whole == "dated" else Segment()
-    parts = Cutter(query, sort, TODAY).split(segment, at, is_crowded, waits)
+    parts = Cutter(query, sort, TODAY).split(segment, at, is_crowded, waits, in_steps=in_steps)
     if not parts:
         assert whole != "all"
         return
