@@ -48,6 +48,9 @@ def sort_key(found: Found, sort: Sort = Sort.NEWEST) -> Key:
     By time it begins with the place of a study: of one moment, those of one node after those of another, so that a day of very
     many without a time can be told node by node.
     """
+    if found.level is Level.STUDY and len(found.rows) == 1 and sort is not Sort.ID:  # as nearly all are
+        node = found.rows[0].node
+        return moment_of(found.attributes, sort), node, found.study, "", "", *found.patient, node
     numbers = () if found.level is Level.STUDY else _number(found)
     last = (found.study, *numbers, found.series, found.instance, *found.patient, found.origin)
     return last if sort is Sort.ID else (*place_of(found, sort), *last)
