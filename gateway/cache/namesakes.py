@@ -50,14 +50,14 @@ class NamesakeRecord:
     def __init__(self, cache: Cache, days: float) -> None:
         self._cache, self._days = cache, days
 
-    async def shown(self, studies: Sequence[Shown]) -> list[frozenset[str]]:
-        """Writes down as whose the studies are shown, and gives the marks of all that each was ever shown as: its own alone where
-        there is no Redis, or it does not answer."""
-        found: list[frozenset[str]] = []
+    async def shown(self, studies: Sequence[Shown]) -> list[frozenset[str] | None]:
+        """Writes down as whose the studies are shown, and gives the marks of all that each was ever shown as; None where there is
+        no Redis, or it does not answer."""
+        found: list[frozenset[str] | None] = []
         for start in range(0, len(studies), _AT_ONCE):
             some = studies[start : start + _AT_ONCE]
             answers = await self._run(some) if self._days > 0 else None
-            found += (one.marks for one in some) if answers is None else map(_marks, answers)
+            found += [None] * len(some) if answers is None else map(_marks, answers)
         return found
 
     async def _run(self, studies: Iterable[Shown]) -> list[bytes] | None:

@@ -56,14 +56,15 @@ class Namesakes:
         for one in unsettled:
             here[one.study] = here.get(one.study, frozenset()) | _same(one, federation.domains)
         shown = await self.record.shown(list(map(_shown, unsettled)))
-        doubtful = [one for one, marks in zip(unsettled, shown, strict=True) if marks - here[one.study]]
+        told = [(one, marks) for one, marks in zip(unsettled, shown, strict=True) if marks is not None]
+        doubtful = [one for one, marks in told if marks - here[one.study]]
         ends = asyncio.get_running_loop().time() + _PATIENCE
         answers = await in_parallel(doubtful, lambda one: _whose(one, federation, nodes, ends))
         verdicts = {id(one): _verdict(one, answer) for one, answer in zip(doubtful, answers, strict=True)}
         if are_all:
             cleared = [answer.items[0] for answer in answers if answer and _is_one(answer)]
             await self.record.shown([replace(_shown(one), only=True) for one in cleared])
-        self._settle(one for one in unsettled if not verdicts.get(id(one), one).ambiguous)
+        self._settle(one for one, _ in told if not verdicts.get(id(one), one).ambiguous)
         return [verdicts.get(id(one), one) for one in found]
 
     def _is_settled(self, found: Found) -> bool:

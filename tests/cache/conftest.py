@@ -11,6 +11,9 @@ import pytest
 
 from gateway.cache.client import Cache
 from gateway.cache.embedded import EmbeddedServer
+from tests import peers
+
+from . import topologies
 
 
 async def eventually(condition: Callable[[], bool], within: float = 20.0) -> None:
@@ -18,6 +21,13 @@ async def eventually(condition: Callable[[], bool], within: float = 20.0) -> Non
     async with asyncio.timeout(within):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def opened(url: str) -> Cache:
+    """A cache that has found its Redis."""
+    cache = await Cache.open(url, timeout=5.0, retry_after=0.2)
+    await eventually(lambda: cache.state == "up", 20)
+    return cache
 
 
 class RealRedis:
@@ -94,3 +104,14 @@ async def cache(request: pytest.FixtureRequest) -> AsyncIterator[Cache]:
 async def server() -> AsyncIterator[EmbeddedServer]:
     async with EmbeddedServer() as running:
         yield running
+
+
+@pytest.fixture(scope="module", params=["single", "cluster"])
+def single_or_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a Redis as they are set up."""
+    if request.param == "single":
+        with peers.redis() as peer:
+            yield peer.url
+    else:
+        with topologies.cluster() as servers:
+            yield servers.url

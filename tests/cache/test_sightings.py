@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -17,33 +17,16 @@ from gateway.model.study import Row
 from gateway.model.vocabulary import Level
 from tests import peers
 
-from . import topologies
-from .conftest import eventually
+from .conftest import opened
 
 A, B = (part(node, "1.2", "I", "P") for node in ("a", "b"))
 FIRST, OTHER = digest_of("1.2", b"first"), digest_of("1.2", b"other")
 
 
-@pytest.fixture(scope="module", params=["single", "cluster"])
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "single":
-        with peers.redis() as peer:
-            yield peer.url
-    else:
-        with topologies.cluster() as servers:
-            yield servers.url
-
-
-async def opened(url: str) -> Cache:
-    cache = await Cache.open(url, timeout=5.0, retry_after=0.2)
-    await eventually(lambda: cache.state == "up", 20)
-    return cache
-
-
 @pytest.fixture
-async def two(url: str, request: pytest.FixtureRequest) -> AsyncIterator[list[Sightings]]:
+async def two(single_or_cluster: str, request: pytest.FixtureRequest) -> AsyncIterator[list[Sightings]]:
     """The same record as two replicas have it."""
-    caches = [await opened(url) for _ in range(2)]
+    caches = [await opened(single_or_cluster) for _ in range(2)]
     yield [Sightings(cache, 400) for cache in caches]
     for cache in caches:
         await cache.close()
