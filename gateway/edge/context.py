@@ -88,7 +88,11 @@ def revalidated(request: Request, response: Response) -> Response:
     asked = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
     if not asked & {response.headers.get("etag", "none"), "*"} or "etag" not in response.headers:
         return response
-    kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+    kept = {
+        name: value
+        for name, value in response.headers.items()
+        if not name.startswith("content-") or name == "content-location"
+    }
     return Response(status_code=304, headers=kept)
 
 

@@ -297,6 +297,15 @@ def test_an_image_that_the_caller_has_is_not_sent_again(gateway: Gateway) -> Non
     assert gateway.client.head(where).status_code == 200
 
 
+def test_a_304_says_as_its_200_does_what_the_thumbnail_is_of(gateway: Gateway) -> None:
+    """RFC 9110 15.4.5."""
+    where = f"{place(named('CT_small.dcm')).partition('/series/')[0]}/thumbnail"
+    whole = gateway.get(where)
+    again = gateway.get(where, headers={"if-none-match": whole.headers["etag"]})
+    assert again.status_code == 304
+    assert again.headers["content-location"] == whole.headers["content-location"]
+
+
 def test_an_encapsulated_pdf_comes_as_it_is_and_a_report_is_refused(gateway: Gateway) -> None:
     document, report = instance_of(gateway, "R5"), instance_of(gateway, "R4")
     for accept in ("*/*", "application/pdf"):
