@@ -128,14 +128,19 @@ class OctetAccept:
 
     def takes(self, media_type: str, transfer_syntax: str) -> bool:
         """Whether stored bytes of this type and syntax may be sent."""
-        return media_type.lower() not in self.refused and any(
+        return not self._refuses(media_type.lower()) and any(
             _fits(inner, syntax, media_type, transfer_syntax) for inner, syntax in self.ranges
         )
 
+    def _refuses(self, media_type: str) -> bool:
+        """Also as one of a family, where no range names it (RFC 9110 12.5.1)."""
+        is_named = any(inner == media_type for inner, _ in self.ranges)
+        return media_type in self.refused or (not is_named and f"{media_type.partition('/')[0]}/*" in self.refused)
+
     def into(self, stored: str, *, gives_explicit: bool) -> str:
         """The syntax to give a frame in that is stored in another one: '' for as it is. Raises NotAcceptable for none."""
-        is_refused = frame_media_type(stored).lower() in self.refused
-        wants_explicit = (gives_explicit or is_refused) and can_decode(stored) and OCTETS not in self.refused
+        is_refused = self._refuses(frame_media_type(stored).lower())
+        wants_explicit = (gives_explicit or is_refused) and can_decode(stored) and not self._refuses(OCTETS)
         for inner, syntax in self.ranges:
             is_any = not syntax and inner in ("*/*", "")
             if is_any and wants_explicit and stored != EXPLICIT:

@@ -231,6 +231,29 @@ def test_a_frame_as_octets_is_native_and_has_the_same_pixels(gateway: Gateway, p
     assert answer.content == wanted.astype(wanted.dtype.newbyteorder("<")).tobytes()
 
 
+RLE, OCTETS = f"image/dicom-rle; transfer-syntax={RLELossless}", f"application/octet-stream; transfer-syntax={ExplicitVRLittleEndian}"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("accept", "given"),
+    [
+        ("*/*", RLE), ("*/*, image/dicom-rle;q=0", OCTETS), ("*/*, image/*;q=0", OCTETS), ("image/*;q=0, image/dicom-rle", RLE),  ("image/*;q=0, application/octet-stream;q=0, */*", None),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_given_under_no_wider_range(gateway: Gateway, accept: str, given: str | None) -> None:
+    """RFC 9110 12.5.1: the range that says most of a type decides on it."""
+    answer = gateway.get(f"{place(named('SC_rgb_rle.dcm'))}/frames/1", headers={"accept": accept})
+    if given is None:
+        assert answer.status_code == 406
+        return
+    types = (
+        [headers["content-type"] for headers, _ in parts_of(answer)]
+        if "multipart" in answer.headers["content-type"]
+        else [answer.headers["content-type"]]
+    )
+    assert types == [given]
+
+
 FRAMES = [
     ("image/jp2", JPEG2000Lossless), ("image/jls", JPEGLSLossless), ("image/dicom-rle", RLELossless),
     (f"image/jp2; transfer-syntax={JPEG2000Lossless}", JPEG2000Lossless),
