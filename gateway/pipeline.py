@@ -105,11 +105,11 @@ class Pipeline:
         *,
         resource: str = "ImagingStudy",
         permission: str = "",
-        tells_apart: bool = False,
+        distinct: int = 0,
     ) -> Page:
         """The results that `reach` wants (all of them, newest first, by default) and that the caller may see, in order.
 
-        With `tells_apart` a study whose UID is another patient's as well is marked so, also where that one is not found.
+        Of the first `distinct` studies each whose UID is another patient's as well is marked so, also where that one is not found.
 
         Raises GatewayError; all nodes failing is an error. With `reach.updated` nodes are asked anew, and RecordUnavailable is
         raised where nobody knows when studies were first seen.
@@ -120,8 +120,8 @@ class Pipeline:
                 reach = reach_as_seen(reach or Reach(), view)
                 asks = (caller.subject, caller.client, caller.purpose, *names)
                 page = await self._page(asks, view, view.query(query), nodes, reach)
-                if tells_apart:
-                    page = replace(page, items=await self._told_apart(caller, page.items))
+                if distinct:
+                    page = await self._told_apart(caller, page, distinct, reach)
             record.studies = sorted({found.study for found in page.items})
             record.issues, record.count = page.issues, len(page.items)
             with stage("view"):
@@ -140,10 +140,16 @@ class Pipeline:
             page = await Paging(self.federation, watch).page(query, nodes, reach_of_watch(reach, watch))
         return replace(page, items=tuple(replace(one, updated=watch.moment(one)) for one in page.items))
 
-    async def _told_apart(self, caller: Caller, found: Sequence[Found]) -> tuple[Found, ...]:
-        nodes = self._nodes_for(caller, ())  # also of those that this search is not for
-        are_all = len(nodes) == len(self.federation.nodes)
-        return tuple(await self.namesakes.told_apart(found, self.federation, nodes, are_all=are_all))
+    async def _told_apart(self, caller: Caller, page: Page, first: int, reach: Reach) -> Page:
+        """What has another id than it was found by is looked at once more."""
+        shown, rest = page.items[:first], page.items[first:]
+        accepts, pairs = reach.accepts, zip(shown, await self._distinct(caller, shown), strict=True)
+        kept = [new for old, new in pairs if new is old or accepts is None or accepts(new)]
+        return replace(page, items=(*kept, *rest))
+
+    async def _distinct(self, caller: Caller, found: Sequence[Found]) -> list[Found]:
+        """The studies, marked where the UID was shown as another patient's, be it at a node that this request is not for."""
+        return await self.namesakes.told_apart(found, self.federation, self._nodes_for(caller, ()))
 
     async def search_by_offset(
         self,
@@ -178,6 +184,7 @@ class Pipeline:
         async with self._request("read", caller, names, ref=Ref(uid)) as (nodes, view, record):
             with stage("merge"):
                 answer = await self.federation.studies(view.uid_inbound(uid), nodes)
+                answer = replace(answer, items=tuple(await self._distinct(caller, answer.items)))
                 located = chosen_as_seen(choose, answer, view)
                 series = await self.federation.series_of(located)
                 instances = await in_parallel(series.items, self.federation.instances_of)

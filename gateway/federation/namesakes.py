@@ -7,18 +7,16 @@ collects studies by their ids would take the two for one.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gateway.cache import freshness
-from gateway.cache.namesakes import NamesakeRecord, Shown, mark
-from gateway.errors import GatewayError
-from gateway.federation.fanout import in_parallel
+from gateway.cache.namesakes import Entry, Mark, NamesakeRecord, Shown, mark, node_mark
 from gateway.federation.federate import Federation
 from gateway.federation.merge import Domains
 from gateway.federation.node import Node
-from gateway.model.answer import Answer, Found
+from gateway.model.answer import Found
 from gateway.model.patient import PatientKey
 from gateway.model.study import Row
 
@@ -26,10 +24,13 @@ _MOST_SETTLED = 1000
 _PATIENCE = 3.0
 """Seconds for all that a page is in doubt about: who is silent longer leaves it in doubt."""
 
+Asked = Mapping[str, Sequence[str]]
+"""For each node (its id) the studies (UIDs) that it is asked for."""
+
 
 def told_apart(found: Found) -> Found:
-    """Of a UID that is said to be another patient's as well, where nothing tells how far that one's study lies from here."""
-    return replace(found, ambiguous=found.ambiguous or "clash", in_node=found.in_node or found.patient.is_named)
+    """Of a UID that is said to be another patient's as well."""
+    return replace(found, ambiguous=found.ambiguous or "clash")
 
 
 def same_in_domains(key: PatientKey, domains: Domains) -> Iterator[PatientKey]:
@@ -46,69 +47,141 @@ class Namesakes:
     record: NamesakeRecord
     _settled: OrderedDict[int, Row] = field(default_factory=OrderedDict)
 
-    async def told_apart(
-        self, found: Sequence[Found], federation: Federation, nodes: Sequence[Node], *, are_all: bool
-    ) -> list[Found]:
-        """The studies, in their order; what was shown as another patient's before is marked, unless each of the `nodes` says
-        that it is no more. `nodes` are those that the caller may ask; `are_all` says that there are no others."""
+    async def told_apart(self, found: Sequence[Found], federation: Federation, nodes: Sequence[Node]) -> list[Found]:
+        """The studies, in their order; what was shown as another patient's before is marked, unless each node that showed it so
+        says that it is no more. `nodes` are those that the caller may ask: of any other one nobody knows."""
         unsettled = [one for one in found if not self._is_settled(one)]
-        here: dict[str, frozenset[str]] = {}
-        for one in unsettled:
-            here[one.study] = here.get(one.study, frozenset()) | _same(one, federation.domains)
-        shown = await self.record.shown(list(map(_shown, unsettled)))
-        told = [(one, marks) for one, marks in zip(unsettled, shown, strict=True) if marks is not None]
-        doubtful = [one for one, marks in told if marks - here[one.study]]
+        entries = [Entry(_marks(one, one.patients), frozenset(map(node_mark, one.holders))) for one in unsettled]
+        recorded = await self.record.shown(
+            [Shown(one.study, entry) for one, entry in zip(unsettled, entries, strict=True)]
+        )
+        here = _here(unsettled, entries)
+        doubts = [
+            _Doubt(one, others)
+            for one, known in zip(unsettled, recorded, strict=True)
+            if known is not None and (others := _others(one, known, here[one.study], federation.domains))
+        ]
+        if doubts:
+            await self._settle_doubts(doubts, federation, nodes)
+        marked = {id(doubt.found): told_apart(doubt.found) for doubt in doubts if doubt.others}
+        self._settle(
+            one for one, known in zip(unsettled, recorded, strict=True) if known is not None and id(one) not in marked
+        )
+        return [marked.get(id(one), one) for one in found]
+
+    async def _settle_doubts(self, doubts: Sequence[_Doubt], federation: Federation, nodes: Sequence[Node]) -> None:
+        """Takes out of them what the nodes that said it say no more."""
+        by_mark = {node_mark(node.id): node.id for node in nodes}
+        for doubt in doubts:
+            doubt.witnesses = {by_mark[one] for entry in doubt.others for one in entry.nodes if one in by_mark}
         ends = asyncio.get_running_loop().time() + _PATIENCE
-        answers = await in_parallel(doubtful, lambda one: _whose(one, federation, nodes, ends))
-        verdicts = {id(one): _verdict(one, answer) for one, answer in zip(doubtful, answers, strict=True)}
-        if are_all:
-            cleared = [answer.items[0] for answer in answers if answer and _is_one(answer)]
-            await self.record.shown([replace(_shown(one), only=True) for one in cleared])
-        self._settle(one for one, _ in told if not verdicts.get(id(one), one).ambiguous)
-        return [verdicts.get(id(one), one) for one in found]
+        # What a node said before may bear out that there are two. That there are not, is for it to say anew; and where it shows
+        # the study as this patient's itself, it may have corrected whose it is.
+        before = [one for one in doubts if one.witnesses.isdisjoint(one.found.holders)]
+        said, _ = await _said(_asked(before), federation, nodes, ends)
+        anew = [one for one in doubts if one not in before or not one.is_borne_out(said[one.found.study], federation)]
+        with freshness.asked_anew():
+            said, silent = await _said(_asked(anew), federation, nodes, ends)
+        for doubt in anew:
+            told = {one for one, node in by_mark.items() if node not in silent}
+            doubt.hear(said[doubt.found.study], told, federation)
+        await self.record.shown([Shown(one.found.study, None, one.gone) for one in doubts if one.gone])
+        clashing = {doubt.found.study for doubt in doubts if doubt.others}
+        for key in [key for key, row in self._settled.items() if row.study in clashing]:
+            del self._settled[key]
 
     def _is_settled(self, found: Found) -> bool:
         """Rows are shared by all who are given the same answer of a node: what they were shown as once is known."""
-        return all(self._settled.get(id(row)) is row for row in found.rows)
+        return not found.ambiguous and all(self._settled.get(id(row)) is row for row in found.rows)
 
     def _settle(self, found: Iterable[Found]) -> None:
-        self._settled.update((id(row), row) for one in found for row in one.rows)
+        self._settled.update((id(row), row) for one in found if not one.ambiguous for row in one.rows)
         while len(self._settled) > _MOST_SETTLED:
             self._settled.popitem(last=False)
 
 
-def _shown(found: Found) -> Shown:
-    return Shown(found.study, _marks(found, found.patients))
+@dataclass(slots=True, eq=False)
+class _Doubt:
+    """A study that was shown as `others`' as well; `gone` are those of them whose it is no more."""
+
+    found: Found
+    others: list[Entry]
+    witnesses: set[str] = field(default_factory=set)
+    gone: list[Entry] = field(default_factory=list)
+
+    def is_borne_out(self, rows: Sequence[Row], federation: Federation) -> bool:
+        """Whether one of them is among the rows of the study."""
+        shown = self._of_others(rows, federation)
+        return any(one.marks & shown for one in self.others)
+
+    def hear(self, rows: Sequence[Row], told: set[str], federation: Federation) -> None:
+        """`told` are the nodes that gave all `rows` they have of the study."""
+        shown = self._of_others(rows, federation)
+        self.gone = [one for one in self.others if one.nodes <= told and not one.marks & shown]
+        self.others = [one for one in self.others if one not in self.gone]
+
+    def _of_others(self, rows: Sequence[Row], federation: Federation) -> set[Mark]:
+        """The marks of those whom the rows show and do not link to this patient."""
+        merged = federation.merged([*rows, *self.found.rows])
+        same = {key for one in merged if one.patients & self.found.patients for key in one.patients}
+        return {_mark(row.study, row.patient, row.node) for row in rows if row.patient not in same}
 
 
-def _same(found: Found, domains: Domains) -> frozenset[str]:
-    """The marks of whoever is known to be its patient."""
-    linked = [other for key in found.patients for other in same_in_domains(key, domains)]
-    return _marks(found, [*found.known_as, *linked])
+def _asked(doubts: Iterable[_Doubt]) -> Asked:
+    asked: dict[str, list[str]] = defaultdict(list)
+    for doubt in doubts:
+        for node in doubt.witnesses:
+            asked[node].append(doubt.found.study)
+    return asked
 
 
-def _marks(found: Found, keys: Iterable[PatientKey]) -> frozenset[str]:
+async def _said(
+    asked: Asked, federation: Federation, nodes: Sequence[Node], ends: float
+) -> tuple[Mapping[str, Sequence[Row]], set[str]]:
+    """What the nodes have of the studies they are asked for, by study, and those that did not tell all of it."""
+    said: dict[str, list[Row]] = defaultdict(list)
+    if not asked:
+        return said, set()
+    rows, issues = await federation.rows_at(asked, nodes, ends)
+    for row in rows:
+        said[row.study].append(row)
+    silent = {node for issue in issues for node in issue.node.split(", ")}
+    return said, set(asked) if "" in silent else silent
+
+
+def _here(found: Iterable[Found], entries: Iterable[Entry]) -> Mapping[str, set[Entry]]:
+    """What is shown now of each study: of whom one answer shows beside each other is told by `merge`."""
+    here: dict[str, set[Entry]] = defaultdict(set)
+    for one, entry in zip(found, entries, strict=True):
+        here[one.study].add(entry)
+    return here
+
+
+def _others(found: Found, known: Sequence[Entry], here: set[Entry], domains: Domains) -> list[Entry]:
+    """The entries of whoever is not known to be the patient: directly, or through what was shown of him with another node."""
+    same, left = _same(found, domains), [one for one in known if one not in here]
+    while near := [one for one in left if one.marks & same and not _differ(one.marks, same)]:
+        left = [one for one in left if one not in near]
+        same = same.union(*(one.marks for one in near))
+    return left
+
+
+def _differ(one: frozenset[Mark], other: frozenset[Mark]) -> bool:
+    """Whether an issuer would have given a patient two identifiers."""
+    return any(a[0] == b[0] and a != b for a in one for b in other)
+
+
+def _same(found: Found, domains: Domains) -> frozenset[Mark]:
+    """The marks of whoever is known to be its patient, as `merge` knows it: no issuer gives him another identifier."""
+    issuers = {key.issuer for key in found.patients}
+    linked = [*found.known_as, *(other for key in found.patients for other in same_in_domains(key, domains))]
+    return _marks(found, [*found.patients, *(key for key in linked if key.issuer not in issuers)])
+
+
+def _marks(found: Found, keys: Iterable[PatientKey]) -> frozenset[Mark]:
+    return frozenset(_mark(found.study, key, found.origin) for key in keys)
+
+
+def _mark(study: str, key: PatientKey, node: str) -> Mark:
     """A patient whom nobody named is his node's."""
-    return frozenset(mark(found.study, key.issuer, key.id if key.is_named else f"|{found.origin}") for key in keys)
-
-
-async def _whose(found: Found, federation: Federation, nodes: Sequence[Node], ends: float) -> Answer[Found] | None:
-    """What the nodes say now, and not what they said: an identifier may have been corrected. None where they do not."""
-    try:
-        async with asyncio.timeout_at(ends):
-            with freshness.asked_anew():
-                return await federation.studies(found.study, nodes)
-    except (GatewayError, TimeoutError):
-        return None
-
-
-def _verdict(found: Found, answer: Answer[Found] | None) -> Found:
-    """The study itself where it is nobody else's."""
-    mine = [one for one in answer.items if one.patients & found.patients] if answer else []
-    if len(mine) == 1 and mine[0].ambiguous:
-        return replace(found, ambiguous=mine[0].ambiguous, in_node=mine[0].in_node)
-    return found if mine and answer is not None and _is_one(answer) else told_apart(found)
-
-
-def _is_one(answer: Answer[Found]) -> bool:
-    return answer.complete and len(answer.items) == 1
+    return mark(study, key.issuer, key.id if key.is_named else f"|{node}")

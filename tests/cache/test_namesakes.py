@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.cache.client import Cache
-from gateway.cache.namesakes import NamesakeRecord, Shown, mark
+from gateway.cache.namesakes import Entry, NamesakeRecord, Shown, mark, node_mark
 from tests import peers
 
 from .conftest import opened
 
-MINE, YOURS = (frozenset({mark("1.2", "I", whose)}) for whose in ("P", "Q"))
+MINE, YOURS = (Entry(frozenset({mark("1.2", "I", whose)}), frozenset({node_mark("n")})) for whose in ("P", "Q"))
 
 
 @pytest.fixture
@@ -30,21 +30,32 @@ async def test_of_two_replicas_that_show_two_patients_at_once_one_at_least_is_to
 ) -> None:
     studies = [f"1.2.{number}" for number in range(350)]
     mine, yours = await asyncio.gather(
-        *(one.shown([Shown(study, marks) for study in studies]) for one, marks in zip(two, (MINE, YOURS), strict=True))
+        *(one.shown([Shown(study, entry) for study in studies]) for one, entry in zip(two, (MINE, YOURS), strict=True))
     )
-    assert all(MINE | YOURS in pair for pair in zip(mine, yours, strict=True))
-    assert await two[0].shown([Shown("1.2.7", MINE)]) == [MINE | YOURS]
+    assert all([MINE, YOURS] in pair or [YOURS, MINE] in pair for pair in zip(mine, yours, strict=True))
+    (kept,) = await two[0].shown([Shown("1.2.7", MINE)])
+    assert kept is not None
+    assert set(kept) == {MINE, YOURS}
 
 
 async def test_whose_it_is_no_more_is_forgotten_once_that_is_sure(two: list[NamesakeRecord]) -> None:
     await two[0].shown([Shown("1.3", MINE), Shown("1.3", YOURS), Shown("1.4", MINE)])
-    assert await two[1].shown([Shown("1.3", YOURS, only=True)]) == [YOURS]
-    assert await two[0].shown([Shown("1.3", YOURS), Shown("1.4", MINE)]) == [YOURS, MINE]
+    assert await two[1].shown([Shown("1.3", None, [MINE])]) == [[YOURS]]
+    assert await two[0].shown([Shown("1.3", YOURS), Shown("1.4", MINE)]) == [[YOURS], [MINE]]
+
+
+async def test_several_identifiers_and_nodes_of_one_patient_are_read_as_they_were_written(
+    two: list[NamesakeRecord],
+) -> None:
+    both = Entry(MINE.marks | {mark("1.2", "J", "Q")}, frozenset(map(node_mark, ("n", "o"))))
+    await two[0].shown([Shown("1.6", MINE), Shown("1.6", both)])
+    assert await two[1].shown([Shown("1.6", None, [MINE])]) == [[both]]
 
 
 async def test_a_uid_that_a_whole_archive_bears_fills_no_redis(two: list[NamesakeRecord]) -> None:
     for number in range(600):
-        await two[0].shown([Shown("1.5", frozenset({mark("1.5", "I", str(number))}))])
+        entry = Entry(frozenset({mark("1.5", "I", str(number))}), MINE.nodes)
+        await two[0].shown([Shown("1.5", entry)])
     (kept,) = await two[0].shown([Shown("1.5", MINE)])
     assert kept is not None
     assert 200 < len(kept) < 300
@@ -54,7 +65,7 @@ async def test_a_redis_that_does_not_answer_tells_of_nobody_and_not_that_there_i
     with peers.redis() as peer:
         cache = await opened(peer.url)
         record = NamesakeRecord(cache, 400)
-        assert await record.shown([Shown("1.2", MINE)]) == [MINE]
+        assert await record.shown([Shown("1.2", MINE)]) == [[MINE]]
         peer.kill()
         assert await record.shown([Shown("1.2", YOURS)]) == [None]
         await cache.close()

@@ -16,6 +16,9 @@ from gateway.simulators.dimse import DimseSimulator
 from gateway.simulators.fhir import FhirOptions, FhirSimulator
 
 
+SECRET = "the same before and after"
+
+
 def values(rows: list[dict[str, Any]], tag: str) -> set[str]:
     return {value for row in rows for value in row.get(tag, {}).get("Value", [])}
 
@@ -249,12 +252,12 @@ def clash(tmp_path: Path, second: str) -> list[dict[str, Any]]:
 
 def test_the_id_of_a_clash_keeps_naming_its_study_while_the_other_node_is_silent(tmp_path: Path, silent: str) -> None:
     nodes = clash(tmp_path, silent)
-    with DicomwebSimulator(tmp_path / "b") as web, Gateway(clash(tmp_path, web.url)) as gateway:
+    with DicomwebSimulator(tmp_path / "b") as web, Gateway(clash(tmp_path, web.url), secret=SECRET) as gateway:
         ids = {
             study["subject"]["identifier"]["value"]: study["id"] for study in matches(gateway.get("/fhir/ImagingStudy"))
         }
     assert set(ids) == {"1", "2"}
-    with Gateway(nodes) as gateway:
+    with Gateway(nodes, secret=SECRET) as gateway:
         mine = gateway.get(f"/fhir/ImagingStudy/{ids['1']}")
         by_id = gateway.get("/fhir/ImagingStudy", params={"_id": ids["1"]})
         other = gateway.get(f"/fhir/ImagingStudy/{ids['2']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import pytest
 from running import Gateway, files_node
 from specimens import linked_to, specimen, uid
 
+from tests.catalogue import catalogue_nodes
+from tests.security.conftest import issuer_beside
+
 STUDY = uid("one")
+SECRET = "the same on both replicas"
 
 
 def studies(gateway: Gateway, **query: Any) -> list[dict[str, Any]]:
@@ -119,19 +124,149 @@ def test_a_patient_known_by_two_identifiers_has_one_id_whoever_tells_of_him(tmp_
         assert the_id(gateway) == STUDY
 
 
-def test_while_a_node_is_silent_that_may_have_the_other_study_the_ids_stay_two(tmp_path: Path) -> None:
+def silent(name: str, issuer: str) -> dict[str, Any]:
+    """A node that nobody is at home at."""
+    connection = {"url": "http://127.0.0.1:9"}
+    return {"id": name, "name": name, "adapter": "dicomweb", "connection": connection,
+            "patient_id_issuer": issuer, "search_deadline": 1}  # fmt: skip
+
+
+def test_while_a_node_is_silent_that_has_the_other_study_each_keeps_the_id_that_it_was_given(tmp_path: Path) -> None:
     nodes = two_hospitals(tmp_path)
     with peers.redis() as redis:
-        with Gateway(nodes, redis_url=redis.url) as gateway:
+        with Gateway(nodes, redis_url=redis.url, secret=SECRET) as gateway:
             assert the_id(gateway, **EARLY) == STUDY
-        nodes[0] = {
-            "id": "a", "name": "a", "adapter": "dicomweb", "connection": {"url": "http://127.0.0.1:9"},
-            "patient_id_issuer": "HOSPITAL-a", "search_deadline": 1,
-        }  # fmt: skip
-        with Gateway(nodes, redis_url=redis.url) as gateway:
             mine = the_id(gateway, **LATE)
-            assert mine != STUDY
+        with Gateway([silent("a", "HOSPITAL-a"), nodes[1]], redis_url=redis.url, secret=SECRET) as gateway:
+            assert the_id(gateway, **LATE) == mine
             assert gateway.get(f"/fhir/ImagingStudy/{mine}").json()["subject"]["identifier"]["value"] == "B1"
+            assert gateway.get(f"/fhir/ImagingStudy/{STUDY}").status_code == 409, "that was the other one's"
+            assert studies(gateway, _id=STUDY) == []
+
+
+def test_a_node_that_is_taken_out_for_a_while_takes_no_id_with_it(tmp_path: Path) -> None:
+    nodes = two_hospitals(tmp_path)
+    with peers.redis() as redis:
+        with Gateway(nodes, redis_url=redis.url, secret=SECRET) as gateway:
+            first = the_id(gateway, **EARLY)
+        with Gateway(nodes[1:], redis_url=redis.url, secret=SECRET) as gateway:
+            assert the_id(gateway, **LATE) != first
+
+
+def test_the_silence_of_a_node_that_has_neither_changes_no_id(tmp_path: Path) -> None:
+    specimen(tmp_path / "a", "A1", "one")
+    nodes = [files_node("a", tmp_path / "a", patient_id_issuer="HOSPITAL"), silent("c", "C")]
+    with peers.redis() as redis:
+        with Gateway(nodes, redis_url=redis.url) as gateway:
+            assert the_id(gateway) == STUDY
+        for file in (tmp_path / "a").iterdir():
+            file.unlink()
+        specimen(tmp_path / "a", "A2", "one")
+        with Gateway(nodes, redis_url=redis.url, find_ttl=0, location_ttl=0) as gateway:
+            assert the_id(gateway) == STUDY
+
+
+def test_who_was_shown_once_with_both_his_identifiers_has_one_id_while_the_node_is_silent_that_links_them(
+    tmp_path: Path,
+) -> None:
+    specimen(tmp_path / "a", "A1", "one", OtherPatientIDsSequence=linked_to(("B", "B1")))
+    specimen(tmp_path / "b", "B1", "one", "2")
+    nodes = [files_node(name, tmp_path / name, patient_id_issuer=name.upper()) for name in ("a", "b")]
+    with peers.redis() as redis:
+        with Gateway(nodes, redis_url=redis.url) as gateway:
+            assert the_id(gateway) == STUDY
+        with Gateway([silent("a", "A"), nodes[1]], redis_url=redis.url) as gateway:
+            assert the_id(gateway) == STUDY
+
+
+def test_two_identifiers_of_one_issuer_are_two_patients_whatever_links_them(tmp_path: Path) -> None:
+    specimen(tmp_path / "a", "A1", "one", StudyDate="20100101")
+    more = {"StudyDate": "20200101", "OtherPatientIDsSequence": linked_to(("HOSPITAL", "A1"))}
+    specimen(tmp_path / "b", "B1", "one", "2", **more)
+    nodes = [files_node(name, tmp_path / name, patient_id_issuer="HOSPITAL") for name in ("a", "b")]
+    with Gateway(nodes) as gateway:
+        assert the_id(gateway, **EARLY) != the_id(gateway, **LATE)
+
+
+def test_an_issuer_that_is_named_anew_changes_no_id(tmp_path: Path) -> None:
+    names = {"StudyDate": "20200101", "StudyTime": "101500", "PatientName": "X"}
+    rows = [{"StudyInstanceUID": uid(number), "PatientID": f"P{number}", **names} for number in range(200)]
+    with catalogue_nodes([rows], delay=0.1) as nodes, peers.redis() as redis:
+        for name in ("OLD", "NEW"):
+            with Gateway(nodes.tables(patient_id_issuer=name), redis_url=redis.url, find_ttl=0) as gateway:
+                found = {study["id"] for study in studies(gateway, _count=200)}
+            assert found == {uid(number) for number in range(200)}
+
+
+# --- callers who may ask different nodes
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Any]:
+    with issuer_beside() as running:
+        yield running
+
+
+def id_for(gateway: Gateway, issuer: Any, nodes: list[str], **query: Any) -> str:
+    claims = {"scope": "system/*.rs"} | ({"nodes": nodes} if nodes else {})
+    answer = gateway.get("/fhir/ImagingStudy", params=query, headers={"Authorization": issuer.bearer(**claims)})
+    (study,) = [entry["resource"] for entry in answer.json()["entry"] if entry["search"]["mode"] == "match"]
+    return str(study["id"])
+
+
+def test_what_one_may_not_ask_of_has_another_id_all_the_same(tmp_path: Path, issuer: Any) -> None:
+    with Gateway(two_hospitals(tmp_path), oidc_issuer=issuer.issuer) as gateway:
+        assert id_for(gateway, issuer, ["a"]) != id_for(gateway, issuer, ["b"])
+
+
+def test_a_caller_of_fewer_nodes_decides_for_nobody_else(tmp_path: Path, issuer: Any) -> None:
+    with Gateway(two_hospitals(tmp_path), oidc_issuer=issuer.issuer) as gateway:
+        mine = id_for(gateway, issuer, [], **EARLY)
+        id_for(gateway, issuer, ["b"], **LATE)
+        assert id_for(gateway, issuer, [], **LATE) != mine
+
+
+# --- reads, and what shows nobody
+
+
+def test_an_id_that_was_given_for_one_never_reads_the_other(tmp_path: Path) -> None:
+    with Gateway(two_hospitals(tmp_path)) as gateway:
+        assert the_id(gateway, **EARLY) == STUDY
+        assert gateway.get(f"/fhir/ImagingStudy/{STUDY}", params={"node": "b"}).status_code == 409
+
+
+def test_a_read_names_a_study_as_a_search_does(tmp_path: Path) -> None:
+    with Gateway(two_hospitals(tmp_path)) as gateway:
+        read = gateway.get(f"/fhir/ImagingStudy/{STUDY}", params={"node": "b"}).json()
+        assert (read["id"], read["subject"]["identifier"]["value"]) == (STUDY, "B1")
+        assert the_id(gateway, **EARLY) != STUDY
+
+
+def test_an_id_that_is_given_can_be_read_though_its_rows_were_shown_under_another_before(tmp_path: Path) -> None:
+    with Gateway(two_hospitals(tmp_path)) as gateway:
+        the_id(gateway, **EARLY)
+        the_id(gateway, **LATE)
+        again = the_id(gateway, **EARLY, _sort="started")
+        assert gateway.get(f"/fhir/ImagingStudy/{again}").status_code == 200
+
+
+def test_to_count_studies_is_to_show_none(tmp_path: Path) -> None:
+    with Gateway(two_hospitals(tmp_path)) as gateway:
+        counted = gateway.get("/fhir/ImagingStudy", params={**EARLY, "_summary": "count"}).json()
+        assert counted["total"] == 1
+        assert the_id(gateway, **LATE) == STUDY
+
+
+def test_nodes_are_not_asked_each_time_whether_two_are_two(tmp_path: Path) -> None:
+    names = {"StudyInstanceUID": STUDY, "StudyTime": "101500", "PatientName": "X"}
+    rows = [{**names, "PatientID": "A", "StudyDate": "20100101"}, {**names, "PatientID": "B", "StudyDate": "20200101"}]
+    with catalogue_nodes([[row] for row in rows]) as nodes, Gateway(nodes.tables(patient_id_issuer="H")) as gateway:
+        the_id(gateway, **EARLY)
+        the_id(gateway, **LATE)
+        nodes.reset()
+        for count in range(2, 12):
+            the_id(gateway, **LATE, _count=count, _total="none")
+        assert max(one.requests for one in nodes.counts()) <= 2
 
 
 def test_without_redis_a_search_answers_all_the_same(tmp_path: Path) -> None:

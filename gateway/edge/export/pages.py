@@ -234,7 +234,7 @@ class _Doing:
         reach = Reach(search.sort, size, after, accepts=accepts, ends_with_day=takes_more)
         resource = STUDY if STUDY in walk.types else PATIENT
         return await self.estate.pipeline.search(
-            self.caller, search.query, names, reach, resource=resource, tells_apart=resource == STUDY
+            self.caller, search.query, names, reach, resource=resource, distinct=size if resource == STUDY else 0
         )
 
     async def _left(

@@ -19,11 +19,11 @@ _PACKED = 38
 
 
 def study_id(found: Found, patient_mark: Callable[[PatientKey], str]) -> str:
-    """The StudyInstanceUID; for a clash, 8 hex of the node id and the packed UID, and 8 more of the patient within one node."""
+    """The StudyInstanceUID; for a clash, 8 hex of the node id, the packed UID, and 8 hex of the patient where he has an id."""
     if not found.ambiguous:
         return found.study
     identifier = f"{node_mark(found.origin)}-{pack(found.study)}"
-    return f"{identifier}-{patient_mark(found.patient)[:8]}" if found.in_node else identifier
+    return f"{identifier}-{patient_mark(found.patient)[:8]}" if found.patient.is_named else identifier
 
 
 def names_study(identifier: str, found: Found, patient_mark: Callable[[PatientKey], str]) -> bool:
@@ -31,10 +31,8 @@ def names_study(identifier: str, found: Found, patient_mark: Callable[[PatientKe
     is not seen, because its node is silent or was not asked; the bare UID names it only while nothing contradicts."""
     if identifier == study_id(found, patient_mark):
         return True
-    of_holders = {f"{node_mark(node)}-{pack(found.study)}" for node in found.holders}
-    marks = {patient_mark(key)[:8] for key in found.patients if key.is_named}
-    of_patients = {f"{of_holder}-{mark}" for of_holder in of_holders for mark in marks}
-    return identifier in of_patients or (identifier in of_holders and not found.in_node)
+    marks = [f"-{patient_mark(key)[:8]}" for key in found.patients if key.is_named] or [""]
+    return identifier in {f"{node_mark(node)}-{pack(found.study)}{each}" for node in found.holders for each in marks}
 
 
 def node_mark(node: str) -> str:

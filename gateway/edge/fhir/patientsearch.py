@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from starlette.responses import Response
@@ -65,7 +66,7 @@ async def _studies_of(asked: FhirRequest, patients: Iterable[Resource]) -> Page:
     theirs = Criteria(asked.renderer)
     theirs.add_patients([key for key in keys if key])
     context, reach = asked.context, Reach(accepts=theirs.accepts)
-    return await context.pipeline.search(context.caller, theirs.query, context.nodes, reach, tells_apart=True)
+    return await context.pipeline.search(context.caller, theirs.query, context.nodes, reach, distinct=sys.maxsize)
 
 
 def _by_reference(asked: FhirRequest, studies: Iterable[Found]) -> dict[str, Resource]:

@@ -64,7 +64,8 @@ async def _page(asked: FhirRequest, search: StudySearch) -> tuple[Page, Sequence
         search.leave_out(excluded, answering.items, answering.issues)
         issues += answering.issues
     reach = _reach(asked, search)
-    page = await context.pipeline.search(context.caller, search.query, context.nodes, reach, tells_apart=True)
+    size = _size(asked, search)
+    page = await context.pipeline.search(context.caller, search.query, context.nodes, reach, distinct=size)
     return page, tuple(dict.fromkeys((*page.issues, *issues, *unknown)))
 
 
