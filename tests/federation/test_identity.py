@@ -15,7 +15,6 @@ from gateway.simulators.dicomweb import DicomwebOptions, DicomwebSimulator
 from gateway.simulators.dimse import DimseSimulator
 from gateway.simulators.fhir import FhirOptions, FhirSimulator
 
-
 SECRET = "the same before and after"
 
 
