@@ -119,9 +119,12 @@ class Pipeline:
             with stage("merge"):
                 reach = reach_as_seen(reach or Reach(), view)
                 asks = (caller.subject, caller.client, caller.purpose, *names)
-                page = await self._page(asks, view, view.query(query), nodes, reach)
-                if distinct:
-                    page = await self._told_apart(caller, page, distinct, reach)
+
+                async def ask(reach: Reach) -> Page:
+                    page = await self._page(asks, view, view.query(query), nodes, reach)
+                    return await self._told_apart(caller, page, distinct, reach) if distinct else page
+
+                page = await _first_with_results(ask, reach)
             record.studies = sorted({found.study for found in page.items})
             record.issues, record.count = page.issues, len(page.items)
             with stage("view"):
@@ -141,11 +144,14 @@ class Pipeline:
         return replace(page, items=tuple(replace(one, updated=watch.moment(one)) for one in page.items))
 
     async def _told_apart(self, caller: Caller, page: Page, first: int, reach: Reach) -> Page:
-        """What has another id than it was found by is looked at once more."""
-        shown, rest = page.items[:first], page.items[first:]
-        accepts, pairs = reach.accepts, zip(shown, await self._distinct(caller, shown), strict=True)
-        kept = [new for old, new in pairs if new is old or accepts is None or accepts(new)]
-        return replace(page, items=(*kept, *rest))
+        """What has another id than it was found by is looked at once more, and so is what takes the place of one left out."""
+        kept, rest, accepts = list[Found](), list(page.items), reach.accepts
+        while rest and len(kept) < first:
+            shown, rest = rest[: first - len(kept)], rest[first - len(kept) :]
+            pairs = zip(shown, await self._distinct(caller, shown), strict=True)
+            kept += [new for old, new in pairs if new is old or accepts is None or accepts(new)]
+        total = None if page.total is None else page.total - len(page.items) + len(kept) + len(rest)
+        return replace(page, items=(*kept, *rest), total=total)
 
     async def _distinct(self, caller: Caller, found: Sequence[Found]) -> list[Found]:
         """The studies, marked where the UID was shown as another patient's, be it at a node that this request is not for."""
@@ -472,6 +478,16 @@ class Pipeline:
             return other
         holders = ", ".join(sorted({node for one in answer.items for node in one.holders}))
         return NodeUnreachable(holders, f"has the study {study} again; ask once more", retry_after=1)
+
+
+async def _first_with_results(ask: Callable[[Reach], Awaitable[Page]], reach: Reach) -> Page:
+    """The page, or the next one that holds anything where all of it was left out: whoever walks on goes by what a page holds."""
+    page = await ask(reach)
+    issues = page.issues
+    while page.as_found and not page.items and page.more and page.last is not None:
+        page = await ask(replace(reach, after=page.last, skip=0))
+        issues = tuple(dict.fromkeys((*issues, *page.issues)))
+    return replace(page, issues=issues)
 
 
 def _note_place(remember: Callable[[Caller], Awaitable[None]] | None, *, is_first: bool) -> None:

@@ -21,8 +21,8 @@ from gateway.model.patient import PatientKey
 from gateway.model.study import Row
 
 _MOST_SETTLED = 1000
-_PATIENCE = 3.0
-"""Seconds for all that a page is in doubt about: who is silent longer leaves it in doubt."""
+_PATIENCE = 1.5
+"""Seconds that nodes have to tell of all that a page is in doubt about: who is silent longer leaves it in doubt."""
 
 Asked = Mapping[str, Sequence[str]]
 """For each node (its id) the studies (UIDs) that it is asked for."""
@@ -74,19 +74,16 @@ class Namesakes:
         by_mark = {node_mark(node.id): node.id for node in nodes}
         for doubt in doubts:
             doubt.witnesses = {by_mark[one] for entry in doubt.others for one in entry.nodes if one in by_mark}
-        ends = asyncio.get_running_loop().time() + _PATIENCE
-        # What a node said before may bear out that there are two. That there are not, is for it to say anew; and where it shows
-        # the study as this patient's itself, it may have corrected whose it is.
-        before = [one for one in doubts if one.witnesses.isdisjoint(one.found.holders)]
-        said, _ = await _said(_asked(before), federation, nodes, ends)
-        anew = [one for one in doubts if one not in before or not one.is_borne_out(said[one.found.study], federation)]
+        # What a node said before may bear out that there are two. That there are not, is for it to say anew.
+        said, _ = await _said(_asked(doubts), federation, nodes)
+        anew = [one for one in doubts if not one.is_borne_out(said[one.found.study], federation)]
         with freshness.asked_anew():
-            said, silent = await _said(_asked(anew), federation, nodes, ends)
+            said, silent = await _said(_asked(anew), federation, nodes)
         for doubt in anew:
             told = {one for one, node in by_mark.items() if node not in silent}
             doubt.hear(said[doubt.found.study], told, federation)
         await self.record.shown([Shown(one.found.study, None, one.gone) for one in doubts if one.gone])
-        clashing = {doubt.found.study for doubt in doubts if doubt.others}
+        clashing = {doubt.found.study for doubt in doubts if doubt.others or doubt.gone}
         for key in [key for key, row in self._settled.items() if row.study in clashing]:
             del self._settled[key]
 
@@ -110,9 +107,11 @@ class _Doubt:
     gone: list[Entry] = field(default_factory=list)
 
     def is_borne_out(self, rows: Sequence[Row], federation: Federation) -> bool:
-        """Whether one of them is among the rows of the study."""
+        """Whether one of them is among the rows of the study. A node that shows it as this patient's, too, has to show both at
+        once: it may have corrected whose it is."""
         shown = self._of_others(rows, federation)
-        return any(one.marks & shown for one in self.others)
+        here = {row.node for row in rows if row.patient in self.found.patients}
+        return self.witnesses.intersection(self.found.holders) <= here and any(one.marks & shown for one in self.others)
 
     def hear(self, rows: Sequence[Row], told: set[str], federation: Federation) -> None:
         """`told` are the nodes that gave all `rows` they have of the study."""
@@ -136,12 +135,13 @@ def _asked(doubts: Iterable[_Doubt]) -> Asked:
 
 
 async def _said(
-    asked: Asked, federation: Federation, nodes: Sequence[Node], ends: float
+    asked: Asked, federation: Federation, nodes: Sequence[Node]
 ) -> tuple[Mapping[str, Sequence[Row]], set[str]]:
     """What the nodes have of the studies they are asked for, by study, and those that did not tell all of it."""
     said: dict[str, list[Row]] = defaultdict(list)
     if not asked:
         return said, set()
+    ends = asyncio.get_running_loop().time() + _PATIENCE
     rows, issues = await federation.rows_at(asked, nodes, ends)
     for row in rows:
         said[row.study].append(row)

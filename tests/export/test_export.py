@@ -19,6 +19,7 @@ from gateway.edge.fhir import profiles
 from tests.catalogue import CatalogueNodes, catalogue_nodes, free_ports, made_up
 from tests.export.asking import ASYNC, Export, begin
 from tests.federation.flaky import Flaky
+from tests.lifecycle.conftest import eventually
 from tests.running import Gateway
 
 STUDIES, NODES = 300, 3
@@ -47,7 +48,6 @@ def whole(served: Gateway) -> tuple[Export, dict[str, Any]]:
 
 
 def audited(served: Gateway, action: str, count: int = 1) -> list[dict[str, Any]]:
-    from tests.lifecycle.conftest import eventually
 
     def found() -> list[dict[str, Any]]:
         lines = map(json.loads, Path(str(served.app.state.settings.audit)).read_text().splitlines())  # type: ignore[union-attr]
@@ -410,7 +410,7 @@ def test_an_export_that_found_no_room_leaves_its_room_to_others(nodes: Catalogue
     given: dict[str, Any] = {"export_bytes": 100_000, "export_page": 20, "export_directory": tmp_path / "kept"}
     with Gateway(nodes.tables(quirks=[]), **given) as running:
         assert begin(running.client).over().status_code == 413
-        assert not list((tmp_path / "kept").rglob("*.ndjson"))
+        eventually(lambda: not list((tmp_path / "kept").rglob("*.ndjson")))
         few = "/fhir/$export?_type=ImagingStudy&_typeFilter=ImagingStudy%3Fmodality%3DMR&_elements=started"
         assert begin(running.client, few).manifest()["output"]
 
@@ -436,8 +436,6 @@ def test_an_export_expires(nodes: CatalogueNodes) -> None:
     with Gateway(nodes.tables(quirks=[]), export_seconds=4.0) as running:
         export = begin(running.client, "/fhir/$export?_type=Endpoint")
         export.manifest()
-        from tests.lifecycle.conftest import eventually
-
         eventually(lambda: export.poll().status_code == 404)
 
 

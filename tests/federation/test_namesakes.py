@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from running import Gateway, files_node
 from specimens import linked_to, specimen, uid
 
 from tests.catalogue import catalogue_nodes
+from tests.handmade import dicomweb_node, given, server
 from tests.security.conftest import issuer_beside
 
 STUDY = uid("one")
@@ -267,6 +269,103 @@ def test_nodes_are_not_asked_each_time_whether_two_are_two(tmp_path: Path) -> No
         for count in range(2, 12):
             the_id(gateway, **LATE, _count=count, _total="none")
         assert max(one.requests for one in nodes.counts()) <= 2
+
+
+def two_clashes(folder: Path) -> list[dict[str, Any]]:
+    """Two UIDs that a's patient and b's bear, and a study that b alone has."""
+    for name, year in (("one", "2021"), ("two", "2020")):
+        specimen(folder / "a", "A1", name, StudyDate="20100101")
+        specimen(folder / "b", "B1", name, "2", StudyDate=f"{year}0101")
+    specimen(folder / "b", "B1", "three", "3", StudyDate="20190101")
+    return [files_node(name, folder / name, patient_id_issuer=f"HOSPITAL-{name}") for name in ("a", "b")]
+
+
+def test_a_search_by_an_id_finds_nobody_elses_study_and_counts_none(tmp_path: Path) -> None:
+    with Gateway(two_clashes(tmp_path)) as gateway:
+        assert {study["id"] for study in studies(gateway, **EARLY)} == {uid("one"), uid("two")}
+        query = {"_id": f"{uid('one')},{uid('two')}", "_total": "accurate", "node": "b"}
+        for count in (1, 50):
+            bundle = gateway.get("/fhir/ImagingStudy", params={**query, "_count": count}).json()
+            assert (bundle["total"], bundle.get("entry", [])) == (0, [])
+
+
+def test_a_page_that_has_nothing_left_is_not_the_end(tmp_path: Path) -> None:
+    with Gateway(two_clashes(tmp_path)) as gateway:
+        studies(gateway, **EARLY)
+        query = {"_id": f"{uid('one')},{uid('three')}", "_count": 1, "node": "b"}
+        assert [study["id"] for study in studies(gateway, **query)] == [uid("three")]
+
+
+def test_what_is_still_kept_of_a_study_that_is_gone_has_not_the_id_that_another_has_by_then() -> None:
+    names = {"StudyInstanceUID": STUDY, "StudyTime": "101500", "PatientName": "X"}
+    held = [as_row(STUDY, "A", "20100101")]
+    with (
+        server(lambda *_: given(held)) as one,
+        catalogue_nodes([[{**names, "PatientID": "B", "StudyDate": "20200101"}]]) as nodes,
+        Gateway([dicomweb_node("gone", one), *nodes.tables(patient_id_issuer="H")]) as gateway,
+    ):
+        the_id(gateway, **EARLY)
+        held.clear()
+        second = the_id(gateway, **LATE)
+        assert second not in [study["id"] for study in studies(gateway, **EARLY, _summary="false", _elements="subject")]
+
+
+def as_row(study: str, patient: str, date: str) -> dict[str, Any]:
+    values = {
+        "0020000D": ("UI", study),
+        "00100020": ("LO", patient),
+        "00080020": ("DA", date),
+        "00080030": ("TM", "101500"),
+    }
+    return {tag: {"vr": vr, "Value": [value]} for tag, (vr, value) in values.items()}
+
+
+def test_one_node_is_not_asked_each_time_whether_two_are_two() -> None:
+    names = {"StudyInstanceUID": STUDY, "StudyTime": "101500", "PatientName": "X"}
+    rows = [{**names, "PatientID": "A", "StudyDate": "20100101"}, {**names, "PatientID": "B", "StudyDate": "20200101"}]
+    with catalogue_nodes([rows]) as nodes, Gateway(nodes.tables(patient_id_issuer="H")) as gateway:
+        the_id(gateway, **EARLY)
+        the_id(gateway, **LATE)
+        nodes.reset()
+        for count in range(2, 12):
+            the_id(gateway, **LATE, _count=count, _total="none")
+        assert max(one.requests for one in nodes.counts()) <= 2
+
+
+def test_the_silence_of_another_studys_node_changes_no_id_and_takes_no_node_down(tmp_path: Path) -> None:
+    specimen(tmp_path / "a", "A1", "one", StudyDate="20100101")
+    specimen(tmp_path / "b", "B1", "two", StudyDate="20100102")
+    specimen(tmp_path / "c", "C1", "two", "2", StudyDate="20200101")
+    nodes = [files_node(name, tmp_path / name, patient_id_issuer=f"HOSPITAL-{name}") for name in ("a", "b", "c")]
+    with peers.redis() as redis, socket.create_server(("127.0.0.1", 0), backlog=50) as hole:
+        with Gateway(nodes, redis_url=redis.url, secret=SECRET) as gateway:
+            studies(gateway, **EARLY)
+            studies(gateway, **LATE)
+        for file in (tmp_path / "a").iterdir():
+            file.unlink()
+        specimen(tmp_path / "a", "A2", "one", StudyDate="20100101")
+        hanging = silent("c", "HOSPITAL-c") | {"search_deadline": 8}
+        hanging["connection"] = {"url": f"http://127.0.0.1:{hole.getsockname()[1]}"}
+        given_ = {"redis_url": redis.url, "secret": SECRET, "find_ttl": 0, "location_ttl": 0}
+        with Gateway([*nodes[:2], hanging], **given_) as gateway:
+            assert uid("one") in {study["id"] for study in studies(gateway, node="a,b")}
+            states = {node["id"]: node["state"] for node in gateway.get("/nodes").json()["nodes"]}
+    assert states["a"] == "up"
+
+
+def test_an_id_stays_while_one_of_two_holders_is_silent(tmp_path: Path) -> None:
+    specimen(tmp_path / "a", "P1", "one", StudyDate="20100101")
+    specimen(tmp_path / "c", "P1", "one", "2", StudyDate="20100101")
+    specimen(tmp_path / "b", "B1", "one", "3", StudyDate="20200101")
+    issuers = {"a": "H", "c": "H", "b": "H-b"}
+    nodes = [files_node(name, tmp_path / name, patient_id_issuer=issuer) for name, issuer in issuers.items()]
+    with peers.redis() as redis:
+        with Gateway(nodes, redis_url=redis.url, secret=SECRET) as gateway:
+            the_id(gateway, **LATE)
+            mine = the_id(gateway, **EARLY)
+        with Gateway([silent("a", "H"), *nodes[1:]], redis_url=redis.url, secret=SECRET) as gateway:
+            assert the_id(gateway, **EARLY) == mine
+            assert gateway.get(f"/fhir/ImagingStudy/{mine}").status_code == 200
 
 
 def test_without_redis_a_search_answers_all_the_same(tmp_path: Path) -> None:

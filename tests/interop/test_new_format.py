@@ -204,4 +204,5 @@ def test_a_moment_is_searched_in_the_formats_time_zone(gateway: Gateway) -> None
 def test_fhir_finds_by_the_formats_identifier_system(gateway: Gateway) -> None:
     for system in (f"urn:oid:{OID}", "https://id.ruritania.example/citizens"):
         found = gateway.get(f"/fhir/ImagingStudy?node=new&patient.identifier={system}|0101990500006").json()
-        assert [entry["resource"]["id"] for entry in found["entry"]] == ["2.25.77"]
+        named = [one["value"] for entry in found["entry"] for one in entry["resource"]["identifier"]]
+        assert "urn:oid:2.25.77" in named

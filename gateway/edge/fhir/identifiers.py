@@ -19,11 +19,11 @@ _PACKED = 38
 
 
 def study_id(found: Found, patient_mark: Callable[[PatientKey], str]) -> str:
-    """The StudyInstanceUID; for a clash, 8 hex of the node id, the packed UID, and 8 hex of the patient where he has an id."""
+    """The StudyInstanceUID; of a clash 8 hex of the patient, or of the node where he has no id, and the packed UID."""
     if not found.ambiguous:
         return found.study
-    identifier = f"{node_mark(found.origin)}-{pack(found.study)}"
-    return f"{identifier}-{patient_mark(found.patient)[:8]}" if found.patient.is_named else identifier
+    whose = patient_mark(min(found.patients)) if found.patient.is_named else node_mark(found.origin)
+    return f"{whose[:8]}-{pack(found.study)}"
 
 
 def names_study(identifier: str, found: Found, patient_mark: Callable[[PatientKey], str]) -> bool:
@@ -31,8 +31,8 @@ def names_study(identifier: str, found: Found, patient_mark: Callable[[PatientKe
     is not seen, because its node is silent or was not asked; the bare UID names it only while nothing contradicts."""
     if identifier == study_id(found, patient_mark):
         return True
-    marks = [f"-{patient_mark(key)[:8]}" for key in found.patients if key.is_named] or [""]
-    return identifier in {f"{node_mark(node)}-{pack(found.study)}{each}" for node in found.holders for each in marks}
+    named = [patient_mark(key) for key in found.patients if key.is_named]
+    return identifier in {f"{whose[:8]}-{pack(found.study)}" for whose in named or map(node_mark, found.holders)}
 
 
 def node_mark(node: str) -> str:
