@@ -97,7 +97,8 @@ class Horizon:
 
     def here(self, shown: Sequence[str]) -> int:
         """How many of a node's moments lie on its day."""
-        return sum(self.begin <= each <= self.end for each in shown)
+        begin, end = self.begin, self.end
+        return sum(begin <= each <= end for each in shown)
 
     def is_behind(self, frontier: str) -> bool:
         """Whether a node whose frontier that is has been opened as far as this."""

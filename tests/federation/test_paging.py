@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -242,6 +243,24 @@ def test_a_day_that_one_archive_alone_has_so_many_of_costs_no_further_round_trip
         page = gateway.get("/fhir/ImagingStudy?_count=20").json()
     assert uids(page) == sorted(known, key=known.__getitem__, reverse=True)[:20]
     assert steps == [2]
+
+
+def test_a_round_number_is_no_maximum_where_another_answer_of_the_moment_is_larger(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.adapters.dicomweb.adapter._MOMENT", 2.0)
+    rows = [
+        dict(row) | {"StudyDate": "20200101" if place < 64 else "20210101"} for place, row in enumerate(TRUTH.values())
+    ]
+    with catalogue_nodes([rows[:331]], delay=0.05) as nodes, Gateway(nodes.tables(quirks=[]), cache=False) as gateway:
+        nodes.reset()
+        with ThreadPoolExecutor() as threads:
+            asked = threads.map(
+                lambda day: gateway.get(f"/dicom-web/studies?StudyDate={day}").json(), ("20210101", "20200101")
+            )
+            assert list(map(len, asked)) == [267, 64]
+        (counts,) = nodes.counts()
+    assert counts.requests == 2
 
 
 @pytest.mark.parametrize(

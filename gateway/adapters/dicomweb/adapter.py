@@ -59,6 +59,8 @@ _NUMBER_OF_FRAMES = tag("NumberOfFrames")
 _LEARNING_SECONDS = 3.0
 _LEARN_AGAIN_AFTER = 60.0
 _LARGE_ROW = 16 * 1024
+_MOMENT = 0.01
+"""Seconds in which answers to questions that were asked together come: less than it takes to ask another one."""
 _AT_A_STRETCH = 50
 """Instances whose metadata are looked at before others have their turn: some milliseconds."""
 
@@ -88,6 +90,7 @@ class DicomwebAdapter:
         self._learn_after = 0.0
         self._most_at_once: dict[Level, int] = {}
         self._repeats_rows, self._asked_for_any = False, 0
+        self._waited_for = 0
         self._needs_plain_accept = quirks is not None and NO_ANY_SYNTAX in quirks
 
     async def open(self) -> None:
@@ -146,7 +149,7 @@ class DicomwebAdapter:
                 yield DicomRecord(row)
             offset += len(rows)
             truncated = query.limit is not None and len(seen) > query.limit
-            has_more = (query.limit is None or len(seen) <= query.limit) and self._goes_on(answer, query.level)
+            has_more = (query.limit is None or len(seen) <= query.limit) and await self._goes_on(answer, query.level)
             is_repetition = bool(rows) and not fresh
             self._repeats_rows = self._repeats_rows or is_repetition
             is_withheld = not rows and _announces_more(answer)
@@ -164,7 +167,11 @@ class DicomwebAdapter:
     ) -> JsonAnswer:
         within = max(0.01, ends - time.monotonic())
         url = self._url(self._qido, search.resource, search.page(offset, limit))
-        answer = await self._http.get_json(url, accept=DICOM_JSON, expect=_NO, within=within, ceiling=ceiling)
+        self._waited_for += 1
+        try:
+            answer = await self._http.get_json(url, accept=DICOM_JSON, expect=_NO, within=within, ceiling=ceiling)
+        finally:
+            self._waited_for -= 1
         if answer.status not in _NO or (answer.status in _ABSENT and search.has_parent):
             return answer
         if search.is_relational or answer.status in _CANNOT:
@@ -220,13 +227,17 @@ class DicomwebAdapter:
     def _note_most(self, level: Level, count: int) -> None:
         self._most_at_once[level] = max(count, self._most_at_once.get(level, 0))
 
-    def _goes_on(self, answer: JsonAnswer, level: Level) -> bool:
+    async def _goes_on(self, answer: JsonAnswer, level: Level) -> bool:
         """Whether there may be more: the node says so, or it stopped at a number that smells of a silent maximum. Not at fewer
-        than it once gave in one answer."""
+        than it once gave in one answer, be it the one to another question of the moment."""
         count = len(answer.document or ())
         if _announces_more(answer):
             return count > 0
-        return count >= self._most_at_once[level] and maximum.smells(count)
+        if not maximum.smells(count) or count < self._most_at_once[level]:
+            return False
+        if self._waited_for:
+            await asyncio.sleep(_MOMENT)
+        return count >= self._most_at_once.get(level, 0)
 
     def _rows(self, answer: JsonAnswer) -> list[Dataset]:
         if answer.document is None:
