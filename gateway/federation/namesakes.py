@@ -33,10 +33,10 @@ def told_apart(found: Found) -> Found:
     return replace(found, ambiguous=found.ambiguous or "clash")
 
 
-def same_in_domains(key: PatientKey, domains: Domains) -> Iterator[PatientKey]:
-    """The identifiers of other issuers that are the same patient's by a `[[same_patient_domain]]`."""
-    for group in domains.groups:
-        if key.is_named and key.issuer in group:
+def same_in_domains(found: Found, domains: Domains) -> Iterator[PatientKey]:
+    """The identifiers that are its patient's by a `[[same_patient_domain]]`."""
+    for key in (key for key in found.patients if key.is_named):
+        for group in (group for group in domains.groups if key.issuer in group):
             yield from (PatientKey(issuer, key.id) for issuer in group)
 
 
@@ -79,8 +79,8 @@ class Namesakes:
         anew = [one for one in doubts if not one.is_borne_out(said[one.found.study], federation)]
         with freshness.asked_anew():
             said, silent = await _said(_asked(anew), federation, nodes)
+        told = {one for one, node in by_mark.items() if node not in silent}
         for doubt in anew:
-            told = {one for one, node in by_mark.items() if node not in silent}
             doubt.hear(said[doubt.found.study], told, federation)
         await self.record.shown([Shown(one.found.study, None, one.gone) for one in doubts if one.gone])
         clashing = {doubt.found.study for doubt in doubts if doubt.others or doubt.gone}
@@ -174,7 +174,7 @@ def _differ(one: frozenset[Mark], other: frozenset[Mark]) -> bool:
 def _same(found: Found, domains: Domains) -> frozenset[Mark]:
     """The marks of whoever is known to be its patient, as `merge` knows it: no issuer gives him another identifier."""
     issuers = {key.issuer for key in found.patients}
-    linked = [*found.known_as, *(other for key in found.patients for other in same_in_domains(key, domains))]
+    linked = (*found.known_as, *same_in_domains(found, domains))
     return _marks(found, [*found.patients, *(key for key in linked if key.issuer not in issuers)])
 
 

@@ -231,13 +231,15 @@ def test_a_frame_as_octets_is_native_and_has_the_same_pixels(gateway: Gateway, p
     assert answer.content == wanted.astype(wanted.dtype.newbyteorder("<")).tobytes()
 
 
-RLE, OCTETS = f"image/dicom-rle; transfer-syntax={RLELossless}", f"application/octet-stream; transfer-syntax={ExplicitVRLittleEndian}"  # fmt: skip
+RLE = f"image/dicom-rle; transfer-syntax={RLELossless}"
+OCTETS = f"application/octet-stream; transfer-syntax={ExplicitVRLittleEndian}"
 
 
 @pytest.mark.parametrize(
     ("accept", "given"),
     [
-        ("*/*", RLE), ("*/*, image/dicom-rle;q=0", OCTETS), ("*/*, image/*;q=0", OCTETS), ("image/*;q=0, image/dicom-rle", RLE),  ("image/*;q=0, application/octet-stream;q=0, */*", None),
+        ("*/*", RLE), ("*/*, image/dicom-rle;q=0", OCTETS), ("*/*, image/*;q=0", OCTETS), ("image/*;q=0, image/dicom-rle", RLE),
+        ("image/*;q=0, application/octet-stream;q=0, */*", None),
     ],
 )  # fmt: skip
 def test_what_is_refused_is_given_under_no_wider_range(gateway: Gateway, accept: str, given: str | None) -> None:

@@ -48,7 +48,6 @@ def whole(served: Gateway) -> tuple[Export, dict[str, Any]]:
 
 
 def audited(served: Gateway, action: str, count: int = 1) -> list[dict[str, Any]]:
-
     def found() -> list[dict[str, Any]]:
         lines = map(json.loads, Path(str(served.app.state.settings.audit)).read_text().splitlines())  # type: ignore[union-attr]
         some = [line for line in lines if line["action"] == action]

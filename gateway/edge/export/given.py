@@ -61,9 +61,4 @@ def _is_same(found: Found, own: Sequence[bytes], theirs: Collection[bytes], doma
     issuers = {one[:_ISSUER] for one in theirs}
     if any(one[:_ISSUER] in issuers and one not in theirs for one in own):
         return False
-    return any(_mark(found, key) in theirs for key in (*found.known_as, *_in_domains(found, domains)))
-
-
-def _in_domains(found: Found, domains: Domains) -> Iterable[PatientKey]:
-    for key in found.patients:
-        yield from same_in_domains(key, domains)
+    return any(_mark(found, key) in theirs for key in (*found.known_as, *same_in_domains(found, domains)))
