@@ -51,6 +51,16 @@ class Cursor:
     servers: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A server from one start to the next, for so many seconds now; whether it began with what lay on its disk, or at another
+    server's: that may be of long before."""
+
+    id: str
+    seconds: float
+    has_read: bool
+
+
 class Link(Protocol):
     """What the cache asks of its server or servers. Every method may raise what redis-py and its sockets raise.
 
@@ -93,8 +103,8 @@ class Link(Protocol):
     async def has_evicted(self) -> bool:
         """Whether entries may have been dropped for want of memory, by a server or by one whose entries it took over."""
 
-    async def has_read_its_file(self, seconds: float) -> bool:
-        """Whether a server began within the last seconds with what lay on its disk, which may be of long before."""
+    async def runs(self) -> list[Run]:
+        """Of each server that takes writes."""
 
     async def subscription(self) -> PubSub:
         """A connection for listening; the caller closes it."""
@@ -161,8 +171,8 @@ class SingleLink:
     async def has_evicted(self) -> bool:
         return _may_have_evicted(await _answer(self.client.info()))
 
-    async def has_read_its_file(self, seconds: float) -> bool:
-        return _has_read_its_file(await _answer(self.client.info()), seconds)
+    async def runs(self) -> list[Run]:
+        return [_run_of(await _answer(self.client.info()))]
 
     async def subscription(self) -> PubSub:
         return self.client.pubsub()
@@ -237,8 +247,8 @@ class ClusterLink:
     async def has_evicted(self) -> bool:
         return any(map(_may_have_evicted, await self._told()))
 
-    async def has_read_its_file(self, seconds: float) -> bool:
-        return any(_has_read_its_file(each, seconds) for each in await self._told())
+    async def runs(self) -> list[Run]:
+        return list(map(_run_of, await self._told()))
 
     async def _told(self) -> list[Mapping[str, Any]]:
         """INFO of each primary."""
@@ -261,9 +271,10 @@ def _may_have_evicted(info: Mapping[str, Any]) -> bool:
     return bool(info["evicted_keys"] or (took_over and info.get("maxmemory")))
 
 
-def _has_read_its_file(info: Mapping[str, Any], seconds: float) -> bool:
-    """By what INFO says; a server before Redis 7 does not say how much it read."""
-    return info["uptime_in_seconds"] <= seconds and bool(info.get("rdb_last_load_keys_loaded", True))
+def _run_of(info: Mapping[str, Any]) -> Run:
+    """By what INFO says; a server before Redis 7 does not say how much it read, and of what it appends to a file none does."""
+    has_read = bool(info.get("rdb_last_load_keys_loaded", True) or info.get("aof_enabled"))
+    return Run(str(info["run_id"]), float(info["uptime_in_seconds"]), has_read)
 
 
 def connect(url: str, timeout: float) -> SingleLink | ClusterLink:

@@ -7,14 +7,13 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from math import isfinite
 from typing import Literal, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from gateway.cache import measures
+from gateway.cache import measures, restarts
 from gateway.cache.connections import CONNECTIONS, Link, connect, hang_up
 from gateway.cache.embedded import EmbeddedServer
 from gateway.cache.missed import Missed
@@ -145,16 +144,18 @@ class Session:
         return True
 
     async def _catch_up(self, link: Link) -> None:
-        """Deletes what was missed, and all of a server that has just read its file: what was purged since that was written is
-        not known. Nothing is awaited between the last look at the list and the return to "up"."""
+        """Deletes what was missed, and all of a server that read its file while nobody looked: what was purged since that was
+        written is not known. Nothing is awaited between the last look at the list and the return to "up"."""
 
         async def step(command: Callable[[Link], Awaitable[T]]) -> T:
             async with asyncio.timeout(self.timeout):
                 return await command(link)
 
         down = asyncio.get_running_loop().time() - self._last_fall + _NOTICED
-        if isfinite(down) and await step(lambda link: link.has_read_its_file(down)):
+        runs = await step(lambda link: link.runs())
+        if await restarts.are_in_doubt(runs, down, step):
             await self._carry_out(Purge("all"), step)
+        await restarts.vouch_for(runs, step)
         while self._missed:
             keys, purges = self._missed.take()
             try:

@@ -71,3 +71,28 @@ async def test_a_redis_that_read_its_file_long_before_it_was_out_of_reach_keeps_
     got = await replica.get(K)
     await closed(replica)
     assert got == b"kept"
+
+
+async def test_what_was_purged_does_not_come_back_when_all_replicas_were_gone_as_redis_began_anew(redis_server):
+    """As after a power cut, of which Redis and the gateway come back together."""
+    replica, answers = await purged_after_it_was_saved(redis_server)
+    redis_server.kill()
+    await closed(answers, replica)
+    redis_server.start()
+    await_socket(redis_server.socket)
+    replica = await opened(redis_server)
+    assert await given_once_coherent(replica, Answers(replica, local_bytes=0)) == ["new"]
+
+
+async def test_a_replica_that_comes_later_keeps_what_others_kept_in_a_redis_that_had_read_its_file(redis_server):
+    replica, answers = await purged_after_it_was_saved(redis_server)
+    await closed(answers, replica)
+    redis_server.kill()
+    redis_server.start()
+    await_socket(redis_server.socket)
+    first = await opened(redis_server)
+    await first.set(K, b"kept", 300)
+    second = await opened(redis_server)
+    got = await second.get(K)
+    await closed(first, second)
+    assert got == b"kept"

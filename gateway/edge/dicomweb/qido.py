@@ -86,20 +86,23 @@ def _additional(page: Page) -> list[str]:
 def renderer(is_shown: Callable[[str], bool]) -> Callable[[Found, str], Dataset]:
     """Gives a result, retrieved at a root, as PS3.18 10.6.3.3 wants it: the attributes that are shown and have a value, in
     order, and where to retrieve it. Results with the same attributes are put in order once."""
-    orders: dict[tuple[str, ...], list[str]] = {}
+    templates: dict[tuple[str, ...], tuple[Dataset, bool]] = {}
 
     def render(found: Found, root: str) -> Dataset:
         tags = tuple(found.attributes)
-        order = orders.get(tags)
-        if order is None:
-            order = orders[tags] = sorted({*filter(is_shown, tags), *_ALWAYS})
-        attributes = {
+        if tags not in templates:
+            templates[tags] = {tag: {} for tag in sorted({*tags, *_ALWAYS})}, all(map(is_shown, tags))
+        template, are_all_shown = templates[tags]
+        row = {
+            **template,
             **found.attributes,
             SPECIFIC_CHARACTER_SET: _UNICODE,
             RETRIEVE_URL: {"vr": "UR", "Value": [f"{root}/{_path(found)}"]},
             RETRIEVE_AE_TITLE: {"vr": "AE", "Value": [row.node for row in found.rows]},
         }
-        return {tag: value for tag in order if len(value := attributes[tag]) > 1}
+        if are_all_shown and 1 not in map(len, row.values()):  # a VR alone
+            return row
+        return {tag: value for tag, value in row.items() if len(value) > 1 and (tag in _ALWAYS or is_shown(tag))}
 
     return render
 
