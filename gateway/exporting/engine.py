@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,6 +20,9 @@ from gateway.telemetry import log, place_of, request_id
 _LOOK_EVERY = 3.0
 _AFTER_FAULT = 5.0
 """Seconds before a step is tried again whose outcome could not be written."""
+_MOST_TRIES = 60
+"""So often; each time the nodes are asked again."""
+_NO_ROOM = "the export cannot be written down, since its disk is full or fails; begin it again once there is room"
 _FAULT = "the gateway failed over this export; report its id"
 
 
@@ -49,6 +53,7 @@ class Engine:
     seconds: float
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _working: dict[str, asyncio.Task[bool]] = field(default_factory=dict)
+    _tried: Counter[str] = field(default_factory=Counter)
 
     async def open(self) -> None:
         """Raises SettingsError when the directory cannot be used."""
@@ -88,7 +93,7 @@ class Engine:
                 continue
             try:
                 await self._one(entry)
-            except Exception as error:  # noqa: BLE001 - a disk that is full now may not be later
+            except Exception as error:  # noqa: BLE001 - the next try may go better
                 log().error("export", outcome="failed", kind=type(error).__name__, reason=place_of(error))
                 await asyncio.sleep(_AFTER_FAULT)
                 await self.queue.next(entry)
@@ -122,11 +127,21 @@ class Engine:
         made = await self._made(job, before)
         try:
             is_first = await self._commit(job, before, made)
-        except GatewayError as error:  # no room
-            made = _failed(before, error)
+        except FileNotFoundError:
+            raise
+        except (GatewayError, OSError) as error:  # no room, of what all exports may take or on the disk
+            made = _failed(before, error if isinstance(error, GatewayError) else self._gives_up(identifier, error))
             is_first = await self._commit(job, before, made)
+        self._tried.pop(identifier, None)
         self._tell(job, before, made, time.monotonic() - began, is_first)
         return bool(made.outcome) and is_first
+
+    def _gives_up(self, identifier: str, error: OSError) -> GatewayError:
+        """What the job fails of. Raises the error while there are tries left: a disk that is full now may not be later."""
+        self._tried[identifier] += 1
+        if self._tried[identifier] < _MOST_TRIES:
+            raise error
+        return GatewayError(_NO_ROOM)
 
     def _read(self, identifier: str) -> tuple[Job | None, Step]:
         job = self.exports.job(identifier)
