@@ -433,6 +433,14 @@ async def test_a_frame_that_the_instance_does_not_have_is_an_invalid_query(base_
             [frame async for frame in adapter.frames(ref_of(files / TWO_FRAMES), [1, 3])]
 
 
+async def test_a_frame_that_the_instance_does_not_have_is_said_before_any_in_whatever_order_they_are_asked_for(
+    base_url, files
+):
+    async with adapter_on(base_url) as adapter:
+        with pytest.raises(InvalidQuery, match="frame 3"):
+            await anext(adapter.frames(ref_of(files / TWO_FRAMES), [2, 1, 3]))
+
+
 async def test_bulk_data_is_opened_by_the_address_of_the_metadata(base_url, files):
     ref = ref_of(files / "0.dcm")
     async with adapter_on(base_url) as adapter:

@@ -338,8 +338,11 @@ class DicomwebAdapter:
 
     async def frames(self, ref: Ref, numbers: Sequence[int]) -> AsyncGenerator[FramePart, None]:
         """In the order asked for, which a node need not keep to: it is asked for what ascends."""
-        given = 0
-        for run in ascending(numbers):
+        given, runs = 0, list(ascending(numbers))
+        if max(numbers) > runs[0][-1]:  # what is not there is said before what is
+            with suppress(NodeError):
+                await self._require_frames(ref, max(numbers))
+        for run in runs:
             async with aclosing(self._frames(ref, run)) as frames:
                 async for frame in frames:
                     yield frame
@@ -364,7 +367,8 @@ class DicomwebAdapter:
                         yield frame_part(self.node, numbers[given], part)
                         given += 1
         if status in _NO:
-            await self._explain_frames(ref, status, max(numbers))
+            await self._require_frames(ref, max(numbers))
+            await self._explain(ref, status, "frames")
         elif given < len(numbers):
             raise NodeProtocolError(self.node, "sent fewer frames than asked for")
 
@@ -373,14 +377,13 @@ class DicomwebAdapter:
         if status == 206:
             raise NodeProtocolError(self.node, "sent a part of what it was asked for (206)")
 
-    async def _explain_frames(self, ref: Ref, status: int, highest: int) -> None:
-        """As `_explain`. Raises InvalidQuery for a frame that the instance does not have; Orthanc says 400 to that."""
+    async def _require_frames(self, ref: Ref, highest: int) -> None:
+        """Raises InvalidQuery for a frame that the instance does not have; Orthanc says 400 to that, others 404."""
         async with aclosing(self.describe(ref)) as found:
             async for instance in found:
                 count = next((v for v in values(instance, _NUMBER_OF_FRAMES) if isinstance(v, int)), 1)
                 if highest > count:
                     raise InvalidQuery(f"frame {highest} of an instance that has {count}", parameter="frames")
-        await self._explain(ref, status, "frames")
 
     async def bulkdata(self, ref: Ref, address: str) -> AsyncGenerator[FramePart, None]:
         """The address is followed inside the allow list only. Pixel data may come as one part per frame."""
