@@ -57,9 +57,9 @@ class Namesakes:
         )
         here = _here(unsettled, entries)
         doubts = [
-            _Doubt(one, others)
+            doubt
             for one, known in zip(unsettled, recorded, strict=True)
-            if known is not None and (others := _others(one, known, here[one.study], federation.domains))
+            if known is not None and (doubt := _doubt(one, known, here[one.study], federation.domains))
         ]
         if doubts:
             await self._settle_doubts(doubts, federation, nodes)
@@ -73,7 +73,8 @@ class Namesakes:
         """Takes out of them what the nodes that said it say no more."""
         by_mark = {node_mark(node.id): node.id for node in nodes}
         for doubt in doubts:
-            doubt.witnesses = {by_mark[one] for entry in doubt.others for one in entry.nodes if one in by_mark}
+            entries = (*doubt.others, *doubt.links)
+            doubt.witnesses = {by_mark[one] for entry in entries for one in entry.nodes if one in by_mark}
         # What a node said before may bear out that there are two. That there are not, is for it to say anew.
         said, _ = await _said(_asked(doubts), federation, nodes)
         anew = [one for one in doubts if not one.is_borne_out(said[one.found.study], federation)]
@@ -99,10 +100,12 @@ class Namesakes:
 
 @dataclass(slots=True, eq=False)
 class _Doubt:
-    """A study that was shown as `others`' as well; `gone` are those of them whose it is no more."""
+    """A study that was shown as `others`' as well: of whoever was not known to be its patient, or was by `links` alone, which may
+    have been taken back. `gone` is what is no more so of all these."""
 
     found: Found
     others: list[Entry]
+    links: list[Entry]
     witnesses: set[str] = field(default_factory=set)
     gone: list[Entry] = field(default_factory=list)
 
@@ -116,14 +119,21 @@ class _Doubt:
     def hear(self, rows: Sequence[Row], told: set[str], federation: Federation) -> None:
         """`told` are the nodes that gave all `rows` they have of the study."""
         shown = self._of_others(rows, federation)
+        same = frozenset[Mark]().union(*(_same(one, federation.domains) for one in self._merged(rows, federation)))
+        standing = [one for one in self.links if not one.nodes <= told or one.marks <= same]
+        _, self.others = _parted(same.union(*(one.marks for one in standing)), self.others)
         self.gone = [one for one in self.others if one.nodes <= told and not one.marks & shown]
         self.others = [one for one in self.others if one not in self.gone]
+        self.gone += [one for one in self.links if one not in standing]
 
     def _of_others(self, rows: Sequence[Row], federation: Federation) -> set[Mark]:
         """The marks of those whom the rows show and do not link to this patient."""
-        merged = federation.merged([*rows, *self.found.rows])
-        same = {key for one in merged if one.patients & self.found.patients for key in one.patients}
+        same = {key for one in self._merged(rows, federation) for key in one.patients}
         return {_mark(row.study, row.patient, row.node) for row in rows if row.patient not in same}
+
+    def _merged(self, rows: Sequence[Row], federation: Federation) -> list[Found]:
+        """The study with what the rows add to it."""
+        return [one for one in federation.merged([*rows, *self.found.rows]) if one.patients & self.found.patients]
 
 
 def _asked(doubts: Iterable[_Doubt]) -> Asked:
@@ -157,13 +167,25 @@ def _here(found: Iterable[Found], entries: Iterable[Entry]) -> Mapping[str, set[
     return here
 
 
-def _others(found: Found, known: Sequence[Entry], here: set[Entry], domains: Domains) -> list[Entry]:
-    """The entries of whoever is not known to be the patient: directly, or through what was shown of him with another node."""
-    same, left = _same(found, domains), [one for one in known if one not in here]
-    while near := [one for one in left if one.marks & same and not _differ(one.marks, same)]:
-        left = [one for one in left if one not in near]
+def _doubt(found: Found, known: Sequence[Entry], here: set[Entry], domains: Domains) -> _Doubt | None:
+    """None where nobody else is known. What was shown as two patients' who are one needs to be so still, if it alone makes one of
+    others as well."""
+    same, before = _same(found, domains), [one for one in known if one not in here]
+    joined, _ = _parted(same, before)
+    links = [one for one in joined if not one.marks <= same and len(one.marks) > 1]
+    _, others = _parted(same, [one for one in before if one not in links])
+    return _Doubt(found, others, links) if others else None
+
+
+def _parted(same: frozenset[Mark], entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """The entries of whoever bears these marks, directly, or through what was shown of him with another node; and the others'."""
+    joined: list[Entry] = []
+    others = list(entries)
+    while near := [one for one in others if one.marks & same and not _differ(one.marks, same)]:
+        others = [one for one in others if one not in near]
+        joined += near
         same = same.union(*(one.marks for one in near))
-    return left
+    return joined, others
 
 
 def _differ(one: frozenset[Mark], other: frozenset[Mark]) -> bool:

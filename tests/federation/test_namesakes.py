@@ -197,6 +197,33 @@ def test_two_identifiers_of_one_issuer_are_two_patients_whatever_links_them(tmp_
         assert the_id(gateway, **EARLY) != the_id(gateway, **LATE)
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_a_link_that_was_taken_back_joins_nobody(tmp_path: Path, first: str) -> None:
+    """Where it had been shown that both are one, and each is found alone since."""
+    specimen(tmp_path / "a", "A1", "one", OtherPatientIDsSequence=linked_to(("B", "B1")))
+    specimen(tmp_path / "b", "B1", "one", "2")
+    nodes = [files_node(name, tmp_path / name, patient_id_issuer=name.upper()) for name in ("a", "b")]
+    with peers.redis() as redis:
+        with Gateway(nodes, redis_url=redis.url) as gateway:
+            assert the_id(gateway) == STUDY
+        correct(tmp_path / "a", "A1")
+        with Gateway(nodes, redis_url=redis.url, find_ttl=0, location_ttl=0) as gateway:
+            ids = {node: the_id(gateway, node=node) for node in sorted("ab", key=lambda node: node != first)}
+            assert ids["a"] != ids["b"]
+
+
+def test_a_link_that_stands_is_not_doubted_by_who_was_shown_without_it(tmp_path: Path) -> None:
+    specimen(tmp_path / "a", "A1", "one", OtherPatientIDsSequence=linked_to(("B", "B1")))
+    specimen(tmp_path / "b", "B1", "one", "2")
+    nodes = [files_node(name, tmp_path / name, patient_id_issuer=name.upper()) for name in ("a", "b")]
+    with peers.redis() as redis:
+        for asked in (["a", "b"], ["b"], ["a"], ["b"]):
+            with Gateway(nodes, redis_url=redis.url, find_ttl=0, location_ttl=0) as gateway:
+                for node in asked:
+                    assert the_id(gateway, node=node) == STUDY
+                assert the_id(gateway) == STUDY
+
+
 def test_an_issuer_that_is_named_anew_changes_no_id(tmp_path: Path) -> None:
     rows = [row(f"P{number}", "20200101", uid(number)) for number in range(200)]
     with catalogue_nodes([rows], delay=0.1) as nodes, peers.redis() as redis:
