@@ -43,6 +43,13 @@ def two_hospitals(folder: Path) -> list[dict[str, Any]]:
     return hospitals(folder, "a", "b")
 
 
+def linked_hospitals(folder: Path) -> list[dict[str, Any]]:
+    """One study of one patient, A1 at a, which says that he is B1 at b."""
+    specimen(folder / "a", "A1", "one", OtherPatientIDsSequence=linked_to(("B", "B1")))
+    specimen(folder / "b", "B1", "one", "2")
+    return [files_node(name, folder / name, patient_id_issuer=name.upper()) for name in ("a", "b")]
+
+
 def correct(folder: Path, patient: str, **more: Any) -> None:
     """Puts the patient in the place of whoever had the study there."""
     for file in folder.iterdir():
@@ -129,9 +136,7 @@ def test_a_patient_whose_identifier_is_corrected_keeps_his_study_and_its_id(tmp_
 
 
 def test_a_patient_known_by_two_identifiers_has_one_id_whoever_tells_of_him(tmp_path: Path) -> None:
-    specimen(tmp_path / "a", "A1", "one", OtherPatientIDsSequence=linked_to(("B", "B1")))
-    specimen(tmp_path / "b", "B1", "one", "2")
-    nodes = [files_node(name, tmp_path / name, patient_id_issuer=name.upper()) for name in ("a", "b")]
+    nodes = linked_hospitals(tmp_path)
     with Gateway(nodes) as gateway:
         assert {the_id(gateway, node=node) for node in ("a", "b")} == {STUDY}
         assert the_id(gateway) == STUDY
@@ -178,9 +183,7 @@ def test_the_silence_of_a_node_that_has_neither_changes_no_id(tmp_path: Path) ->
 def test_who_was_shown_once_with_both_his_identifiers_has_one_id_while_the_node_is_silent_that_links_them(
     tmp_path: Path,
 ) -> None:
-    specimen(tmp_path / "a", "A1", "one", OtherPatientIDsSequence=linked_to(("B", "B1")))
-    specimen(tmp_path / "b", "B1", "one", "2")
-    nodes = [files_node(name, tmp_path / name, patient_id_issuer=name.upper()) for name in ("a", "b")]
+    nodes = linked_hospitals(tmp_path)
     with peers.redis() as redis:
         with Gateway(nodes, redis_url=redis.url) as gateway:
             assert the_id(gateway) == STUDY
@@ -200,9 +203,7 @@ def test_two_identifiers_of_one_issuer_are_two_patients_whatever_links_them(tmp_
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_a_link_that_was_taken_back_joins_nobody(tmp_path: Path, first: str) -> None:
     """Where it had been shown that both are one, and each is found alone since."""
-    specimen(tmp_path / "a", "A1", "one", OtherPatientIDsSequence=linked_to(("B", "B1")))
-    specimen(tmp_path / "b", "B1", "one", "2")
-    nodes = [files_node(name, tmp_path / name, patient_id_issuer=name.upper()) for name in ("a", "b")]
+    nodes = linked_hospitals(tmp_path)
     with peers.redis() as redis:
         with Gateway(nodes, redis_url=redis.url) as gateway:
             assert the_id(gateway) == STUDY
@@ -213,9 +214,7 @@ def test_a_link_that_was_taken_back_joins_nobody(tmp_path: Path, first: str) -> 
 
 
 def test_a_link_that_stands_is_not_doubted_by_who_was_shown_without_it(tmp_path: Path) -> None:
-    specimen(tmp_path / "a", "A1", "one", OtherPatientIDsSequence=linked_to(("B", "B1")))
-    specimen(tmp_path / "b", "B1", "one", "2")
-    nodes = [files_node(name, tmp_path / name, patient_id_issuer=name.upper()) for name in ("a", "b")]
+    nodes = linked_hospitals(tmp_path)
     with peers.redis() as redis:
         for asked in (["a", "b"], ["b"], ["a"], ["b"]):
             with Gateway(nodes, redis_url=redis.url, find_ttl=0, location_ttl=0) as gateway:
