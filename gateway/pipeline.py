@@ -171,7 +171,8 @@ class Pipeline:
         after = await self.offsets.place(self._walked(caller, query, names), offset) if offset else None
         skip = 0 if after else offset
         page = await self.search(caller, query, names, Reach(size=size, after=after, skip=skip, accepts=accepts))
-        behind, end = page.last if page.items and page.more else None, offset + len(page.items)
+        is_full = page.more or len(page.items) == size  # also the last one: many clients ask on until nothing comes
+        behind, end = page.last if page.items and is_full else None, offset + len(page.items)
 
         async def remember(walker: Caller) -> None:
             if behind is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
+from operator import itemgetter
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -156,6 +158,10 @@ def outcome_issue(severity: str, type_: str, code: str, text: str, parameter: st
     return issue
 
 
+_MOST_WARNINGS = 20
+"""Some 4 KB: what proxies take of a head where nobody told them otherwise."""
+
+
 def issue_of_node(issue: Issue) -> dict[str, object]:
     """A node's failure inside an answer that stands: a warning, so that the searchset itself is valid."""
     type_ = {
@@ -170,8 +176,25 @@ def issue_of_node(issue: Issue) -> dict[str, object]:
 
 
 def warnings(request: Request, issues: Iterable[Issue], service: str) -> list[str]:
-    """`Warning: 299 <service>: "text"` once per issue (PS3.18 8.3.4.5, RFC 7234 5.5)."""
-    return [warning(issue.text, service) for issue in issues]
+    """`Warning: 299 <service>: "text"` once per issue (PS3.18 8.3.4.5, RFC 7234 5.5), as many as the head of an answer may have:
+    the first of each node before others, and the nodes of those that are left out."""
+    told = _nodes_in_turn(issues)
+    if len(told) > _MOST_WARNINGS:
+        told, rest = told[: _MOST_WARNINGS - 1], told[_MOST_WARNINGS - 1 :]
+        names = ", ".join(sorted({issue.node for issue in rest if issue.node}))
+        of_nodes = f" (of {names})" if names else ""
+        told.append(Issue("", "", f"{len(rest)} more warnings{of_nodes} are left out; narrow the search"))
+    return [warning(issue.text, service) for issue in told]
+
+
+def _nodes_in_turn(issues: Iterable[Issue]) -> list[Issue]:
+    """In their order, but for what a node says again."""
+    before: Counter[str] = Counter()
+    turns = []
+    for issue in issues:
+        turns.append((before[issue.node], issue))
+        before[issue.node] += bool(issue.node)
+    return [issue for _, issue in sorted(turns, key=itemgetter(0))]
 
 
 def warning(text: str, service: str) -> str:

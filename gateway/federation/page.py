@@ -141,8 +141,8 @@ class Position:
     """A place between results: behind the one with this moment, node and study, and, of a series or an instance, with what is
     `below`: number and UIDs. `mark` is a digest that tells two patients of one UID apart; it holds their ids, so that they are not
     kept as they are. `in_turn` says that what lies at this moment is being told node by node, and nodes before this one need not
-    be asked for it again. `silent` are the nodes that told nothing of what lies before: where a study has several holders, its
-    place may be another one with them."""
+    be asked for it again. `answering` is a digest of the nodes that told of what lies before: where a study has several holders,
+    its place may be another one with others."""
 
     moment: str
     node: str
@@ -150,7 +150,7 @@ class Position:
     mark: str
     in_turn: bool = False
     below: str = ""
-    silent: str = ""
+    answering: str = ""
 
     @property
     def ends_day(self) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import heapq
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -54,7 +55,8 @@ class Paging:
             if self.watch is not None:
                 await self.watch.learn(found, found, asyncio.get_running_loop().time() + self.federation.deadline)
                 issues = tuple(dict.fromkeys((*issues, *self.watch.issues)))
-            return _cut(found, _wanted(found, reach), reach, issues, _ALL)
+            page = _cut(found, _wanted(found, reach), reach, issues, _ALL)
+            return _placed(page, query, reach, _answering(nodes, {issue.node for issue in issues}))
         ends = asyncio.get_running_loop().time() + self.federation.deadline
         # Only a broad search in the order of time is opened in parts: any other is fetched whole.
         in_parts = reach.size is not None and reach.sort is not Sort.ID and is_broad(query)
@@ -70,7 +72,7 @@ class Paging:
         """The page with what its own results need beyond the rows found: other holders, counts, one patient per PatientID."""
         await search.run(ends)
         search.note_where_it_ends()
-        issues, reach, nodes = [*search.issues(), *search.moved()], search.reach, search.nodes
+        issues, reach, nodes = search.issues(), search.reach, search.nodes
         self.federation.check_bare_patient_id(search.query, search.found, nodes, issues)
         page = search.page(issues)
         items = list(page.items)
@@ -84,8 +86,7 @@ class Paging:
         page = replace(page, items=tuple(items), as_found=page.items, issues=tuple(dict.fromkeys(issues)))
         if search.ended_with_day and not page.beyond:
             page = replace(page, last=Position(search.end_of_day, "", "", ""))
-        if page.last is not None:
-            page = replace(page, last=replace(page.last, silent=search.silent))
+        page = _placed(page, search.query, reach, search.answering)
         goes_on = search.is_cut or (bool(page.items) and search.was_stopped)
         return replace(page, more=True, total=None) if goes_on else page
 
@@ -406,16 +407,8 @@ class _Search:
         return sum(moment_of(row.attributes, sort) == moment_ for row in rows) >= enough
 
     @property
-    def silent(self) -> str:
-        """The nodes that gave nothing at all."""
-        return ",".join(sorted(walk.node.id for walk in self.walks if walk.failure and not walk.has_answered))
-
-    def moved(self) -> list[Issue]:
-        """That places may have moved since the page before, whose nodes were others."""
-        after = self.reach.after
-        if after is None or self.reach.sort is Sort.ID or after.silent == self.silent:
-            return []
-        return [Issue("", "GW209", _OTHER_NODES)]
+    def answering(self) -> str:
+        return _answering(self.nodes, {walk.node.id for walk in self.walks if walk.failure and not walk.has_answered})
 
     def rows(self) -> list[Row]:
         return [row for walk in self.walks for row in walk.rows.values()]
@@ -424,6 +417,21 @@ class _Search:
         failures = [Issue.of(walk.failure) for walk in self.walks if walk.failure]
         seen = self.watch.issues if self.watch is not None else ()
         return [*failures, *(issue for walk in self.walks for issue in walk.issues), *self.gaps, *seen]
+
+
+def _answering(nodes: Sequence[Node], silent: Collection[str]) -> str:
+    """A digest of the nodes that gave anything at all."""
+    names = sorted(node.id for node in nodes if node.id not in silent)
+    return hashlib.sha256(",".join(names).encode()).hexdigest()[:12]
+
+
+def _placed(page: Page, query: Query, reach: Reach, answering: str) -> Page:
+    """Its last place is one among the studies of the nodes that answered; said is if those are others than on the page before."""
+    last = page.last and replace(page.last, answering=answering)
+    before = reach.after.answering if reach.after and reach.sort is not Sort.ID and query.level is Level.STUDY else ""
+    if before in ("", answering):
+        return replace(page, last=last)
+    return replace(page, last=last, issues=(*page.issues, Issue("", "GW209", _OTHER_NODES)), total=None)
 
 
 async def _advance(walks: Mapping[str, Walk], node: Node) -> None:

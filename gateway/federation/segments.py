@@ -16,6 +16,7 @@ from typing import Any
 
 from gateway.federation.page import UNDATED, Sort, day_begins, day_ends, day_of, moment, moment_of, timeless
 from gateway.model.dataset import text, texts
+from gateway.model.matching import combined
 from gateway.model.moments import da, parse_date
 from gateway.model.query import Match, Operator, Query
 from gateway.model.seam import Shown
@@ -174,7 +175,9 @@ def _narrowed(part: Segment, query: Query) -> Query:
     if part.prefix:
         own[PATIENT_ID] = Match((PATIENT_ID,), Operator.WILDCARD, (part.prefix + "*",))
     kept = tuple(match for match in query.matches if len(match.path) > 1 or match.path[0] not in own)
-    return replace(query, matches=(*kept, *own.values()), undated=part.undated)
+    # Of the days of a part and the query's own range of times nobody has made one span.
+    is_combined = any(True for _ in combined(query))
+    return replace(query, matches=(*kept, *own.values()), undated=part.undated, combined_datetime=is_combined)
 
 
 def _range(tag_: str, low: str, high: str) -> Match:
@@ -239,8 +242,9 @@ def can_be_cut(query: Query) -> bool:
 
 
 def _means_one_span(query: Query) -> bool:
-    day, clock = query.match_on(STUDY_DATE), query.match_on(STUDY_TIME)
-    return bool(query.combined_datetime and day and clock and day.operator is clock.operator is Operator.RANGE)
+    """Whether it has a range of times that goes with a date: then days that it does not name itself would go with it, too."""
+    clock = query.match_on(STUDY_TIME)
+    return bool(clock and clock.operator is Operator.RANGE and any(True for _ in combined(query)))
 
 
 @dataclass(frozen=True, slots=True)

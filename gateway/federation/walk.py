@@ -147,6 +147,9 @@ class Walk:
     async def advance(self) -> None:
         """Opens the next parts. Raises NodeError, once the others of them have given what they have."""
         self._narrow()
+        self._give_up_deep_parts()
+        if not self._pending:
+            return
         batch = self._next()
         before = len(self.rows)
         cut: list[list[Segment]] = []
@@ -168,6 +171,14 @@ class Walk:
         """A node that does not look at the days it is asked for is asked once more, for all that it gives."""
         if self._elsewhere >= _ELSEWHERE and not self._is_heedless:
             self._is_heedless, self._pending = True, [Segment()]
+
+    def _give_up_deep_parts(self) -> None:
+        """Of a day that would take more questions than a walk may ask, one word tells that it is not all there."""
+        if self._deep_questions < MOST_DEEP_QUESTIONS:
+            return
+        for day in dict.fromkeys(part.low for part in self._pending if part.is_deep):
+            self._declare(Segment(day, day, dated=True))
+        self._pending = [part for part in self._pending if not part.is_deep]
 
     def _narrow(self) -> None:
         """Cuts what was too large, where the page is expected to end; elsewhere, where this node alone shows it."""
@@ -283,14 +294,24 @@ class Walk:
         smaller = self.cutter.cut(part, rows, takes_times=self.node.takes_times)
         if smaller and smaller[0].is_deep and part.is_day:
             self._shown[part.low] = rows[:_SHOWN]
-        if not smaller or smaller[0].prefix == part.prefix:
-            return smaller
-        # Of ids that begin otherwise, or end there, nothing tells; nor of those that do not go on as all that were shown.
+        if smaller:
+            self._declare_untold(part, smaller)
+        return smaller
+
+    def _declare_untold(self, part: Segment, smaller: Sequence[Segment]) -> None:
+        """What has no time, no modality or one that is in no list, or another PatientID than all that were shown, is in none of
+        the smaller parts: of that nothing tells."""
+        first = smaller[0]
+        if first.clock and not part.clock:
+            self._declare(part, ", StudyTime unknown")
+        if first.modality and not part.modality:
+            self._declare(part, ", Modality unknown")
+        if first.prefix == part.prefix:
+            return
         self._declare(part, "" if part.prefix else ", PatientID unknown")
         if not part.prefix:
             for begin in {one.prefix[0] for one in smaller if len(one.prefix) > 1}:
                 self._declare(part.below(prefix=begin))
-        return smaller
 
     def _lacks_what_was_shown(self, part: Segment, rows: Sequence[Row]) -> bool:
         """Whether the node now hides something of it that it showed of the whole day: it does not match as it should."""

@@ -1,0 +1,66 @@
+"""Places that move or are forgotten without a word."""
+
+import pytest
+
+from tests.federation.test_handmade_pages import Pacs, ids, link, study, two
+from tests.handmade import server
+from tests.running import Gateway
+
+SECRET = "s" * 20
+ALL = {f"1.2.3.{n}" for n in range(10, 20)}
+
+
+def told(page):
+    return str([one["resource"] for one in page.json().get("entry", []) if one["search"]["mode"] == "outcome"])
+
+
+def both(n):
+    return study(n, **{"00080061": {"vr": "CS", "Value": ["CT", "SEG"]}})
+
+
+@pytest.mark.parametrize("query", ["modality=CT", "modality=CT&modality=SEG"])
+def test_moved_places_are_told_or_nothing_is_lost(query):
+    """Mirrored archives, one of which is away for the first page; one day, one moment."""
+    a, b = (Pacs([both(n) for n in range(10, 20)]) for _ in "ab")
+    with server(a) as first, server(b) as second, Gateway(two(first, second), secret=SECRET, cache=False) as gateway:
+        a.down = True
+        page = gateway.get(f"/fhir/ImagingStudy?{query}&_count=4")
+        found = ids(page)
+        a.down = False
+        said = ""
+        while link(page, "next"):
+            page = gateway.get(link(page, "next"))
+            found, said = found + ids(page), said + told(page)
+    assert set(found) == ALL or "other nodes answer" in said
+
+
+def test_a_node_that_came_between_two_pages_is_told_or_nothing_is_lost():
+    """The node file was reloaded, or the cursor is that of a caller who may ask other nodes."""
+    a, b = (Pacs([both(n) for n in range(10, 20)]) for _ in "ab")
+    with server(a) as first, server(b) as second:
+        nodes = two(first, second)
+        with Gateway(nodes[1:], secret=SECRET, cache=False) as gateway:
+            page = gateway.get("/fhir/ImagingStudy?_count=4")
+            found, onward = ids(page), link(page, "next")
+        with Gateway(nodes, secret=SECRET, cache=False) as gateway:
+            said = ""
+            while onward:
+                page = gateway.client.get(gateway.url + onward[onward.index("/fhir/") :])
+                if page.status_code == 400:
+                    return
+                found, said, onward = found + ids(page), said + told(page), link(page, "next")
+    assert set(found) == ALL or "other nodes answer" in said
+
+
+def test_the_end_of_a_walk_by_offset_is_a_place_too():
+    """Who asks until there is nothing more, as many clients do, sees what it has seen already."""
+    a = Pacs([study(n) for n in range(10, 20)])
+    with server(a) as first, Gateway(two(first, first)[:1], secret=SECRET, cache=False) as gateway:
+        seen = []
+        for offset in (0, 5):
+            seen += [
+                row["0020000D"]["Value"][0] for row in gateway.get(f"/dicom-web/studies?limit=5&offset={offset}").json()
+            ]
+        a.studies = [study(99, date="20250101"), *a.studies]
+        last = gateway.get("/dicom-web/studies?limit=5&offset=10")
+    assert not last.content or not {row["0020000D"]["Value"][0] for row in last.json()} & set(seen)
