@@ -210,7 +210,7 @@ class NoNodeAnswered(NodeError):
         self.node = names
         self.reason = "no answer"
         self.failures = failures
-        self.retry_after = max((f.retry_after or 0.0 for f in failures), default=0.0) or None
+        self.retry_after = min((f.retry_after for f in failures if f.retry_after), default=None)
 
     def rephrased(self, phrase: Callable[[str], str]) -> Self:
         twin = super().rephrased(phrase)

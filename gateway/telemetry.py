@@ -20,7 +20,7 @@ import orjson
 import structlog
 
 from gateway import metrics, tracing
-from gateway.errors import NodeError
+from gateway.errors import NodeError, Unsupported
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -354,7 +354,7 @@ class node_operation:  # noqa: N801 - as `stage`
         metrics.seconds_at(node, operation).observe(time.perf_counter() - self._started)
         metrics.in_flight_at(node).dec()
         metrics.operation_ended(node, operation, outcome).inc()
-        if error is None or isinstance(error, (NodeError, TimeoutError)):
+        if error is None or (isinstance(error, (NodeError, TimeoutError)) and not isinstance(error, Unsupported)):
             metrics.up(node).set(0 if error is not None else 1)
         if self._span is not None:
             self._span.end(failed=isinstance(error, Exception), outcome=outcome)

@@ -155,7 +155,7 @@ def _issue(node: Node, code: str, what: str) -> Issue:
 
 
 async def _load(node: Node, query: ResourceQuery, search: DocumentSearch) -> Loaded:
-    said = await node.asking("resources", lambda: _collect(node, query))
+    said = await node.asking("resources", lambda _: _collect(node, query))
     is_settled = bool(said.documents) and not said.gaps
     ttl = node.ttl.find if is_settled else min(node.ttl.find, node.ttl.negative)
     return Loaded(said, ttl=ttl, tags=_mentions(said, search), may_be_stale=is_settled, to_plain=_to_plain)

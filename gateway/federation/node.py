@@ -125,7 +125,7 @@ class Node:
         if not isinstance(self.finder, Locates):
             return [(self.finder, ref)]
         finder = self.finder
-        locations = await self.asking("locate", lambda: finder.locate(ref))
+        locations = await self.asking("locate", lambda _: finder.locate(ref))
         if not locations:
             raise Unsupported(self.id, "gives no address for the instances of this study")
         # Of several addresses for one thing the first serves; one for the whole serves for its parts as well.
@@ -137,7 +137,7 @@ class Node:
         """Has the adapter learn what the node can do; what it learns it keeps. A node that fails is down until it answers."""
         self._most_given = 0
         try:
-            await self.asking("probe", self.finder.probe)
+            await self.asking("probe", lambda _: self.finder.probe())
         except NodeError:
             return  # remembered by the guard
 
@@ -184,7 +184,7 @@ class Node:
         return query_key(_kind(query), self.digest, asked, *(["undated"] if query.undated else []))
 
     async def _load(self, asked: NativeQuery, query: Query, patients: frozenset[PatientKey]) -> Loaded:
-        answer = await self.asking("find", lambda: self._collect(asked, query))
+        answer = await self.asking("find", lambda turn: self._collect(asked, query, turn))
         if await self._hides_some(asked, query, answer):
             answer = replace(answer, truncated=True)
         ttl = self.ttl.of(_kind(query))
@@ -203,12 +203,14 @@ class Node:
             rows=rows,
         )
 
-    async def _collect(self, asked: NativeQuery, query: Query) -> NodeAnswer:
+    async def _collect(self, asked: NativeQuery, query: Query, turn: Turn) -> NodeAnswer:
         rows: list[Row] = []
         given = unreadable = 0
         report: Report | None = None
+        clock = asyncio.get_running_loop().time
         async with aclosing_iterator(self.finder.find(asked)) as records:  # type: ignore[attr-defined]
             async for record in records:
+                turn.heard_at = clock()
                 if isinstance(record, Report):
                     report = record
                     continue
@@ -255,7 +257,7 @@ class Node:
     async def _part(self, part: NativeQuery, query: Query) -> list[str]:
         """The studies that the node has of it; none where it does not say."""
         try:
-            found = await self.asking("find", lambda: self._collect(part, query))
+            found = await self.asking("find", lambda turn: self._collect(part, query, turn))
         except NodeError:
             return []
         return [row.study for row in found.rows]
@@ -273,7 +275,7 @@ class Node:
                 if any(row.study not in wanted for row in rows):
                     raise NodeProtocolError(self.id, "answered with another study than the one asked for")
 
-    async def asking(self, operation: str, ask: Callable[[], Awaitable[T]]) -> T:
+    async def asking(self, operation: str, ask: Callable[[Turn], Awaitable[T]]) -> T:
         """What `ask` gives within the deadline of a search, retries and all. It is asked anew after a transient failure, so
         it must change nothing at the node and keep nothing of a failed try."""
         seconds = self.guard.patience
@@ -282,8 +284,8 @@ class Node:
         waits = ends - _NO_CHANCE * self.config.search_deadline
 
         async def once() -> T:
-            async with self.working(operation, waits, seconds), asyncio.timeout_at(ends):
-                return await ask()
+            async with self.working(operation, waits, seconds) as turn, asyncio.timeout_at(ends):
+                return await ask(turn)
 
         return await self.guard.retried(operation, once, ends)
 

@@ -216,7 +216,7 @@ async def _lacking(
     ask = partial(adapter.lacking, ref, given)
     try:
         if not has_turn:
-            return await node.asking("find", ask)
+            return await node.asking("find", lambda _: ask())
         async with asyncio.timeout(node.config.search_deadline):
             return await ask()
     except (NodeError, TimeoutError) as error:

@@ -15,7 +15,7 @@ from gateway.errors import GatewayError, NodeBusy, NodeError, NodeTimeout, NodeU
 from gateway.federation.breaker import Breaker, BreakerState, Pass
 from gateway.federation.nodes import NodeConfig
 from gateway.federation.retrying import Retries, RetryBudget
-from gateway.metrics import node_breaker_state, node_queued, node_retries, node_shed
+from gateway.metrics import node_breaker_state, node_queued, node_retries, node_shed, up
 from gateway.telemetry import log
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Turn:
     """One operation that was let through. `ends` (the loop's clock) is when a search is to end: what it waited counts.
 
     `waited` is how many seconds it was in the queue, `leave` the breaker's pass for it. `patience` is how many seconds
-    of silence are the node's failure even when it is the caller who ends them.
+    of silence are the node's failure even when it is the caller who ends them. `heard_at` is when it last told something.
     """
 
     ends: float
@@ -43,6 +43,7 @@ class Turn:
     patience: float
     _guard: Guard
     leave: Pass
+    heard_at: float = -math.inf
 
     @property
     def seconds(self) -> float:
@@ -52,7 +53,13 @@ class Turn:
     @property
     def is_silent(self) -> bool:
         """Whether the node has used up nearly all of that patience and said nothing."""
-        return not self.leave.is_settled and self.seconds >= _NEARLY_ALL * self.patience
+        is_late = self.seconds >= _NEARLY_ALL * self.patience
+        return is_late and not self.leave.is_settled and not self.is_telling
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether it has told something lately: it has more to tell than there is time for, and is not silent."""
+        return self.heard_at >= self.began + self.seconds / 2
 
     @property
     def was_short(self) -> bool:
@@ -109,7 +116,8 @@ class Guard:
     How an operation ended counts for the breaker like this. NodeUnreachable and NodeTimeout: failed. NodeRefused,
     NodeProtocolError and everything else that the node said: answered, since it costs nobody a deadline. NodeBusy and
     Unsupported: neither; a busy node is there, and what it cannot do may never have been asked. Whoever leaves: neither,
-    unless the node had been silent for nearly all the time it had. After the first byte of a body: answered.
+    unless the node had been silent for nearly all the time it had. After the first byte of a body: answered; so is a search that
+    is given up while its rows are coming.
     """
 
     def __init__(self, node: str, config: NodeConfig, clock: Callable[[], float] = time.monotonic) -> None:
@@ -136,6 +144,7 @@ class Guard:
         """No new request comes here: what those under way still find out is nothing to be alarmed by."""
         self._is_in_force = False
         node_breaker_state.labels(self.node).set(0)
+        up(self.node).set(1)
 
     def turn(self, operation: str, ends: float, patience: float = math.inf) -> HeldTurn:
         """Holds one of the permits in `async with`. Raises the remembered failure while the breaker is open, Shed when the
@@ -238,7 +247,9 @@ class Guard:
         )
 
     def _state(self) -> str:
-        if not self.breaker.is_closed or isinstance(self.failure, (NodeUnreachable, NodeTimeout)):
+        last = self._last_failure[0] if self._last_failure else -math.inf
+        is_gone = isinstance(self.failure, (NodeUnreachable, NodeTimeout)) and last >= self._answered_at
+        if not self.breaker.is_closed or is_gone:
             return "down"
         if self.failure or self.breaker.recent_failures:
             return "degraded"
@@ -286,7 +297,9 @@ class Guard:
             error = NodeTimeout(self.node, f"did not answer within {turn.patience:g} s")
         if isinstance(error, NodeError) and not isinstance(error, (Unsupported, Shed)):
             self._note(error)
-        if isinstance(error, (NodeUnreachable, NodeTimeout)):
+        if turn.is_telling and isinstance(error, NodeTimeout):
+            turn.answered()
+        elif isinstance(error, (NodeUnreachable, NodeTimeout)):
             self.breaker.failed(turn.leave, error.rephrased(str))
         elif isinstance(error, GatewayError) and not isinstance(error, (NodeBusy, Unsupported)):
             self.breaker.answered(turn.leave)

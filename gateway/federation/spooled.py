@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import tempfile
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -36,6 +37,8 @@ _VERSIONS_KEPT = 10_000
 _MOST_AT_HAND = 4 << 20
 """Bytes before the pixel data that are read from memory; an instance with more is read from its file."""
 _READ_AT_ONCE = 4
+_LINGER = 2.0
+"""Seconds that a series goes on for nobody: who scrolls leaves one image for the next."""
 
 
 def version(owner: Row) -> tuple[str, ...]:
@@ -82,12 +85,29 @@ async def tee(body: AsyncIterator[bytes], sink: Sink) -> AsyncIterator[bytes]:
 
 @dataclass(slots=True)
 class _Arriving:
-    """One series on its way into the spool, shared by all who wait for an instance of it."""
+    """One series on its way into the spool, shared by all who wait for an instance of it. It goes on without those who have what
+    they waited for; where the last one left before, `ending` ends it, unless somebody comes."""
 
     task: asyncio.Task[None] | None = None
+    waiting: int = 0
+    ending: asyncio.TimerHandle | None = None
     arrived: set[str] = field(default_factory=set)
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
     ended: bool = False
+
+    @contextlib.contextmanager
+    def waited_for(self, give_up: Callable[[], None]) -> Iterator[None]:
+        if self.ending is not None:
+            self.ending.cancel()
+        self.waiting += 1
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self.waiting == 1:
+                self.ending = asyncio.get_running_loop().call_later(_LINGER, give_up)
+            raise
+        finally:
+            self.waiting -= 1
 
 
 @dataclass(slots=True)
@@ -234,8 +254,9 @@ class SpooledSeries:
             self._bringing.add(arriving.task)
             arriving.task.add_done_callback(self._bringing.discard)
             arriving.task.add_done_callback(_seen)
-        async with arriving.news:
-            await arriving.news.wait_for(lambda: ref.instance in arriving.arrived or arriving.ended)
+        with arriving.waited_for(partial(self._give_up, name, arriving)):
+            async with arriving.news:
+                await arriving.news.wait_for(lambda: ref.instance in arriving.arrived or arriving.ended)
         if arriving.ended and arriving.task and ref.instance not in arriving.arrived:
             await asyncio.shield(arriving.task)
         return self._spooled(node, ref)
@@ -252,6 +273,13 @@ class SpooledSeries:
                 del self._arriving[name]
             arriving.ended = True
             await self._tell(arriving, None)
+
+    def _give_up(self, name: tuple[str, str, str], arriving: _Arriving) -> None:
+        """Whoever comes from here on has it fetched anew."""
+        if self._arriving.get(name) is arriving:
+            del self._arriving[name]
+        if arriving.task is not None:
+            arriving.task.cancel()
 
     async def _tell(self, arriving: _Arriving, instance: str | None) -> None:
         async with arriving.news:

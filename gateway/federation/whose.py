@@ -148,7 +148,7 @@ class Whose:
             return rows, is_whole
 
         wanted = query.study or query.match[0].values[0]
-        rows, is_whole = await self.node.asking("find", ask)
+        rows, is_whole = await self.node.asking("find", lambda _: ask())
         return [row for row in rows if text(row, STUDY_UID) in ("", wanted)], is_whole
 
     async def _inside(self, finder: Finds, study: str) -> PatientKey | None:
@@ -158,7 +158,7 @@ class Whose:
             return seen
         try:
             ref = await self._any_instance(finder, study)
-            found = await self.node.asking("retrieve", lambda: _head(finder, ref)) if ref else None
+            found = await self.node.asking("retrieve", lambda _: _head(finder, ref)) if ref else None
         except Unsupported:
             return None
         if found is None:

@@ -25,11 +25,13 @@ from gateway.adapters.dicomweb.wado import (
     instance_part,
 )
 from gateway.adapters.http.client import Answer, HttpClient, JsonAnswer
+from gateway.adapters.http.joined import joined
 from gateway.errors import InvalidQuery, NodeError, NodeProtocolError, NodeTimeout, Unsupported
 from gateway.model.dataset import Dataset, text, values
 from gateway.model.patient import patient_of
 from gateway.model.query import Operator, Ref
 from gateway.model.seam import (
+    MOST_FOUND,
     NOT_WHOLE,
     FramePart,
     NativeMatch,
@@ -127,7 +129,7 @@ class DicomwebAdapter:
             raise Unsupported(self.node, f"searches {search.resource} of one study only")
         above = Ref(query.study) if search.has_parent and query.study else None
         seen: set[tuple[str, ...]] = set()
-        offset, truncated, has_more, is_whole = 0, False, True, True
+        offset, size, truncated, has_more, is_whole = 0, 0, False, True, True
         behind: JsonAnswer | None = None
         hides = False
         while has_more:
@@ -135,6 +137,9 @@ class DicomwebAdapter:
             # One row more than wanted shows whether there is more.
             answer = behind or await self._page(search, offset, None if left is None else left + 1, ends)
             is_behind, behind = behind is not None, None
+            size += answer.size
+            if size > MOST_FOUND:
+                raise NodeProtocolError(self.node, f"answered a search with more than {MOST_FOUND} bytes")
             if query.samples and left is not None and not offset and (sample := _sample(answer.document, left)):
                 self._note_most(query.level, len(answer.document))
                 yield search.report(truncated=True, sample=sample)
@@ -407,7 +412,11 @@ class DicomwebAdapter:
             async with self._http.stream("POST", url, headers=headers, content=upload.body(), expect=expect) as answer:
                 if answer.status in _CANNOT:
                     raise Unsupported(self.node, "does not store instances")
-                outcome = await stow.outcome(self._http, answer, part.sop_instance_uid)
+                try:
+                    async with asyncio.timeout(self._http.timeouts.first_byte):
+                        outcome = await stow.outcome(self._http, answer, part.sop_instance_uid)
+                except TimeoutError:
+                    raise NodeTimeout(self.node, "did not complete its answer to a store") from None
             yield outcome
 
     # --- what the node is like
@@ -422,7 +431,7 @@ class DicomwebAdapter:
             if self._learning is None or self._learning.done():
                 self._learning = asyncio.create_task(self._learn())
                 self._learning.add_done_callback(lambda task: task.cancelled() or task.exception())
-            return (await asyncio.shield(self._learning)).quirks
+            return (await joined(self._learning, self.node)).quirks
         return self._learned.quirks if self._learned else frozenset()
 
     async def _learn(self) -> Learned:

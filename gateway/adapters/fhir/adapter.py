@@ -15,6 +15,7 @@ from gateway.adapters.fhir.documents import Documents
 from gateway.adapters.fhir.pages import FHIR_JSON, Finding, SearchRefused
 from gateway.adapters.fhir.server import Server, Version, product_of, server_of, version_of
 from gateway.adapters.http.client import HttpClient
+from gateway.adapters.http.joined import joined
 from gateway.errors import NodeError, NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.query import Ref
 from gateway.model.seam import Location, NativeQuery, NodeResource, Probe, Record, Report, ResourceQuery
@@ -157,7 +158,7 @@ class FhirAdapter:
         if self._asking is None or (self._asking.done() and self._is_stale(self._asking)):
             self._asking = asyncio.create_task(self._ask())
             self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
-        server = await asyncio.shield(self._asking)
+        server = await joined(self._asking, self.node)
         includes = server.includes if self._has_includes else frozenset()
         # The parameter of that name looks at the series alone.
         unfit = {"modality"} if self._modality_is_above else frozenset()

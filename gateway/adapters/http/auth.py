@@ -17,7 +17,8 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from gateway.errors import NodeBusy, NodeRefused, SettingsError
+from gateway.adapters.http.joined import joined
+from gateway.errors import NodeRefused, SettingsError
 
 _EARLY = 30.0  # seconds before its end at which a token is replaced
 _ASSERTION_LIFE = 300  # SMART Backend Services: at most five minutes
@@ -100,18 +101,8 @@ class TokenAuthorizer(Authorizer):
         if not self._header or time.monotonic() > self._expires - _EARLY:
             if self._fetch is None or self._fetch.done():
                 self._fetch = asyncio.create_task(self._renew())
-            await self._fetched(self._fetch)
+            await joined(self._fetch, self._node)
         return self._header
-
-    async def _fetched(self, fetch: asyncio.Task[None]) -> None:
-        """When the node is closed meanwhile, those who wait are not cancelled with the fetch: they ask others as well."""
-        try:
-            await asyncio.shield(fetch)
-        except asyncio.CancelledError:
-            asking = asyncio.current_task()
-            if not fetch.cancelled() or (asking and asking.cancelling()):
-                raise
-            raise NodeBusy(self._node, "not open") from None
 
     def reject(self, header: dict[str, str]) -> None:
         if header is self._header:
@@ -123,7 +114,11 @@ class TokenAuthorizer(Authorizer):
             await asyncio.gather(self._fetch, return_exceptions=True)
 
     async def _renew(self) -> None:
-        form = {"grant_type": "client_credentials", "scope": self._auth.scope, **self._proof()}
+        try:
+            proof = self._proof()
+        except SettingsError as error:  # at work it is this node's trouble alone: a key that is being replaced
+            raise NodeRefused(self._node, f"gets no token: {error.detail}") from None
+        form = {"grant_type": "client_credentials", "scope": self._auth.scope, **proof}
         answer = await self._post_form(self._auth.token_url, {k: v for k, v in form.items() if v})
         token = answer.get("access_token") if isinstance(answer, dict) else None
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():

@@ -56,12 +56,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class JsonAnswer:
-    """`document` is None for an answer without a body, as 204 is, and for one with another status than 2xx."""
+    """`document` is None for an answer without a body, as 204 is, and for one with another status than 2xx; `size` is its bytes."""
 
     status: int
     headers: Mapping[str, str]
     url: str
     document: Any
+    size: int = 0
 
 
 class HttpClient:
@@ -128,15 +129,19 @@ class HttpClient:
         asked = {"Accept": accept, "Accept-Encoding": self.codings, **(headers or {})}
         with _deadline_named(self.node, f"did not complete its answer within {seconds:g} s"):
             async with asyncio.timeout(seconds), self.stream("GET", url, headers=asked, expect=expect) as answer:
-                document = await self.read_json(answer, ceiling) if 200 <= answer.status < 300 else None
-        return JsonAnswer(answer.status, answer.headers, answer.url, document)
+                is_told = 200 <= answer.status < 300
+                document, size = await self._document(answer, ceiling) if is_told else (None, 0)
+        return JsonAnswer(answer.status, answer.headers, answer.url, document, size)
 
     async def read_json(self, answer: Answer, ceiling: int | None = None) -> Any:
         """The document of an answer; None for an empty body. Raises NodeError as `read`, and for what is no JSON."""
+        return (await self._document(answer, ceiling))[0]
+
+    async def _document(self, answer: Answer, ceiling: int | None) -> tuple[Any, int]:
         with Body(self._json_ceiling if ceiling is None else ceiling) as body:
             await self._fill(body, answer)
             with body.view() as raw:
-                return self._parsed(raw) if body.size else None
+                return (self._parsed(raw) if body.size else None), body.size
 
     async def read(self, answer: Answer, ceiling: int | None = None) -> bytes:
         """A whole body. Raises NodeProtocolError when it is larger than the ceiling, NodeBusy when all that is being read
