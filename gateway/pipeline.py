@@ -281,7 +281,7 @@ class Pipeline:
         ):
             record.count, record.issues = len(numbers), opened.silent
             self.audit.begun(record)
-            recoded = self.pictures.recoded(view_ref(view, ref), nodes, opened.parts, choose)
+            recoded = self.pictures.recoded(view_ref(view, ref), nodes, opened, choose)
             async with aclosing_iterator(recoded) as parts:
                 yield OutgoingParts(parts, view_issues(view, opened.silent))
 

@@ -15,7 +15,7 @@ from gateway.errors import InvalidQuery, NotAcceptable, NotFound, TooLarge
 from gateway.federation.federate import absent
 from gateway.federation.node import Node, aclosing_iterator, first_then
 from gateway.federation.page import ordered
-from gateway.federation.retrieve import Retrieval
+from gateway.federation.retrieve import OpenedParts, Retrieval
 from gateway.imaging import attributes as images
 from gateway.imaging.options import GIF, JPEG, PNG, Rendering, can_write
 from gateway.imaging.processes import EncodedFrame, Imaging
@@ -212,20 +212,27 @@ class Pictures:
                     yield piece
 
     async def recoded(
-        self, ref: Ref, nodes: Sequence[Node], parts: AsyncIterator[FramePart], choose: Chooses
+        self, ref: Ref, nodes: Sequence[Node], opened: OpenedParts, choose: Chooses
     ) -> AsyncIterator[FramePart]:
-        """The frames in the syntax that `choose` says for each, as they are where it says ''."""
+        """The opened frames in the syntax that `choose` says for each, as they are where it says ''."""
         dataset: Dataset | None = None
-        async for part in parts:
+        async for part in opened.parts:
             into = choose(part)
             if not into:
                 yield part
                 continue
             if dataset is None:
-                datasets, _, _ = await self._described(ref, nodes)
-                dataset = datasets[0]
+                dataset = await self._of_frames(ref, nodes, opened)
                 self.imaging.check_size(images.pixels_of_frame(dataset))
             yield await self._recoded(part, dataset, into)
+
+    async def _of_frames(self, ref: Ref, nodes: Sequence[Node], opened: OpenedParts) -> Dataset:
+        """What the frames are of. A node is asked for it only where they hold no turn: it may have one turn only, and all who
+        held one while they waited for a second would wait for ever."""
+        if opened.described is not None:
+            return opened.described.datasets()[0]
+        datasets, _, _ = await self._described(ref, nodes)
+        return datasets[0]
 
     async def _recoded(self, part: FramePart, dataset: Dataset, into: str) -> FramePart:
         with self.imaging.holding(images.bytes_of_frame(dataset)):

@@ -147,14 +147,22 @@ class Pixels:
             async for dataset in datasets:
                 yield dataset
 
-    async def frames(self, node: Node, ref: Ref, numbers: Sequence[int], owner: Row) -> AsyncIterator[FramePart]:
-        """Frames (1-based) of one instance, in the order asked for. Raises NotFound for an unknown instance."""
+    async def frames(
+        self, node: Node, ref: Ref, numbers: Sequence[int], owner: Row, told: list[Written] | None = None
+    ) -> AsyncIterator[FramePart]:
+        """Frames (1-based) of one instance, in the order asked for. Raises NotFound for an unknown instance.
+
+        Added to `told`, before the first of them, is the metadata of the instance where the node had to give that; where
+        nothing is, the frames are read from a file here and hold no turn at the node.
+        """
         adapter, _ = await _place(node, ref)
         self.spooled.settle(owner)
         source = self.spooled.frames(node.id, ref, numbers, self._fetch(node, owner))
         if isinstance(adapter, Frames) and node.may("frames"):
             # Frames carry no identifiers: the metadata says first that they are of this patient.
-            await self._require(node, ref, owner)
+            described = await self._require(node, ref, owner)
+            if told is not None:
+                told.append(described)
             asked = partial(adapter.frames, ref, numbers)
             source = _or_else(_frame_parts(node, "frames", adapter, ref, owner, asked), source)
         async with aclosing_iterator(source) as frames:

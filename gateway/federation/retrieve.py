@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from gateway.cache import freshness
@@ -49,10 +49,14 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class OpenedParts:
-    """Frames or bulk data of one instance on their way, the first of them there; `silent` as in Opened."""
+    """Frames or bulk data of one instance on their way, the first of them there; `silent` as in Opened.
+
+    `described` is the instance's metadata, by the node that gives its frames. Without it they hold no turn at a node; with it
+    they may, and whoever reads them must not wait for another."""
 
     parts: AsyncIterator[FramePart]
     silent: tuple[Issue, ...]
+    described: Written | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +120,14 @@ class Retrieval:
     @asynccontextmanager
     async def frames(self, ref: Ref, numbers: Sequence[int], nodes: Sequence[Node]) -> AsyncIterator[OpenedParts]:
         """The frames of one instance, from its winner, or from another holder where that gives none. Raises as `open`."""
-        async with self._parts(
-            ref, nodes, lambda owner: self.pixels.frames(self.federation.nodes[owner.node], ref, numbers, owner)
-        ) as opened:
-            yield opened
+        told: list[Written] = []
+
+        def source(owner: Row) -> AsyncIterator[FramePart]:
+            told.clear()  # another holder's copy may be encoded in another way
+            return self.pixels.frames(self.federation.nodes[owner.node], ref, numbers, owner, told)
+
+        async with self._parts(ref, nodes, source) as opened:
+            yield replace(opened, described=told[0] if told else None)
 
     @asynccontextmanager
     async def bulkdata(self, ref: Ref, path: tuple[str, ...], nodes: Sequence[Node]) -> AsyncIterator[OpenedParts]:
