@@ -82,7 +82,7 @@ class Cache(Session):
             url = server.url
         cache = cls(None if url == "off" else url, server, timeout, retry_after, seal)
         if cache._link is not None and not await cache._probe():
-            cache._fall("no answer")
+            cache._fall(cache.trouble)
         if cache.is_shared:
             # Neither this nor the recovery belongs to a request: they must not carry the context of one.
             listen = cache._listener.run()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import isfinite
+
+from redis.exceptions import ResponseError
 
 from gateway.cache.connections import Run
 from gateway.cache.purges import Step
 
 _PREFIX = "gw:run:"  # not among what a purge of everything drops
-_LASTS = 400 * 86_400_000
-"""Milliseconds; said anew whenever a server is found again."""
+_VOUCH = "redis.call('SET', KEYS[1], '1') return 1"
+"""Without an end: what has one is evicted first, and then everything would be dropped by who comes next."""
 
 
 async def are_in_doubt(runs: Sequence[Run], down: float, step: Step) -> bool:
@@ -25,7 +28,8 @@ async def are_in_doubt(runs: Sequence[Run], down: float, step: Step) -> bool:
 async def vouch_for(runs: Sequence[Run], step: Step) -> None:
     """Says so, once those entries are gone: whoever comes next need not drop what came since."""
     for key in [_key(run) for run in runs if run.has_read]:
-        await step(lambda link, key=key: link.set(key, b"1", _LASTS))  # type: ignore[misc]
+        with suppress(ResponseError):  # a server that is full: whoever comes next drops its entries once more
+            await step(lambda link, key=key: link.run(_VOUCH, [key], ()))  # type: ignore[misc]
 
 
 def _key(run: Run) -> str:

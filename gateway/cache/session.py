@@ -37,7 +37,8 @@ _LATE = 2.0
 class Session:
     """The commands that Redis is given, each within `timeout` seconds; none of them raises. Of one event loop.
 
-    `state` is "up", "down" (a task of its own asks again every `retry_after` seconds) or "off" (there is no server).
+    `state` is "up", "down" (a task of its own asks again every `retry_after` seconds) or "off" (there is no server); `trouble` is
+    what kept it from getting up the last time.
     A dead or hanging Redis costs those who are asking one `timeout` together, and nothing after that until it is back.
     """
 
@@ -45,6 +46,7 @@ class Session:
         self.state: State = "off" if url is None else "down"
         self.timeout, self.retry_after = timeout, retry_after
         self.failures = 0
+        self.trouble = "no answer"
         self._server = server
         self._link: Link | None = None if url is None else connect(url, timeout)
         self._permits = asyncio.Semaphore(CONNECTIONS)
@@ -136,7 +138,8 @@ class Session:
             async with asyncio.timeout(self.timeout * link.steps):
                 await link.reset()
             await self._catch_up(link)
-        except Exception:  # noqa: BLE001 - whatever it is, the answer is no
+        except Exception as error:  # noqa: BLE001 - whatever it is, the answer is no
+            self.trouble = type(error).__name__
             return revive and await self._revive() and await self._probe(revive=False)
         if self.state == "down":
             self.state = "up"

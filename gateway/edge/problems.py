@@ -158,6 +158,7 @@ def outcome_issue(severity: str, type_: str, code: str, text: str, parameter: st
     return issue
 
 
+_MOST_NAMED = 50
 _MOST_WARNINGS = 20
 """Some 4 KB: what proxies take of a head where nobody told them otherwise."""
 
@@ -181,8 +182,9 @@ def warnings(request: Request, issues: Iterable[Issue], service: str) -> list[st
     told = _nodes_in_turn(issues)
     if len(told) > _MOST_WARNINGS:
         told, rest = told[: _MOST_WARNINGS - 1], told[_MOST_WARNINGS - 1 :]
-        names = ", ".join(sorted({issue.node for issue in rest if issue.node}))
-        of_nodes = f" (of {names})" if names else ""
+        names = sorted({issue.node for issue in rest if issue.node})
+        others = f" and {len(names) - _MOST_NAMED} other nodes" if len(names) > _MOST_NAMED else ""
+        of_nodes = f" (of {', '.join(names[:_MOST_NAMED])}{others})" if names else ""
         told.append(Issue("", "", f"{len(rest)} more warnings{of_nodes} are left out; narrow the search"))
     return [warning(issue.text, service) for issue in told]
 

@@ -124,7 +124,8 @@ class Engine:
             return True
         request_id.set(str(job.asked.get("request_id", "")))
         began = time.monotonic()
-        made = await self._made(job, before)
+        is_given_up = self._tried[identifier] >= _MOST_TRIES  # then only that is left to be written down
+        made = _failed(before, GatewayError(_NO_ROOM)) if is_given_up else await self._made(job, before)
         try:
             is_first = await self._commit(job, before, made)
         except FileNotFoundError:

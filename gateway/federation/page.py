@@ -7,7 +7,7 @@ import hashlib
 import hmac
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import time
 from enum import StrEnum
 from functools import lru_cache
@@ -229,7 +229,7 @@ class Page:
     def behind(self, count: int, sort: Sort) -> Position:
         """The place behind its first `count` results."""
         placed = self.as_found if len(self.as_found) == len(self.items) else self.items
-        return Position.behind(placed[count - 1], sort)
+        return replace(Position.behind(placed[count - 1], sort), answering=self.last.answering if self.last else "")
 
     @property
     def complete(self) -> bool:

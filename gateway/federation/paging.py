@@ -56,7 +56,8 @@ class Paging:
                 await self.watch.learn(found, found, asyncio.get_running_loop().time() + self.federation.deadline)
                 issues = tuple(dict.fromkeys((*issues, *self.watch.issues)))
             page = _cut(found, _wanted(found, reach), reach, issues, _ALL)
-            return _placed(page, query, reach, _answering(nodes, {issue.node for issue in issues}))
+            gave = {row.node for one in found for row in one.rows}  # a node may do so and say that it is not all
+            return _placed(page, query, reach, _answering(nodes, {issue.node for issue in issues} - gave))
         ends = asyncio.get_running_loop().time() + self.federation.deadline
         # Only a broad search in the order of time is opened in parts: any other is fetched whole.
         in_parts = reach.size is not None and reach.sort is not Sort.ID and is_broad(query)

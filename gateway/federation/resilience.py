@@ -59,7 +59,7 @@ class Turn:
     @property
     def is_telling(self) -> bool:
         """Whether it has told something lately: it has more to tell than there is time for, and is not silent."""
-        return self.heard_at >= self.began + self.seconds / 2
+        return self.heard_at >= self.began + _NEARLY_ALL * self.seconds
 
     @property
     def was_short(self) -> bool:
@@ -139,6 +139,10 @@ class Guard:
     def put_in_force(self) -> None:
         """From now on metrics tell of this one, whatever there was before it under the node's name."""
         node_breaker_state.labels(self.node).set(_NUMBERS[self._shown])
+
+    def is_in_force(self) -> bool:
+        """Whether metrics tell of this one."""
+        return self._is_in_force
 
     def retire(self) -> None:
         """No new request comes here: what those under way still find out is nothing to be alarmed by."""

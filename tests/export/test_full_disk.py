@@ -18,16 +18,16 @@ ID = "0" * 32
 
 
 class Disk:
-    """Has no room for so many files of lines."""
+    """Has no room for so many files of lines, or of anything that is written of a job at work."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, refusals: int) -> None:
-        self.refusals, self._write = refusals, records._write
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, refusals: int, of: str = ".ndjson") -> None:
+        self.refusals, self._of, self._write = refusals, of, records._write
         monkeypatch.setattr(records, "_write", self.write)
         monkeypatch.setattr(engine, "_AFTER_FAULT", 0.0)
         monkeypatch.setattr(engine, "_MOST_TRIES", 5)
 
     def write(self, path: Path, content: bytes) -> None:
-        if path.suffix == ".ndjson" and self.refusals:
+        if self._of in path.name and path.parent.name == ID and self.refusals:
             self.refusals -= 1
             raise OSError(28, "No space left on device")
         self._write(path, content)
@@ -64,3 +64,11 @@ async def test_an_export_fails_by_name_where_there_is_no_room_for_long(tmp_path:
     assert (last.outcome, tries) == (FAILED, 5)
     assert "disk" in last.state["failure"]["detail"]
     assert not list(tmp_path.rglob("*.ndjson"))
+
+
+async def test_the_hospitals_are_not_asked_while_there_is_no_room_for_the_word_that_it_failed(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    Disk(monkeypatch, refusals=20, of="")
+    last, tries = await ended(tmp_path)
+    assert (last.outcome, tries) == (FAILED, 5)

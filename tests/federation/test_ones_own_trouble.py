@@ -80,3 +80,19 @@ def test_a_node_that_gives_page_after_page_is_not_silent() -> None:
                 gateway.get("/dicom-web/studies")
             told = gateway.get(narrow)
             assert told.status_code == 200, told.text
+
+
+def test_a_node_whose_second_page_never_comes_is_not_asked_for_ever():
+    async def studies(request):
+        if int(request.query_params.get("offset", 0)):
+            await asyncio.sleep(30)
+        await asyncio.sleep(0.6)
+        rows = [row(n, f"P{n}") for n in range(10)]
+        return JSONResponse(rows, headers={"Warning": '299 node "There are additional results that can be requested"'})
+
+    with serving(Starlette(routes=[Route("/studies", studies)])) as port:
+        node = dicomweb_node("a", port, search_deadline=1, breaker={"failures": 2, "open": 30})
+        with Gateway([node], cache=False) as gateway:
+            for _ in range(6):
+                gateway.get("/dicom-web/studies")
+            assert not gateway.app.state.estate.pipeline.federation.nodes["a"].guard.breaker.is_closed

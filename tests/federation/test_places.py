@@ -3,7 +3,7 @@
 import pytest
 
 from tests.federation.test_handmade_pages import Pacs, ids, link, study, two
-from tests.handmade import server
+from tests.handmade import given, server
 from tests.running import Gateway
 
 SECRET = "s" * 20
@@ -64,3 +64,58 @@ def test_the_end_of_a_walk_by_offset_is_a_place_too():
         a.studies = [study(99, date="20250101"), *a.studies]
         last = gateway.get("/dicom-web/studies?limit=5&offset=10")
     assert not last.content or not {row["0020000D"]["Value"][0] for row in last.json()} & set(seen)
+
+
+@pytest.mark.parametrize("query", ["modality=CT&_total=accurate", "modality=CT&modality=SEG&_total=accurate"])
+@pytest.mark.parametrize("first_down", [True, False])
+def test_moved_places_are_told_where_the_total_is_counted(query, first_down):
+    a, b = (Pacs([both(n) for n in range(10, 20)]) for _ in "ab")
+    with server(a) as first, server(b) as second, Gateway(two(first, second), secret=SECRET, cache=False) as gateway:
+        a.down = first_down
+        page = gateway.get(f"/fhir/ImagingStudy?{query}&_count=4")
+        found = ids(page)
+        a.down = not first_down
+        said = ""
+        while link(page, "next"):
+            page = gateway.get(link(page, "next"))
+            found, said = found + ids(page), said + told(page)
+    assert (set(found) == ALL and len(found) == len(ALL)) or "other nodes answer" in said, (len(found), len(set(found)))
+
+
+MODEST = "modality=CT&modality=SEG&_count=4"
+
+
+class Modest(Pacs):
+    """Is not sure at times that it shows all."""
+
+    says = False
+
+    def __call__(self, method, path, query, body, port):
+        if self.says and path.endswith("/studies") and not {"StudyInstanceUID", "0020000D"} & set(query):
+            return given(
+                self.studies,
+                {
+                    "Content-Type": "application/dicom+json",
+                    "Warning": '299 n "There are 5 additional results that can be requested"',
+                },
+            )
+        return super().__call__(method, path, query, body, port)
+
+
+def walk(then):
+    """What is told of the second page, for which the first node changes."""
+    a, b = Modest([both(n) for n in range(10, 20)]), Pacs([both(n) for n in range(10, 20)])
+    with server(a) as first, server(b) as second, Gateway(two(first, second), secret=SECRET, cache=False) as gateway:
+        a.says = True
+        page = gateway.get(f"/fhir/ImagingStudy?{MODEST}")
+        vars(a).update(then)
+        page = gateway.get(link(page, "next"))
+    return told(page)
+
+
+def test_what_is_truncated_at_one_page_alone_is_not_said_to_be_other_nodes():
+    assert "other nodes answer" not in walk(then={"says": False})
+
+
+def test_a_truncated_node_that_is_away_for_the_next_page_is_said():
+    assert "other nodes answer" in walk(then={"says": False, "down": True})

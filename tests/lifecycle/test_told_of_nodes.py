@@ -8,11 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway import metrics
+from gateway.errors import NodeUnreachable
+from gateway.federation.node import Working
+from gateway.federation.nodes import NodeConfig
+from gateway.federation.resilience import Guard
 from tests.bench.processes import gateway, node, node_file
 from tests.faults.leftovers import eventually
 from tests.handmade import dicomweb_node
@@ -106,3 +112,23 @@ def test_a_node_that_is_closed_while_it_is_asked_does_not_fail_the_search_of_all
             answer = waits.result(20)
             assert answer.status_code == 200, answer.text
             assert len(answer.json()) == 1
+
+
+def guard_of():
+    return Guard(
+        "n",
+        NodeConfig.model_validate({"id": "n", "name": "n", "adapter": "files", "connection": {"directory": "/none"}}),
+    )
+
+
+async def test_what_still_ends_at_a_node_that_was_taken_out_does_not_make_it_down():
+    guard = guard_of()
+
+    async def search() -> None:
+        async with Working(guard, "find", asyncio.get_running_loop().time() + 5, 5.0):
+            guard.retire()  # the node file no longer names it
+            raise NodeUnreachable("n", "cannot be reached")
+
+    with pytest.raises(NodeUnreachable):
+        await search()
+    assert metrics.up("n")._value.get() == 1
