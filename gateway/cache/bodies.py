@@ -91,7 +91,8 @@ class Kept:
     def is_reached(self, purge: Purge, tags: frozenset[Tag]) -> bool:
         """Whether a purge drops it; `tags` are the purge's own."""
         if purge.kind in ("node", "searches"):
-            return any(identifier in purge.values for identifier, _ in self.grounds.nodes)
+            is_asked = any(identifier in purge.values for identifier, _ in self.grounds.nodes)
+            return is_asked or any(map(purge.drops_key, self.keys))  # what tells patients apart may be another node's
         if purge.kind == "keys":
             return any(key in self.keys for key in purge.values)
         return not tags.isdisjoint(self.tags)

@@ -107,6 +107,8 @@ def _offer(response: Response) -> None:
 def context_of(request: Request) -> Context:
     """The context of a request that the middleware has let in."""
     node = request.path_params.get("node")
+    if any(name != "node" and name.lower() == "node" for name in request.query_params):
+        raise InvalidQuery("node is written in small letters", parameter="node")
     named = [name for value in request.query_params.getlist("node") for name in value.split(",") if name]
     if node and named and set(named) != {node}:
         raise InvalidQuery("the path already names the node", parameter="node")

@@ -74,7 +74,9 @@ def parse(level: Level, pairs: Sequence[tuple[str, str]], study: str | None, ser
             included.append(value)
         elif plain in OPTIONS:
             _add(options, plain, value, plain, plain)
-        elif plain not in _ELSEWHERE:
+        elif name not in _ELSEWHERE:
+            if plain in _ELSEWHERE:  # read elsewhere, and there by this very name
+                raise InvalidQuery(f"{name} is written {plain}", parameter=name)
             path_ = path(name)
             _add(keys, path_, value, path_name(path_), name)
     returned, everything = _returned(included)

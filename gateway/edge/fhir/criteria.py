@@ -120,8 +120,11 @@ class Criteria:
             self.impossible = True
             return
         self.named += keys
-        self.matches.append(any_of((PATIENT_ID,), [key.id for key in keys]))
-        self.matches.append(any_of((ISSUER,), [key.issuer for key in keys]))
+        if not any(
+            match.path == (ISSUER,) for match in self.matches
+        ):  # of a second key the row need not be named by it
+            self.matches.append(any_of((PATIENT_ID,), [key.id for key in keys]))
+            self.matches.append(any_of((ISSUER,), [key.issuer for key in keys]))
         wanted = frozenset(keys)
         self.conditions.append(lambda found: bool(found.known_as & wanted))
 

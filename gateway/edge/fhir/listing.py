@@ -40,7 +40,7 @@ class Listing:
     cursor: str = ""
 
     def add_result(self, name: str, values: list[str], *, is_r5: bool) -> None:
-        if name in [used for used, _ in self.used]:
+        if name != "node" and name in [used for used, _ in self.used]:
             raise InvalidQuery(f"{name} is given twice", parameter=name)
         if name == "_count":
             self.count = negotiation.count(single(values, name), name, most=10_000)
