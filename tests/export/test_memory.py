@@ -77,8 +77,8 @@ def test_of_all_that_an_archive_gives_only_what_has_no_date_is_kept_where_that_i
     kept: list[tuple[Row, ...]] = []
     collect = Node._collect
 
-    async def collected(node: Node, asked: Any, query: Any) -> Any:
-        answer = await collect(node, asked, query)
+    async def collected(node: Node, asked: Any, *more: Any) -> Any:
+        answer = await collect(node, asked, *more)
         if not asked.match:
             kept.append(answer.rows)
         return answer
