@@ -158,9 +158,8 @@ def outcome_issue(severity: str, type_: str, code: str, text: str, parameter: st
     return issue
 
 
-_MOST_NAMED = 50
-_MOST_WARNINGS = 20
-"""Some 4 KB: what proxies take of a head where nobody told them otherwise."""
+_MOST_WARNINGS, _MOST_NAMED = 20, 50
+"""In an answer, and nodes in the last of them: some 4 KB, which proxies take of a head where nobody told them otherwise."""
 
 
 def issue_of_node(issue: Issue) -> dict[str, object]:

@@ -120,9 +120,8 @@ class Criteria:
             self.impossible = True
             return
         self.named += keys
-        if not any(
-            match.path == (ISSUER,) for match in self.matches
-        ):  # of a second key the row need not be named by it
+        # A second key is a condition alone: he need not be named by it in the same row.
+        if all(match.path != (ISSUER,) for match in self.matches):
             self.matches.append(any_of((PATIENT_ID,), [key.id for key in keys]))
             self.matches.append(any_of((ISSUER,), [key.issuer for key in keys]))
         wanted = frozenset(keys)
