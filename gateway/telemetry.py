@@ -20,7 +20,6 @@ import orjson
 import structlog
 
 from gateway import metrics, tracing
-from gateway.errors import NodeError, Unsupported
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -332,10 +331,10 @@ def looking_up(load: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
 class node_operation:  # noqa: N801 - as `stage`
     """Counts, times and traces one operation on a node, by outcome (ok, or the exception's class name)."""
 
-    __slots__ = ("_is_in_force", "_node", "_of", "_operation", "_span", "_started")
+    __slots__ = ("_node", "_of", "_operation", "_span", "_started")
 
-    def __init__(self, node: str, operation: str, is_in_force: Callable[[], bool] = lambda: True) -> None:
-        self._node, self._operation, self._is_in_force = node, operation, is_in_force
+    def __init__(self, node: str, operation: str) -> None:
+        self._node, self._operation = node, operation
 
     def __enter__(self) -> None:
         self._of = _account.get()
@@ -354,9 +353,6 @@ class node_operation:  # noqa: N801 - as `stage`
         metrics.seconds_at(node, operation).observe(time.perf_counter() - self._started)
         metrics.in_flight_at(node).dec()
         metrics.operation_ended(node, operation, outcome).inc()
-        is_told = error is None or (isinstance(error, (NodeError, TimeoutError)) and not isinstance(error, Unsupported))
-        if is_told and self._is_in_force():
-            metrics.up(node).set(0 if error is not None else 1)
         if self._span is not None:
             self._span.end(failed=isinstance(error, Exception), outcome=outcome)
         if self._of is not None:

@@ -53,7 +53,7 @@ class Engine:
     seconds: float
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _working: dict[str, asyncio.Task[bool]] = field(default_factory=dict)
-    _tried: Counter[str] = field(default_factory=Counter)
+    _unwritten: Counter[str] = field(default_factory=Counter)
 
     async def open(self) -> None:
         """Raises SettingsError when the directory cannot be used."""
@@ -115,6 +115,8 @@ class Engine:
         finally:
             beating.cancel()
             self._working.pop(entry.job, None)
+        if is_over:
+            del self._unwritten[entry.job]
         await (self.queue.done(entry) if is_over else self.queue.next(entry))
 
     async def _step(self, identifier: str) -> bool:
@@ -124,31 +126,22 @@ class Engine:
             return True
         request_id.set(str(job.asked.get("request_id", "")))
         began = time.monotonic()
-        is_given_up = self._tried[identifier] >= _MOST_TRIES  # then only that is left to be written down
-        made = _failed(before, GatewayError(_NO_ROOM)) if is_given_up else await self._made(job, before)
+        made = await self._made(job, before)
         try:
             is_first = await self._commit(job, before, made)
-        except FileNotFoundError:
-            raise
-        except (GatewayError, OSError) as error:  # no room, of what all exports may take or on the disk
-            made = _failed(before, error if isinstance(error, GatewayError) else self._gives_up(identifier, error))
+        except GatewayError as error:  # no room
+            made = _failed(before, error)
             is_first = await self._commit(job, before, made)
-        self._tried.pop(identifier, None)
         self._tell(job, before, made, time.monotonic() - began, is_first)
         return bool(made.outcome) and is_first
-
-    def _gives_up(self, identifier: str, error: OSError) -> GatewayError:
-        """What the job fails of. Raises the error while there are tries left: a disk that is full now may not be later."""
-        self._tried[identifier] += 1
-        if self._tried[identifier] < _MOST_TRIES:
-            raise error
-        return GatewayError(_NO_ROOM)
 
     def _read(self, identifier: str) -> tuple[Job | None, Step]:
         job = self.exports.job(identifier)
         return job, self.exports.last(identifier) if job else Step()
 
     async def _made(self, job: Job, before: Step) -> Made:
+        if self._unwritten[job.id] >= _MOST_TRIES:
+            return _failed(before, GatewayError(_NO_ROOM))
         try:
             return await self.work(job, before)
         except (
@@ -163,9 +156,15 @@ class Engine:
             return _failed(before, GatewayError(_FAULT))
 
     async def _commit(self, job: Job, before: Step, made: Made) -> bool:
-        return await asyncio.to_thread(
-            self.exports.commit, job.id, before, made.state, made.bodies, made.marks, made.outcome
-        )
+        """A disk that is full now may not be later: how often a step could not be written is counted."""
+        what = before, made.state, made.bodies, made.marks, made.outcome
+        try:
+            is_first = await asyncio.to_thread(self.exports.commit, job.id, *what)
+        except OSError:
+            self._unwritten[job.id] += 1
+            raise
+        del self._unwritten[job.id]
+        return is_first
 
     def _tell(self, job: Job, before: Step, made: Made, seconds: float, is_first: bool) -> None:
         outcome = "again" if not is_first else made.outcome or "done"

@@ -307,7 +307,7 @@ class Working:
     def __init__(self, guard: Guard, operation: str, ends: float, patience: float) -> None:
         self._guard = guard
         self._held = guard.turn(operation, ends, patience)
-        self._counted = node_operation(guard.node, operation, guard.is_in_force)
+        self._counted = node_operation(guard.node, operation)
 
     async def __aenter__(self) -> Turn:
         self._turn = await self._held.__aenter__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import heapq
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
+from gateway.cache.sightings import digest
 from gateway.errors import NodeTimeout
 from gateway.federation.fanout import Outcome, outcomes_of, require_an_answer
 from gateway.federation.federate import Federation
@@ -423,7 +423,7 @@ class _Search:
 def _answering(nodes: Sequence[Node], silent: Collection[str]) -> str:
     """A digest of the nodes that gave anything at all."""
     names = sorted(node.id for node in nodes if node.id not in silent)
-    return hashlib.sha256(",".join(names).encode()).hexdigest()[:12]
+    return digest(*names)[:12]
 
 
 def _placed(page: Page, query: Query, reach: Reach, answering: str) -> Page:

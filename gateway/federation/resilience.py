@@ -140,10 +140,6 @@ class Guard:
         """From now on metrics tell of this one, whatever there was before it under the node's name."""
         node_breaker_state.labels(self.node).set(_NUMBERS[self._shown])
 
-    def is_in_force(self) -> bool:
-        """Whether metrics tell of this one."""
-        return self._is_in_force
-
     def retire(self) -> None:
         """No new request comes here: what those under way still find out is nothing to be alarmed by."""
         self._is_in_force = False
@@ -169,6 +165,9 @@ class Guard:
         return turn
 
     def _end(self, turn: Turn, operation: str, error: BaseException | None) -> None:
+        is_told = error is None or (isinstance(error, NodeError) and not isinstance(error, Unsupported))
+        if is_told and self._is_in_force:
+            up(self.node).set(0 if error is not None else 1)
         try:
             if error is not None:
                 self._settle(turn, error)

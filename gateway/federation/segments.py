@@ -176,8 +176,8 @@ def _narrowed(part: Segment, query: Query) -> Query:
         own[PATIENT_ID] = Match((PATIENT_ID,), Operator.WILDCARD, (part.prefix + "*",))
     kept = tuple(match for match in query.matches if len(match.path) > 1 or match.path[0] not in own)
     # Of the days of a part and the query's own range of times nobody has made one span.
-    is_combined = any(True for _ in combined(query))
-    return replace(query, matches=(*kept, *own.values()), undated=part.undated, combined_datetime=is_combined)
+    spans = _has_spans(query)
+    return replace(query, matches=(*kept, *own.values()), undated=part.undated, combined_datetime=spans)
 
 
 def _range(tag_: str, low: str, high: str) -> Match:
@@ -244,7 +244,12 @@ def can_be_cut(query: Query) -> bool:
 def _means_one_span(query: Query) -> bool:
     """Whether it has a range of times that goes with a date: then days that it does not name itself would go with it, too."""
     clock = query.match_on(STUDY_TIME)
-    return bool(clock and clock.operator is Operator.RANGE and any(True for _ in combined(query)))
+    return bool(clock and clock.operator is Operator.RANGE and _has_spans(query))
+
+
+def _has_spans(query: Query) -> bool:
+    """Whether any date and time of it are meant as one."""
+    return next(combined(query), None) is not None
 
 
 @dataclass(frozen=True, slots=True)

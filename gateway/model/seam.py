@@ -69,8 +69,6 @@ class Record(Protocol):
         """One record per series, identifier or sequence item, so that what belongs together stays together."""
 
 
-MOST_FOUND = 64 << 20
-"""Bytes that a node may answer one search with, which are held together: ten thousand rows are some 10 MB."""
 NOT_WHOLE = "says that its answer is not whole"
 """A gap of which the node's own word is all that is known."""
 

@@ -38,7 +38,7 @@ class RealRedis:
         self.url = f"unix://{self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         self.socket.unlink(missing_ok=True)
         self.process = subprocess.Popen(
             [
@@ -51,6 +51,7 @@ class RealRedis:
                 "",
                 "--dir",
                 str(self.socket.parent),
+                *options,
             ],
             stdout=subprocess.DEVNULL,
         )

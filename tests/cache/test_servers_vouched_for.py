@@ -2,10 +2,8 @@
 
 import asyncio
 import os
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
+from contextlib import suppress
+from itertools import count
 
 import pytest
 import redis as plain_redis
@@ -22,42 +20,24 @@ K = key("find", "de-1", "question")
 
 
 @pytest.fixture
-def start():
-    directory = Path(tempfile.mkdtemp(prefix="gw-test-"))
-    sock = directory / "r.sock"
-    made = []
+def start(redis_server):
+    """Has it begin anew with these options; gives its URL, and a client of another application."""
 
     def begin(*options):
-        process = subprocess.Popen(
-            ["redis-server", "--port", "0", "--unixsocket", str(sock), "--save", "", "--dir", str(directory), *options],
-            stdout=subprocess.DEVNULL,
-        )
-        made.append(process)
-        await_socket(sock)
-        return f"unix://{sock}", plain_redis.Redis(unix_socket_path=str(sock))
+        redis_server.kill()
+        redis_server.start(*options)
+        await_socket(redis_server.socket)
+        return redis_server.url, plain_redis.Redis(unix_socket_path=str(redis_server.socket))
 
-    yield begin
-    for one in made:
-        one.kill()
-        one.wait()
-    shutil.rmtree(directory)
+    return begin
 
 
 def fill(plain):
     """Others' keys, until no more is taken."""
-    n = 0
-    try:
-        while True:
-            plain.set(f"another:{n}", b"x" * 10_000)
-            n += 1
-    except plain_redis.exceptions.OutOfMemoryError:
-        pass
-    try:
-        while True:
-            plain.set(f"another:small:{n}", b"x")
-            n += 1
-    except plain_redis.exceptions.OutOfMemoryError:
-        pass
+    for size in (10_000, 1):
+        with suppress(plain_redis.exceptions.OutOfMemoryError):
+            for n in count():
+                plain.set(f"another:{size}:{n}", b"x" * size)
 
 
 async def test_a_full_redis_with_an_append_only_file_still_gives_what_it_has_after_a_blip(start, monkeypatch):

@@ -6,58 +6,31 @@ import socket
 
 import pytest
 
-from tests.handmade import dicomweb_node, given, server
+from tests.federation.test_cuts import Honest
+from tests.federation.test_handmade_pages import study
+from tests.handmade import dicomweb_node, server
 from tests.running import Gateway
 
-MOST, COUNT, FEWER = 60, 210, 100
-
-
-class Careless:
-    """210 studies of one day without times; at most 60 an answer, which it says; does not look at `ignored`."""
-
-    def __init__(self, ignored, patients):
-        self.ignored, self.asked = ignored, []
-        self.studies = [
-            {
-                "0020000D": {"vr": "UI", "Value": [f"1.2.3.{n}"]},
-                "00100020": {"vr": "LO", "Value": [patients[n % len(patients)]]},
-                "00080020": {"vr": "DA", "Value": ["20240301"]},
-                "00080030": {"vr": "TM"},
-                "00080061": {"vr": "CS", "Value": [("CT", "MR")[n % 2]]},
-                "00201206": {"vr": "IS", "Value": [1]},
-                "00201208": {"vr": "IS", "Value": [1]},
-            }
-            for n in range(COUNT)
-        ]
-
-    def __call__(self, method, path, query, body, port):
-        flat = {name: values[0] for name, values in query.items() if name != self.ignored}
-        self.asked.append(flat)
-        low, dash, high = flat.get("StudyDate", "-").partition("-")
-        found = [
-            one
-            for one in self.studies
-            if low <= "20240301" <= (high or ("99999999" if dash else low))
-            and "StudyTime" not in flat
-            and flat.get("ModalitiesInStudy", one["00080061"]["Value"][0]) == one["00080061"]["Value"][0]
-            and one["00100020"]["Value"][0].startswith(flat.get("PatientID", "").rstrip("*"))
-        ]
-        more = {"Warning": f'299 n "There are {len(found) - MOST} additional results that can be requested"'}
-        return given(found[:MOST], {"Content-Type": "application/dicom+json", **(more if len(found) > MOST else {})})
+COUNT, FEWER = 210, 100
 
 
 FEW = ["8503121234", "8503121299", "7701015678"]
 MANY = [f"{n * 7919 % 1000:03}{n:04}" for n in range(COUNT)]
 
 
+def of_patient(number, patient):
+    modality = {"00080061": {"vr": "CS", "Value": [("CT", "MR")[number % 2]]}}
+    return study(number, patient=patient, **modality)
+
+
 @pytest.fixture(params=[("PatientID", FEW), ("ModalitiesInStudy", MANY)], ids=["PatientID", "ModalitiesInStudy"])
 def asked(request, monkeypatch):
-    """The node after one search, the head of its answer, and the seconds that it took. The deadline is a node's default."""
-    monkeypatch.setattr(
-        "gateway.federation.walk.MOST_DEEP_QUESTIONS", FEWER
-    )  # so that the deadline does not come first
+    """The node after one search, of one day without times, and the head of its answer. The deadline is a node's default."""
+    # So that the deadline does not come first.
+    monkeypatch.setattr("gateway.federation.walk.MOST_DEEP_QUESTIONS", FEWER)
     monkeypatch.setattr(http.server.ThreadingHTTPServer, "request_queue_size", 128)
-    node = Careless(*request.param)
+    ignored, patients = request.param
+    node = Honest([of_patient(n, patients[n % len(patients)]) for n in range(COUNT)], ignored)
     with (
         server(node) as port,
         Gateway([dicomweb_node("n", port, search_deadline=10)], cache=False, search_deadline=10) as gateway,

@@ -14,6 +14,20 @@ def told(page):
     return str([one["resource"] for one in page.json().get("entry", []) if one["search"]["mode"] == "outcome"])
 
 
+def to_the_end(gateway, page):
+    """The ids of this page and of all that follow, and what those say of themselves."""
+    found, said = ids(page), ""
+    while link(page, "next"):
+        page = gateway.get(link(page, "next"))
+        found, said = found + ids(page), said + told(page)
+    return found, said
+
+
+def mirrored(kind=None):
+    """Two archives with the same ten studies of one moment."""
+    return (kind or Pacs)([both(n) for n in range(10, 20)]), Pacs([both(n) for n in range(10, 20)])
+
+
 def both(n):
     return study(n, **{"00080061": {"vr": "CS", "Value": ["CT", "SEG"]}})
 
@@ -21,22 +35,18 @@ def both(n):
 @pytest.mark.parametrize("query", ["modality=CT", "modality=CT&modality=SEG"])
 def test_moved_places_are_told_or_nothing_is_lost(query):
     """Mirrored archives, one of which is away for the first page; one day, one moment."""
-    a, b = (Pacs([both(n) for n in range(10, 20)]) for _ in "ab")
+    a, b = mirrored()
     with server(a) as first, server(b) as second, Gateway(two(first, second), secret=SECRET, cache=False) as gateway:
         a.down = True
         page = gateway.get(f"/fhir/ImagingStudy?{query}&_count=4")
-        found = ids(page)
         a.down = False
-        said = ""
-        while link(page, "next"):
-            page = gateway.get(link(page, "next"))
-            found, said = found + ids(page), said + told(page)
+        found, said = to_the_end(gateway, page)
     assert set(found) == ALL or "other nodes answer" in said
 
 
 def test_a_node_that_came_between_two_pages_is_told_or_nothing_is_lost():
     """The node file was reloaded, or the cursor is that of a caller who may ask other nodes."""
-    a, b = (Pacs([both(n) for n in range(10, 20)]) for _ in "ab")
+    a, b = mirrored()
     with server(a) as first, server(b) as second:
         nodes = two(first, second)
         with Gateway(nodes[1:], secret=SECRET, cache=False) as gateway:
@@ -69,16 +79,12 @@ def test_the_end_of_a_walk_by_offset_is_a_place_too():
 @pytest.mark.parametrize("query", ["modality=CT&_total=accurate", "modality=CT&modality=SEG&_total=accurate"])
 @pytest.mark.parametrize("first_down", [True, False])
 def test_moved_places_are_told_where_the_total_is_counted(query, first_down):
-    a, b = (Pacs([both(n) for n in range(10, 20)]) for _ in "ab")
+    a, b = mirrored()
     with server(a) as first, server(b) as second, Gateway(two(first, second), secret=SECRET, cache=False) as gateway:
         a.down = first_down
         page = gateway.get(f"/fhir/ImagingStudy?{query}&_count=4")
-        found = ids(page)
         a.down = not first_down
-        said = ""
-        while link(page, "next"):
-            page = gateway.get(link(page, "next"))
-            found, said = found + ids(page), said + told(page)
+        found, said = to_the_end(gateway, page)
     assert (set(found) == ALL and len(found) == len(ALL)) or "other nodes answer" in said, (len(found), len(set(found)))
 
 
@@ -104,7 +110,7 @@ class Modest(Pacs):
 
 def walk(then):
     """What is told of the second page, for which the first node changes."""
-    a, b = Modest([both(n) for n in range(10, 20)]), Pacs([both(n) for n in range(10, 20)])
+    a, b = mirrored(Modest)
     with server(a) as first, server(b) as second, Gateway(two(first, second), secret=SECRET, cache=False) as gateway:
         a.says = True
         page = gateway.get(f"/fhir/ImagingStudy?{MODEST}")

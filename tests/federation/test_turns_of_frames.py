@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from gateway.simulators.dicomweb import DicomwebSimulator
 from tests.edge.test_rendered import parts_of
+from tests.handmade import dicomweb_node
 from tests.imaging.pixel_files import named, read, samples
 from tests.running import Gateway, files_node
 
@@ -40,11 +41,7 @@ def node_of(kind: str, directory: Path, most: int) -> Iterator[dict[str, Any]]:
         yield files_node("a", directory, capabilities=["find", "retrieve"], **limits)
     else:
         with DicomwebSimulator(directory) as web:
-            yield dicomweb_node(web, **limits)
-
-
-def dicomweb_node(web: DicomwebSimulator, **more: Any) -> dict[str, Any]:
-    return {"id": "a", "name": "a", "adapter": "dicomweb", "connection": {"url": web.url}, "quirks": [], **more}
+            yield dicomweb_node("a", web.port, connection={"url": web.url}, **limits)
 
 
 def asked(gateway: Gateway, syntax: str) -> httpx.Response:
@@ -73,7 +70,10 @@ def test_as_many_as_a_node_serves_at_once_have_their_frames_in_another_syntax(
 
 @pytest.mark.parametrize("syntax", [RLELossless, ExplicitVRLittleEndian, JPEG2000Lossless])
 def test_frames_cost_a_node_the_same_questions_in_whatever_syntax(directory: Path, syntax: str) -> None:
-    with DicomwebSimulator(directory) as web, Gateway([dicomweb_node(web)], cache=False) as gateway:
+    with (
+        DicomwebSimulator(directory) as web,
+        Gateway([dicomweb_node("a", web.port, connection={"url": web.url})], cache=False) as gateway,
+    ):
         assert asked(gateway, "*").status_code == 200
         as_stored = web.operations.copy()
         web.operations.clear()

@@ -24,14 +24,13 @@ from gateway.adapters.dicomweb.wado import (
     frame_part,
     instance_part,
 )
-from gateway.adapters.http.client import Answer, HttpClient, JsonAnswer
+from gateway.adapters.http.client import Answer, HttpClient, JsonAnswer, deadline_named
 from gateway.adapters.http.joined import joined
 from gateway.errors import InvalidQuery, NodeError, NodeProtocolError, NodeTimeout, Unsupported
 from gateway.model.dataset import Dataset, text, values
 from gateway.model.patient import patient_of
 from gateway.model.query import Operator, Ref
 from gateway.model.seam import (
-    MOST_FOUND,
     NOT_WHOLE,
     FramePart,
     NativeMatch,
@@ -45,6 +44,7 @@ from gateway.model.seam import (
 )
 from gateway.model.vocabulary import STUDY_DATE, STUDY_TIME, STUDY_UID, UID_OF_LEVEL, Level, keyword, tag
 from gateway.wire import maximum as maximum
+from gateway.wire.ceiling import FoundBytes
 from gateway.wire.dicomjson import DicomRecord, sanitize
 
 _ABSENT = frozenset({404, 410})
@@ -129,7 +129,8 @@ class DicomwebAdapter:
             raise Unsupported(self.node, f"searches {search.resource} of one study only")
         above = Ref(query.study) if search.has_parent and query.study else None
         seen: set[tuple[str, ...]] = set()
-        offset, size, truncated, has_more, is_whole = 0, 0, False, True, True
+        offset, truncated, has_more, is_whole = 0, False, True, True
+        found = FoundBytes(self.node)
         behind: JsonAnswer | None = None
         hides = False
         while has_more:
@@ -137,9 +138,7 @@ class DicomwebAdapter:
             # One row more than wanted shows whether there is more.
             answer = behind or await self._page(search, offset, None if left is None else left + 1, ends)
             is_behind, behind = behind is not None, None
-            size += answer.size
-            if size > MOST_FOUND:
-                raise NodeProtocolError(self.node, f"answered a search with more than {MOST_FOUND} bytes")
+            found.add(answer.size)
             if query.samples and left is not None and not offset and (sample := _sample(answer.document, left)):
                 self._note_most(query.level, len(answer.document))
                 yield search.report(truncated=True, sample=sample)
@@ -412,11 +411,9 @@ class DicomwebAdapter:
             async with self._http.stream("POST", url, headers=headers, content=upload.body(), expect=expect) as answer:
                 if answer.status in _CANNOT:
                     raise Unsupported(self.node, "does not store instances")
-                try:
+                with deadline_named(self.node, "did not complete its answer to a store"):
                     async with asyncio.timeout(self._http.timeouts.first_byte):
                         outcome = await stow.outcome(self._http, answer, part.sop_instance_uid)
-                except TimeoutError:
-                    raise NodeTimeout(self.node, "did not complete its answer to a store") from None
             yield outcome
 
     # --- what the node is like

@@ -16,7 +16,7 @@ from gateway.adapters.dimse.storage_contexts import COMPRESSED_SYNTAXES, classes
 from gateway.adapters.dimse.storage_scp import StorageReceiver
 from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, Unsupported
 from gateway.model.query import Ref
-from gateway.model.seam import MOST_FOUND
+from gateway.wire.ceiling import FoundBytes
 
 _ROOM = MAX_CONTEXTS - 1  # one is for the retrieve itself
 _ASKED_AGAIN = 5
@@ -150,11 +150,9 @@ class Retrieving:
         return len(holdings.series_of or ()) - before
 
     def _rows(self, association: NodeAssociation, identifier: Identifier) -> list[Identifier]:
-        rows, size = [], 0
+        rows, found = [], FoundBytes(self._node, "listed what it has in")
         for response in association.find(identifier, self._models.find):
-            size += len(response.data_set or b"")
-            if size > MOST_FOUND:
-                raise NodeProtocolError(self._node, f"listed what it has in more than {MOST_FOUND} bytes")
+            found.add(len(response.data_set or b""))
             row = response.identifier() if response.is_pending else None
             if row is not None:
                 rows.append(row)

@@ -9,7 +9,8 @@ from gateway.adapters.dimse.associations import Response
 from gateway.adapters.dimse.channel import Channel
 from gateway.adapters.dimse.identifiers import FindRequest
 from gateway.errors import NodeProtocolError
-from gateway.model.seam import MOST_FOUND, Record, Report
+from gateway.model.seam import Record, Report
+from gateway.wire.ceiling import FoundBytes
 from gateway.wire.dicomjson import DicomRecord, to_json
 
 # Decoding is pure Python: two threads at it are no faster than one, and the event loop would wait for each of them.
@@ -36,15 +37,15 @@ class Rows:
         self._channel = channel
         self._most = most
         self._gathered: list[Response] = []
-        self._size = self._waiting = 0
+        self._found = FoundBytes(node)
+        self._waiting = 0
 
     def add(self, response: Response, *, has_more: bool) -> None:
         """Takes a row. Raises NodeProtocolError for one that is no data set, Left when the reader has gone."""
         self.count += 1
         size = len(response.data_set or b"")
-        self._size, self._waiting = self._size + size, self._waiting + size
-        if self._size > MOST_FOUND:
-            raise NodeProtocolError(self._node, f"answered a search with more than {MOST_FOUND} bytes")
+        self._waiting += size
+        self._found.add(size)
         self._gathered.append(response)
         if len(self._gathered) >= self._most or self._waiting >= _AT_ONCE or not has_more:
             self.pass_on()

@@ -127,7 +127,7 @@ class HttpClient:
         """One JSON document, read whole within `within` seconds (`timeouts.total`) and `ceiling` bytes."""
         seconds = self.timeouts.total if within is None else within
         asked = {"Accept": accept, "Accept-Encoding": self.codings, **(headers or {})}
-        with _deadline_named(self.node, f"did not complete its answer within {seconds:g} s"):
+        with deadline_named(self.node, f"did not complete its answer within {seconds:g} s"):
             async with asyncio.timeout(seconds), self.stream("GET", url, headers=asked, expect=expect) as answer:
                 is_told = 200 <= answer.status < 300
                 document, size = await self._document(answer, ceiling) if is_told else (None, 0)
@@ -212,7 +212,7 @@ class HttpClient:
         """The first-byte deadline runs from the last byte sent: a long upload that moves is not a late answer."""
         seconds = self.timeouts.first_byte
         identified = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **tracing.outgoing(), **headers}
-        with _deadline_named(self.node, f"did not begin to answer within {seconds:g} s"):
+        with deadline_named(self.node, f"did not begin to answer within {seconds:g} s"):
             async with asyncio.timeout(seconds) as deadline:
                 if content is not None and not isinstance(content, bytes):
                     content = _moving(content, deadline, seconds, self._sent.inc)
@@ -225,7 +225,7 @@ class HttpClient:
         while True:
             piece = reply.at_hand()
             if piece is None:
-                with _deadline_named(self.node, f"went silent for {seconds:g} s"):
+                with deadline_named(self.node, f"went silent for {seconds:g} s"):
                     async with asyncio.timeout(seconds):
                         piece = await reply.piece()
             if not piece:
@@ -238,7 +238,7 @@ class HttpClient:
     async def _post_form(self, url: str, form: dict[str, str]) -> Any:
         """A token is fetched within the time of a search: those who wait for it share one fetch, and its silence."""
         seconds = self.timeouts.total
-        with _deadline_named(self.node, f"got no token from its token endpoint within {seconds:g} s"):
+        with deadline_named(self.node, f"got no token from its token endpoint within {seconds:g} s"):
             async with asyncio.timeout(seconds):
                 return await self._post(url, form)
 
@@ -278,7 +278,7 @@ async def _moving(
     postpone(loop.time() + seconds)
 
 
-class _deadline_named:  # noqa: N801 - read as words: `with _deadline_named(...):`
+class deadline_named:  # noqa: N801 - read as words: `with deadline_named(...):`
     """A deadline that passes inside is the node's. Written out, as generators are slow to enter and leave: each answer has some."""
 
     __slots__ = ("_node", "_text")
@@ -334,4 +334,5 @@ __all__ = [
     "JsonAnswer",
     "Timeouts",
     "TlsOptions",
+    "deadline_named",
 ]
