@@ -25,6 +25,12 @@ def fault_of(found: Mapping[str, Any]) -> str:
     return _WORDS.get(kind) or str(found["msg"]).removeprefix("Value error, ")
 
 
+def let_go(error: BaseException) -> None:
+    """Of an error that was dealt with and that something it tells of still holds: what its frames have in hand goes at once, and
+    not when the collector comes by."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+
+
 class GatewayError(Exception):
     """Anything the gateway refuses or fails to do.
 
@@ -39,6 +45,11 @@ class GatewayError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.parameter = parameter
+
+    def alone(self) -> Self:
+        """The same error as a new one, to be kept or raised anew: without the frames of this one, which hold what the failed work
+        had in hand, and often this error itself."""
+        return self.rephrased(str)
 
     def rephrased(self, phrase: Callable[[str], str]) -> Self:
         """The same error with other words, as a new one: the original may be shared with other callers."""

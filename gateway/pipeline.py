@@ -453,15 +453,21 @@ class Pipeline:
             else:
                 _note_grounds(resource, permission, names, nodes, record)
         except GatewayError as error:
-            record.outcome = error.code
-            told = await self._known_gone(error, view, ref, nodes) if isinstance(error, NoSuchStudy) and ref else error
-            record.outcome = told.code
-            raise told.rephrased(view.error) from None
+            raise await self._told(error, record, view, ref, nodes) from None
         except BaseException as error:
             record.outcome = type(error).__name__
             raise
         finally:
             self.audit.write(record)
+
+    async def _told(
+        self, error: GatewayError, record: AuditRecord, view: View, ref: Ref | None, nodes: Sequence[Node]
+    ) -> GatewayError:
+        """What the caller hears of it, through the view; it is what the record says, too."""
+        record.outcome = error.code
+        told = await self._known_gone(error, view, ref, nodes) if isinstance(error, NoSuchStudy) and ref else error
+        record.outcome = told.code
+        return told.rephrased(view.error)
 
     async def _known_gone(self, error: NoSuchStudy, view: View, ref: Ref, nodes: Sequence[Node]) -> GatewayError:
         """Gone for a study that these nodes were seen to have through this view, once each of them says anew that it has it

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 from gateway.errors import GatewayError
 
 T = TypeVar("T")
+Afterwards = Callable[[T, Callable[[], bool]], Awaitable[None]]
 
 
 class _Flight(Generic[T]):
@@ -44,7 +46,7 @@ class Flights(Generic[T]):
         key: str,
         load: Callable[[], Awaitable[T]],
         *,
-        afterwards: Callable[[T, Callable[[], bool]], Awaitable[None]] | None = None,
+        afterwards: Afterwards[T] | None = None,
         detached: bool = False,
     ) -> T:
         """The answer of the one load that is under way for `key`, which this call starts if there is none.
@@ -66,13 +68,14 @@ class Flights(Generic[T]):
             flight.waiters -= 1
             if not flight.waiters and not flight.detached and not flight.result.done():
                 self._abandon(flight)
+            del flight  # what it ended with holds this frame
 
     def start(
         self,
         key: str,
         load: Callable[[], Awaitable[T]],
         *,
-        afterwards: Callable[[T, Callable[[], bool]], Awaitable[None]] | None = None,
+        afterwards: Afterwards[T] | None = None,
     ) -> None:
         """Has the load for `key` done to its end, unless one is under way; waits for nothing. As a detached `fetch`."""
         if self._closed:
@@ -103,25 +106,32 @@ class Flights(Generic[T]):
         self,
         key: str,
         load: Callable[[], Awaitable[T]],
-        afterwards: Callable[[T, Callable[[], bool]], Awaitable[None]] | None,
+        afterwards: Afterwards[T] | None,
     ) -> _Flight[T]:
         if self._closed:
             raise GatewayError("the gateway is shutting down")
         flight: _Flight[T] = _Flight(key, False)
+        flight.task = asyncio.create_task(self._fly(flight, load, afterwards), name="cache load")
+        self._flying[key] = flight
+        self._tasks.add(flight.task)
+        flight.task.add_done_callback(lambda task: self._land(flight, task))
+        return flight
 
-        async def fly() -> None:
+    async def _fly(
+        self, flight: _Flight[T], load: Callable[[], Awaitable[T]], afterwards: Afterwards[T] | None
+    ) -> None:
+        try:
             answer = await load()
             # An abandoned load may have finished all the same: its future is then already cancelled.
             if not flight.result.done():
                 flight.result.set_result(answer)
             if afterwards is not None:
-                await afterwards(answer, lambda: self._flying.get(key) is flight)
+                await afterwards(answer, partial(self._is_flying, flight))
+        finally:
+            del flight  # what it ends with holds this frame
 
-        flight.task = asyncio.create_task(fly(), name="cache load")
-        self._flying[key] = flight
-        self._tasks.add(flight.task)
-        flight.task.add_done_callback(lambda task: self._land(flight, task))
-        return flight
+    def _is_flying(self, flight: _Flight[T]) -> bool:
+        return self._flying.get(flight.key) is flight
 
     def _land(self, flight: _Flight[T], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -143,5 +153,5 @@ class Flights(Generic[T]):
             flight.task.cancel()
 
     def _drop(self, flight: _Flight[T]) -> None:
-        if self._flying.get(flight.key) is flight:
+        if self._is_flying(flight):
             del self._flying[flight.key]

@@ -39,19 +39,28 @@ class Lock:
 
     def __init__(self, cache: Asks, name: str, token: str) -> None:
         self._cache, self._name, self._token = cache, name, token
-        # It belongs to no request: a renewal must not carry the context of the one that started the load.
-        self._renewing = asyncio.create_task(self._renew(), name="cache lock", context=contextvars.Context())
+        self._renewing: asyncio.Task[None] | None = None
+        # Most are released before. It belongs to no request: a renewal must not carry the context of the one that started the load.
+        self._starts = asyncio.get_running_loop().call_later(
+            LOCK_SECONDS / 3, self._start, context=contextvars.Context()
+        )
 
     async def release(self) -> None:
         """Lets the next one in; a lock that has meanwhile become another's stays."""
-        self._renewing.cancel()
+        self._starts.cancel()
+        if self._renewing is not None:
+            self._renewing.cancel()
+            self._renewing = None  # which holds this lock
         await _release(self._cache, self._name, self._token)
+
+    def _start(self) -> None:
+        self._renewing = asyncio.create_task(self._renew(), name="cache lock")
 
     async def _renew(self) -> None:
         arguments = [self._token, int(LOCK_SECONDS * 1000)]
         while True:
-            await asyncio.sleep(LOCK_SECONDS / 3)
             await self._cache.ask(lambda link: link.run(_RENEW, [self._name], arguments))
+            await asyncio.sleep(LOCK_SECONDS / 3)
 
 
 @dataclass(frozen=True, slots=True)

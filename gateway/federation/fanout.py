@@ -49,6 +49,7 @@ async def outcomes_of(
         return [_outcome(node, task, deadline) for task, node in tasks.items()]
     finally:
         await cancel_all(tasks)
+        tasks.clear()  # what one ended with holds this frame
 
 
 def require_an_answer(outcomes: Sequence[Outcome[R]]) -> None:
@@ -57,7 +58,7 @@ def require_an_answer(outcomes: Sequence[Outcome[R]]) -> None:
     if failures and len(failures) == len(outcomes):
         for fault in filter(None, (outcome.fault for outcome in outcomes)):
             raise fault
-        raise failures[0] if len(failures) == 1 else NoNodeAnswered(failures)
+        raise failures[0].alone() if len(failures) == 1 else NoNodeAnswered(failures)
 
 
 def _outcome(node: Node, task: asyncio.Task[R], deadline: float) -> Outcome[R]:
@@ -69,7 +70,7 @@ def _outcome(node: Node, task: asyncio.Task[R], deadline: float) -> Outcome[R]:
         return Outcome(node, task.result())
     if isinstance(error, NodeError):
         log().warning("node failed", node=node.id, code=error.code, reason=error.reason)
-        return Outcome(node, None, error)
+        return Outcome(node, None, error.alone())
     if isinstance(error, GatewayError):
         raise error
     return Outcome(node, None, fault_over(node.id, error), error)
@@ -97,6 +98,7 @@ async def in_parallel(items: Iterable[T], work: Callable[[T], Awaitable[R]], *, 
         return list(await asyncio.gather(*tasks))
     finally:
         await cancel_all(tasks)
+        tasks.clear()  # what one ended with holds this frame
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[R]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from gateway import metrics
 from gateway.cache.answers import Answers, Loaded, Ttl
 from gateway.cache.keys import node_digest, query_key
-from gateway.errors import NodeError, NodeProtocolError, Unmappable, Unsupported
+from gateway.errors import NodeError, NodeProtocolError, Unmappable, Unsupported, let_go
 from gateway.federation.mentions import of_rows
 from gateway.federation.nodes import NodeConfig
 from gateway.federation.resilience import Guard, Turn
@@ -321,9 +321,11 @@ class Working:
         if not isinstance(error, TimeoutError):
             await self._held.__aexit__(kind, error, trace)
             return
+        let_go(error)  # the timeout holds this task
+        del trace
         late = self._guard.too_late(self._turn)
         await self._held.__aexit__(type(late), late, None)
-        raise late from None
+        raise late.alone() from None
 
 
 class aclosing_iterator(Generic[T]):  # noqa: N801 - as contextlib.aclosing, of what may be no generator

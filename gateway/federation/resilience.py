@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
-from gateway.errors import GatewayError, NodeBusy, NodeError, NodeTimeout, NodeUnreachable, Unsupported
+from gateway.errors import GatewayError, NodeBusy, NodeError, NodeTimeout, NodeUnreachable, Unsupported, let_go
 from gateway.federation.breaker import Breaker, BreakerState, Pass
 from gateway.federation.nodes import NodeConfig
 from gateway.federation.retrying import Retries, RetryBudget
@@ -217,7 +217,8 @@ class Guard:
         try:
             async with asyncio.timeout(seconds):
                 return await work
-        except TimeoutError:
+        except TimeoutError as error:
+            let_go(error)  # the timeout holds this task
             raise self.gave_up(seconds) from None
 
     def gave_up(self, seconds: float) -> NodeTimeout:
@@ -271,7 +272,8 @@ class Guard:
         try:
             async with asyncio.timeout_at(ends):
                 await self.permits.acquire()
-        except TimeoutError:
+        except TimeoutError as error:
+            let_go(error)
             raise self._shed(self.config.search_deadline) from None
         finally:
             self.queued -= 1
@@ -303,15 +305,14 @@ class Guard:
         if turn.is_telling and isinstance(error, NodeTimeout):
             turn.answered()
         elif isinstance(error, (NodeUnreachable, NodeTimeout)):
-            self.breaker.failed(turn.leave, error.rephrased(str))
+            self.breaker.failed(turn.leave, error.alone())
         elif isinstance(error, GatewayError) and not isinstance(error, (NodeBusy, Unsupported)):
             self.breaker.answered(turn.leave)
         else:
             self.breaker.left(turn.leave)
 
     def _note(self, error: NodeError) -> None:
-        """As a copy without its traceback, which would keep what the failed work had in hand: patients' data."""
-        error = error.rephrased(str)
+        error = error.alone()
         self.failure = error
         self._last_failure = self._clock(), error
 

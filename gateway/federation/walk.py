@@ -162,7 +162,7 @@ class Walk:
         self._pending[: len(cut)] = [part for parts in cut for part in parts if self._is_wanted(part)]
         self.has_answered = self.has_answered or bool(cut)
         if failure:
-            raise failure
+            raise failure.alone()
         self._give_up_days()
         self._come_past_the_first_day()
         self._is_empty, self._is_dense = len(self.rows) == before, any(cut)
@@ -257,7 +257,7 @@ class Walk:
         try:
             return await self._open(part)
         except NodeError as error:
-            return error
+            return error.alone()
 
     async def _open(self, part: Segment) -> list[Segment]:
         """Asks for a part. Gives the smaller ones that stand for it where it was too large; [] when it is done."""

@@ -29,12 +29,17 @@ class FhirRecord:
     Contained resources are found here. Paths are FHIRPath without a model: choice types in full, as in 'valueString'.
     """
 
-    __slots__ = ("_resolve", "resource", "root")
+    __slots__ = ("_above", "_resolve", "resource")
 
     def __init__(self, resource: Any, resolve: Resolve | None = None, root: FhirRecord | None = None) -> None:
         self.resource = resource
         self._resolve = resolve
-        self.root = root or self
+        self._above = root
+
+    @property
+    def root(self) -> FhirRecord:
+        """The whole resource that it is part of."""
+        return self._above or self
 
     def value(self, path: str) -> Value | None:
         """The primitive values at a FHIRPath: one, a list of several, or None. Complex ones are left to `children`."""

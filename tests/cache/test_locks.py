@@ -84,7 +84,7 @@ async def test_a_load_that_is_not_kept_lets_the_others_go_at_once(replicas, outc
 async def test_a_replica_that_died_with_the_lock_holds_nobody_up_for_longer_than_it_lasts(replicas, monkeypatch):
     monkeypatch.setattr(locks, "LOCK_SECONDS", 0.5)
     died = await locks.claim(replicas[0]._cache, K)
-    died.lock._renewing.cancel()
+    died.lock._starts.cancel()
     source = Source(Loaded(["row"]))
     async with asyncio.timeout(20):
         assert await replicas[1].rows(K, 30, source) == ["row"]

@@ -8,6 +8,8 @@ from collections import deque
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from gateway.errors import NodeError
+
 T = TypeVar("T")
 
 
@@ -31,7 +33,7 @@ class Channel(Generic[T]):
         self._patience = patience
         self._held = 0
         self._ended = False
-        self._failure: BaseException | None = None
+        self._failure: NodeError | None = None
         self.left = False
 
     def put(self, item: T, weight: int = 1) -> None:
@@ -44,7 +46,7 @@ class Channel(Generic[T]):
             self._held += weight
             self._wake()
 
-    def end(self, failure: BaseException | None = None) -> None:
+    def end(self, failure: NodeError | None = None) -> None:
         """From the thread. What was put before is still read, then the failure or the end; the first call wins."""
         with self._room:
             if self._ended:
@@ -59,7 +61,7 @@ class Channel(Generic[T]):
             self._items.clear()
             self._room.notify_all()
 
-    def break_off(self, failure: BaseException) -> None:
+    def break_off(self, failure: NodeError) -> None:
         """From the event loop: as if the reader had left, who is still there and hears of the failure."""
         with self._room:
             self._ended, self._failure = True, failure
@@ -75,7 +77,7 @@ class Channel(Generic[T]):
                 if self._items:
                     return self._take()
                 if self._ended:
-                    raise self._failure or StopAsyncIteration
+                    raise self._failure.alone() if self._failure else StopAsyncIteration
                 self._ready.clear()
                 self._is_awaited = True
             await self._ready.wait()

@@ -37,7 +37,7 @@ class Operation(Generic[T]):
             # Whoever still reads must not take this for the end of an answer.
             self.channel.end(None if self.channel.left else NodeBusy(node, "the operation was stopped"))
         except NodeError as error:
-            self.channel.end(error)
+            self.channel.end(error.alone())
         except Exception as error:  # noqa: BLE001 - a reader must never wait for a thread that has died
             self.channel.end(NodeProtocolError(node, f"could not be understood ({type(error).__name__})"))
         else:

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -198,19 +198,19 @@ class _Studies:
     """Counts studies, each once in a search."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self.of = lru_cache(maxsize=64)(self._count)
+        self.of = lru_cache(maxsize=64)(partial(_count, connection))
 
-    def _count(self, study: str, issuer: str, patient: str) -> _StudyCounts:
-        rows = self._connection.execute(
-            "SELECT series, modality, sop_class, count(DISTINCT instance) FROM held "
-            "WHERE study = ? AND issuer = ? AND patient = ? GROUP BY series, modality, sop_class",
-            (study, issuer, patient),
-        ).fetchall()
-        instances: dict[str, int] = {}
-        for series, _, _, count in rows:
-            instances[series] = instances.get(series, 0) + count
-        return _StudyCounts(instances, sorted({row[1] for row in rows if row[1]}), sorted({row[2] for row in rows}))
+
+def _count(connection: sqlite3.Connection, study: str, issuer: str, patient: str) -> _StudyCounts:
+    rows = connection.execute(
+        "SELECT series, modality, sop_class, count(DISTINCT instance) FROM held "
+        "WHERE study = ? AND issuer = ? AND patient = ? GROUP BY series, modality, sop_class",
+        (study, issuer, patient),
+    ).fetchall()
+    instances: dict[str, int] = {}
+    for series, _, _, count in rows:
+        instances[series] = instances.get(series, 0) + count
+    return _StudyCounts(instances, sorted({row[1] for row in rows if row[1]}), sorted({row[2] for row in rows}))
 
 
 def _row(

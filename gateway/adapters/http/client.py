@@ -19,7 +19,7 @@ from gateway.adapters.http.address import AllowList
 from gateway.adapters.http.auth import Basic, Bearer, ClientCredentials, HttpAuth, authorizer
 from gateway.adapters.http.body import Body
 from gateway.adapters.http.transport import Connections, Content, Reply, TlsOptions
-from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, NodeTimeout, NodeUnreachable
+from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, NodeTimeout, NodeUnreachable, let_go
 from gateway.settings import is_loopback
 
 MAX_CHUNK = 1024 * 1024
@@ -218,6 +218,7 @@ class HttpClient:
                     content = _moving(content, deadline, seconds, self._sent.inc)
                 elif content:
                     self._sent.inc(len(content))
+                del deadline  # it holds this task, which keeps the frames that it is cancelled in
                 return await self._connections.send(method, url, identified, content)
 
     async def _chunks(self, reply: Reply) -> AsyncIterator[bytes]:
@@ -293,6 +294,8 @@ class deadline_named:  # noqa: N801 - read as words: `with deadline_named(...):`
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, TimeoutError):
+            let_go(error)  # the timeout holds this task
+            del trace
             raise NodeTimeout(self._node, self._text) from None
 
 

@@ -28,6 +28,7 @@ from gateway.errors import (
     NodeTimeout,
     NodeUnreachable,
     SettingsError,
+    let_go,
 )
 
 # An address that is sent as it stands: nothing in it needs encoding (RFC 3986), no step of its path leads upwards.
@@ -79,8 +80,9 @@ class Reply:
 
     async def aclose(self) -> None:
         """Drops what has come and was not read: whoever remembers why it was not would remember that with it."""
-        with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError):
-            self._response.content.read_nowait()
+        if self._response.content.exception() is None:
+            with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError):
+                self._response.content.read_nowait()
         if self._decoded is not None:
             await self._decoded.aclose()
         self._response.release()
@@ -247,12 +249,12 @@ def _translated(node: str, *, in_body: bool = False) -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientError, httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        origin = _origin(error)
-        if isinstance(origin, GatewayError):
-            raise origin from None
-        kind, text = next(_MEANINGS[cls] for cls in type(origin).__mro__ if cls in _MEANINGS)
+        if isinstance(_origin(error), GatewayError):
+            raise _origin(error) from None
+        kind, text = next(_MEANINGS[cls] for cls in type(_origin(error)).__mro__ if cls in _MEANINGS)
         if in_body and kind is NodeUnreachable:
             kind, text = NodeProtocolError, "cut its answer short"
+        let_go(error)  # the stream that it comes from raises it again
         raise kind(node, text) from None
 
 
