@@ -11,7 +11,8 @@ from typing import Any
 
 _EVERY = 60.0
 _ARENA_MAX = -8  # mallopt(3)
-_RESERVE = 32 * 1024**2
+_RESERVE = 96 * 1024**2
+"""The layer of the cache in the process, and twice as much for the rows in hand of 15 searches that wait for a slow node."""
 _SMALL, _ARENA = 448, 256 * 1024  # a size that the interpreter makes of its own arenas, and the smallest those are
 _YOUNG, _YOUNG_AT_MOST = 50_000, 500_000  # objects since the last look
 _TIMES = 20  # that the young are looked at before those that were looked at once have their turn
@@ -29,7 +30,8 @@ def share_one_heap() -> None:
 @cache
 def hold_a_reserve() -> list[bytes]:
     """Has the system give memory for small objects now that it would give page by page while somebody waits: on a virtual machine
-    a page takes up to 15 us, and the rows of twenty nodes are 600 pages. Once in a process; what it returns keeps the reserve.
+    a page takes up to 15 us, and the rows of twenty nodes are 600 pages. The interpreter hardly gives back what it took for small
+    objects, so that what is not there now would come with some peak and stay. Once in a process; what it returns keeps the reserve.
     What the system does not give is gone without."""
     count = _RESERVE // _SMALL
     filled = bytes(_SMALL - sys.getsizeof(b""))
@@ -63,8 +65,8 @@ async def give_back() -> None:
     library = _glibc()
     while True:
         await asyncio.sleep(_EVERY)
-        # An error, its frames and its task hold each other. By itself the collector looks at what has become old once in many
-        # million allocations: hours. Not in a thread: what is let go of belongs to this loop.
+        # Libraries leave errors, frames and tasks that hold each other. By itself the collector looks at what has become old once
+        # in many million allocations: hours. Not in a thread: what is let go of belongs to this loop.
         gc.collect()
         if library is not None:
             await asyncio.to_thread(library.malloc_trim, 0)
