@@ -249,13 +249,18 @@ def _translated(node: str, *, in_body: bool = False) -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientError, httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        if isinstance(_origin(error), GatewayError):
-            raise _origin(error) from None
-        kind, text = next(_MEANINGS[cls] for cls in type(_origin(error)).__mro__ if cls in _MEANINGS)
-        if in_body and kind is NodeUnreachable:
-            kind, text = NodeProtocolError, "cut its answer short"
-        let_go(error)  # the stream that it comes from raises it again
-        raise kind(node, text) from None
+        raise _in_our_words(node, error, in_body) from None
+
+
+def _in_our_words(node: str, error: Exception, in_body: bool) -> GatewayError:
+    origin = _origin(error)
+    let_go(error)  # the stream that it comes from holds it
+    if isinstance(origin, GatewayError):
+        return origin
+    kind, text = next(_MEANINGS[cls] for cls in type(origin).__mro__ if cls in _MEANINGS)
+    if in_body and kind is NodeUnreachable:
+        return NodeProtocolError(node, "cut its answer short")
+    return kind(node, text)
 
 
 def _origin(error: BaseException) -> BaseException:
