@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import Any, Self
 
 _A_LIST, _A_TABLE = "is to be a list, in [ ]", "is to be a table, in { }"
@@ -29,6 +30,27 @@ def let_go(error: BaseException) -> None:
     """Of an error that was dealt with and that something it tells of still holds: what its frames have in hand goes at once, and
     not when the collector comes by."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
+
+
+class deadline_told:  # noqa: N801 - read as words: `with deadline_told(...):`
+    """A deadline (asyncio.timeout) that passes inside is told as `failure` says. Written out, as generators are slow to enter and
+    leave: each answer has some."""
+
+    __slots__ = ("_failure",)
+
+    def __init__(self, failure: Callable[[], GatewayError]) -> None:
+        self._failure = failure
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, TimeoutError):
+            let_go(error)  # the timeout holds this task
+            del trace
+            raise self._failure() from None
 
 
 class GatewayError(Exception):

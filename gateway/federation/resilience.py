@@ -8,10 +8,11 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
-from gateway.errors import GatewayError, NodeBusy, NodeError, NodeTimeout, NodeUnreachable, Unsupported, let_go
+from gateway.errors import GatewayError, NodeBusy, NodeError, NodeTimeout, NodeUnreachable, Unsupported, deadline_told
 from gateway.federation.breaker import Breaker, BreakerState, Pass
 from gateway.federation.nodes import NodeConfig
 from gateway.federation.retrying import Retries, RetryBudget
@@ -214,12 +215,9 @@ class Guard:
     async def in_time(self, work: Awaitable[T]) -> T:
         """What `work` gives within the node's search deadline, whatever is asked of the node in it. Raises NodeTimeout."""
         seconds = self.config.search_deadline
-        try:
+        with deadline_told(partial(self.gave_up, seconds)):
             async with asyncio.timeout(seconds):
                 return await work
-        except TimeoutError as error:
-            let_go(error)  # the timeout holds this task
-            raise self.gave_up(seconds) from None
 
     def gave_up(self, seconds: float) -> NodeTimeout:
         """A search went on without the node after so many seconds. A node that answered others meanwhile is just busy."""
@@ -270,11 +268,9 @@ class Guard:
         began = asyncio.get_running_loop().time()
         node_queued.labels(self.node).inc()
         try:
-            async with asyncio.timeout_at(ends):
-                await self.permits.acquire()
-        except TimeoutError as error:
-            let_go(error)
-            raise self._shed(self.config.search_deadline) from None
+            with deadline_told(partial(self._shed, self.config.search_deadline)):
+                async with asyncio.timeout_at(ends):
+                    await self.permits.acquire()
         finally:
             self.queued -= 1
             node_queued.labels(self.node).dec()

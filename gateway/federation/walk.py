@@ -257,7 +257,7 @@ class Walk:
         try:
             return await self._open(part)
         except NodeError as error:
-            return error.alone()
+            return error
 
     async def _open(self, part: Segment) -> list[Segment]:
         """Asks for a part. Gives the smaller ones that stand for it where it was too large; [] when it is done."""

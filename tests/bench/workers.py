@@ -34,7 +34,7 @@ def run(bench: Bench) -> None:
 
 def _cached(bench: Bench, name: str, more: dict[str, object]) -> None:
     """Of kept answers wrk, which shares the two cores, takes so much that two workers cannot have both: one worker is asked once more
-    from the core that it has itself, which is what each of two has."""
+    on the one core that each of two has."""
     rows = made_up(101, nodes=1)
     query = f"StudyInstanceUID={rows[0][0]['StudyInstanceUID']}"
     with catalogue_nodes(rows) as nodes, peers.redis() as redis, ExitStack() as stack:
@@ -45,12 +45,10 @@ def _cached(bench: Bench, name: str, more: dict[str, object]) -> None:
             both, alone = _load(bench, two, asked), _load(bench, [one.url], asked)
             mine = Side("two workers", both.rate, cost=both.cost)
             other = Side("one worker", alone.rate, bar=Bar("at least", 1.5), cost=alone.cost)
-            bench.run(f"{name}: QIDO-RS {what}", "requests/s", [mine], [other], partial(_told, note, both))
-            if not more:
-                alike = Side("one worker", partial(_on_one_core, one.process.pid, alone.rate), bar=Bar("at least", 1.5))
-                bench.run(
-                    f"{name}, a core for each worker and its client: QIDO-RS {what}", "requests/s", [mine], [alike]
-                )
+            confined = partial(_on_one_core, one.process.pid, _load(bench, [one.url], asked).rate)
+            alike = Side("one worker and what asks it on one core", confined, bar=Bar("at least", 1.5))
+            others = [other] if more else [other, alike]
+            bench.run(f"{name}: QIDO-RS {what}", "requests/s", [mine], others, partial(_told, note, both))
 
 
 def _on_one_core(process: int, rate: Callable[[], float]) -> float:

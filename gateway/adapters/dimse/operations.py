@@ -14,7 +14,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 
 from gateway.adapters.dimse.associations import NodeAssociation, Peer
 from gateway.adapters.dimse.channel import Channel, Left
-from gateway.errors import NodeBusy, NodeError, NodeProtocolError
+from gateway.errors import NodeBusy, NodeError, NodeProtocolError, deadline_told
 
 T = TypeVar("T")
 KEPT_IDLE = 3.0
@@ -145,11 +145,12 @@ class Associations:
             await asyncio.wait({done}, timeout=_PARTING)
 
     async def _acquire(self) -> None:
-        try:
+        with deadline_told(self._full):
             async with asyncio.timeout(self._patience):
                 await self._permits.acquire()
-        except TimeoutError:
-            raise NodeBusy(self.peer.node, f"all {self._limit} associations are in use", retry_after=1.0) from None
+
+    def _full(self) -> NodeBusy:
+        return NodeBusy(self.peer.node, f"all {self._limit} associations are in use", retry_after=1.0)
 
     def _give_back(self, operation: Operation[Any]) -> None:
         self._active -= 1

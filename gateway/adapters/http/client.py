@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from types import TracebackType
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -19,7 +19,15 @@ from gateway.adapters.http.address import AllowList
 from gateway.adapters.http.auth import Basic, Bearer, ClientCredentials, HttpAuth, authorizer
 from gateway.adapters.http.body import Body
 from gateway.adapters.http.transport import Connections, Content, Reply, TlsOptions
-from gateway.errors import NodeBusy, NodeError, NodeProtocolError, NodeRefused, NodeTimeout, NodeUnreachable, let_go
+from gateway.errors import (
+    NodeBusy,
+    NodeError,
+    NodeProtocolError,
+    NodeRefused,
+    NodeTimeout,
+    NodeUnreachable,
+    deadline_told,
+)
 from gateway.settings import is_loopback
 
 MAX_CHUNK = 1024 * 1024
@@ -279,24 +287,9 @@ async def _moving(
     postpone(loop.time() + seconds)
 
 
-class deadline_named:  # noqa: N801 - read as words: `with deadline_named(...):`
-    """A deadline that passes inside is the node's. Written out, as generators are slow to enter and leave: each answer has some."""
-
-    __slots__ = ("_node", "_text")
-
-    def __init__(self, node: str, text: str) -> None:
-        self._node, self._text = node, text
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, TimeoutError):
-            let_go(error)  # the timeout holds this task
-            del trace
-            raise NodeTimeout(self._node, self._text) from None
+def deadline_named(node: str, text: str) -> deadline_told:
+    """A deadline that passes inside is the node's."""
+    return deadline_told(partial(NodeTimeout, node, text))
 
 
 _REFUSALS: dict[int, Callable[[str, Reply], NodeError]] = {

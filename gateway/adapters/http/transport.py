@@ -81,7 +81,7 @@ class Reply:
     async def aclose(self) -> None:
         """Drops what has come and was not read: whoever remembers why it was not would remember that with it."""
         if self._response.content.exception() is None:
-            with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError):
+            with contextlib.suppress(RuntimeError):
                 self._response.content.read_nowait()
         if self._decoded is not None:
             await self._decoded.aclose()
